@@ -1,0 +1,8 @@
+"""Fused kernels for adapting language models. Knows torch; knows nothing of the trainer."""
+
+import torch  # noqa: F401  (before _C: the extension needs libtorch loaded)
+
+from fangyan_kernels import ops  # noqa: F401  (registers the operators)
+from fangyan_kernels.linear_cross_entropy import linear_cross_entropy
+
+__all__ = ["linear_cross_entropy"]

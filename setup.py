@@ -1,0 +1,27 @@
+"""The C++ extension; everything else is in pyproject.toml."""
+
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-DPy_LIMITED_API=0x030A0000",
+    # The stable ABI of torch 2.10: one build serves every later torch.
+    "-DTORCH_TARGET_VERSION=0x020A000000000000",
+]
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "fangyan_kernels._C",
+            ["csrc/module.cpp", "csrc/linear_cross_entropy.cpp"],
+            extra_compile_args={"cxx": FLAGS},
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
