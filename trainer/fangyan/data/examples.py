@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,5 +49,3 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from None
             yield number, line.rstrip("\r\n")
 
-
-Reader = Callable[[Path], list[Example]]

@@ -24,13 +24,6 @@ from fangyan.errors import UserError
 
 PUNCTUATION_TAG = "w"
 
-# There is no official split. Whole conversations are held out, because 3,000 of the 16,162
-# utterances are repeated within them. TEST is 2,128 utterances; DEV is
-# random.Random(0).sample(sorted(the other 52 conversations), 5).
-TEST = ("FC-025_v", "FC-104_v2", "FC-055_v2", "FC-106b_v2", "FC-R002b_v2", "FC-109a_v2")
-DEV = ()
-
-
 def corpus_folder() -> Path:
     """Where the installed ``pycantonese`` keeps the corpus; the package is not imported."""
     spec = importlib.util.find_spec("pycantonese")

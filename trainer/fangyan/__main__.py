@@ -1,0 +1,5 @@
+"""``python -m fangyan``; what DeepSpeed's launcher starts on every rank."""
+
+from fangyan.cli import main
+
+main()

@@ -1,0 +1,167 @@
+"""Checkpoints that a kill at any moment leaves usable.
+
+``checkpoints/step-000120`` is written as ``step-000120.partial`` and renamed when whole; ``last``
+and ``best`` are links, replaced in one system call. ``state.json`` holds the run's counters and the
+size of every file, so that a checkpoint cut short is known before it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from fangyan.errors import UserError
+
+_PARTIAL = ".partial"
+
+
+@dataclass
+class State:
+    """Where a run stands; with the seed and the recipe it determines everything to come."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    tokens: int = 0
+    ranks: int = 1
+    best_score: float | None = None
+    best_step: int | None = None
+    epochs_without_gain: int = 0
+    before: dict[str, dict[str, float]] = field(default_factory=dict)
+    finished: bool = False
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints. Every rank calls its methods together.
+
+    Args:
+        folder: ``runs/<name>/checkpoints``.
+        keep: how many of the newest are kept, besides the best.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, engine: Any, state: State, best: bool = False) -> None:
+        """Writes the engine and the state; with ``best`` also links ``best`` to them.
+
+        Raises:
+            UserError: if the disk takes no more; earlier checkpoints stay as they were.
+        """
+        name = f"step-{state.step:06d}"
+        partial = self.folder / (name + _PARTIAL)
+        if dist.get_rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(f"*{_PARTIAL}"):
+                shutil.rmtree(stale)
+        dist.barrier()
+        try:
+            engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+            dist.barrier()
+            if dist.get_rank() == 0:
+                self._publish(partial, self.folder / name, state, best)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            free = shutil.disk_usage(self.folder).free
+            raise UserError(
+                f"{partial}: the checkpoint cannot be written ({' '.join(str(error).split())[:200]}); "
+                f"{free / 1e9:.2f} GB are free; the last whole checkpoint is {self._newest_name()}"
+            ) from error
+        dist.barrier()
+
+    def _publish(self, partial: Path, final: Path, state: State, best: bool) -> None:
+        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+        (partial / "state.json").write_text(json.dumps({"state": asdict(state), "sizes": sizes}, indent=1))
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        self._link("last", final)
+        if best:
+            self._link("best", final)
+        self._rotate()
+
+    def _link(self, name: str, target: Path) -> None:
+        temporary = self.folder / f".{name}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        os.replace(temporary, self.folder / name)
+
+    def _rotate(self) -> None:
+        best = self.folder / "best"
+        kept = self._all()[-self.keep :] + ([best.resolve()] if best.exists() else [])
+        names = {path.name for path in kept}
+        for path in self._all():
+            if path.name not in names:
+                shutil.rmtree(path)
+
+    def _all(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("step-*") if not p.name.endswith(_PARTIAL))
+
+    def _newest_name(self) -> str:
+        newest = self._all()
+        return str(newest[-1]) if newest else "none"
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint, and a sentence on each newer one that is not whole."""
+        complaints = []
+        for path in reversed(self._all()):
+            try:
+                read_state(path)
+            except UserError as error:
+                complaints.append(str(error))
+                continue
+            return path, complaints
+        return None, complaints
+
+    def load(self, engine: Any, path: Path, weights_only: bool = False) -> State:
+        """Puts a checkpoint into the engine.
+
+        Args:
+            weights_only: leave the optimizer and the schedule as they are.
+
+        Raises:
+            UserError: if it is cut short, or was saved by another number of ranks.
+        """
+        path = path.resolve()
+        state = read_state(path)
+        ranks = dist.get_world_size()
+        if state.ranks != ranks and engine.zero_optimization_stage() > 0:
+            raise UserError(
+                f"{path}: saved by {state.ranks} ranks with ZeRO {engine.zero_optimization_stage()}, "
+                f"which {ranks} cannot resume; expected {state.ranks} ranks"
+            )
+        engine.load_checkpoint(
+            str(path.parent),
+            tag=path.name,
+            load_module_only=weights_only,
+            load_optimizer_states=not weights_only,
+            load_lr_scheduler_states=not weights_only,
+        )
+        return state
+
+
+def read_state(path: Path) -> State:
+    """The state of a checkpoint whose files are all there in full.
+
+    Raises:
+        UserError: naming the first file that is missing or cut short.
+    """
+    try:
+        content = json.loads((path / "state.json").read_text())
+        state, sizes = State(**content["state"]), content["sizes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a whole checkpoint: state.json is missing or damaged") from None
+    for name, size in sizes.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found:,} bytes, expected {size:,}"
+            raise UserError(f"{path}: the checkpoint is cut short: {name} {what}")
+    return state

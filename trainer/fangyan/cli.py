@@ -1,0 +1,143 @@
+"""The command line. Each command imports what it needs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fangyan.errors import UserError
+
+app = typer.Typer(
+    help="Adapts language models to dialects and local languages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_fields(value: bool) -> None:
+    if value:
+        from fangyan.recipe import describe_fields
+
+        table = Table(title="Recipe fields", title_justify="left")
+        for column in ("field", "default", "meaning"):
+            table.add_column(column, overflow="fold")
+        for row in describe_fields():
+            table.add_row(*row)
+        Console().print(table)
+
+
+class _TrainCommand(typer.core.TyperCommand):
+    """Adds every recipe field to ``fangyan train --help``."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        _show_fields(True)
+
+
+@app.command(cls=_TrainCommand)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="auto: go on from the run's newest whole checkpoint, if any. Or a checkpoint's folder."),
+    ] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
+) -> None:
+    """Runs a recipe: evaluates, trains, evaluates, exports.
+
+    Several ranks: deepspeed --num_gpus N --module fangyan train RECIPE (--num_accelerators on CPUs).
+    """
+    from fangyan.loop import train as run
+    from fangyan.recipe import load_recipe
+
+    run(load_recipe(recipe, overrides), resume)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A file of the run's format; may be repeated. By default the run's own test part."),
+    ] = None,
+) -> None:
+    """Scores a run's model, in percent."""
+    from fangyan.predict import load
+
+    table = Table("score", "percent")
+    for name, value in load(run).evaluate(data).items():
+        table.add_row(name.replace("_", " "), f"{value:.2f}")
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)],
+    text: Annotated[list[str] | None, typer.Argument(help="Sentences.", show_default=False)] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="A text file, a sentence a line; - is standard input.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines with tokens and tags.")] = False,
+) -> None:
+    """Tags sentences, a line each, in order, as they come in."""
+    from fangyan.predict import load
+
+    if not text and input is None:
+        raise UserError("predict needs sentences, or --input with a file (- for standard input)")
+    # A person typing wants an answer a line; a file is faster in larger pieces.
+    interactive = input == Path("-") and sys.stdin.isatty()
+    for prediction in load(run).stream(text or _lines(input), chunk=1 if interactive else 256):
+        if as_json:
+            line = json.dumps({"tokens": prediction.tokens, "tags": prediction.tags}, ensure_ascii=False)
+        else:
+            line = str(prediction)
+        print(line, flush=interactive)
+
+
+def _lines(path: Path | None) -> Iterable[str]:
+    from fangyan.data.examples import read_lines
+
+    assert path is not None
+    if path == Path("-"):
+        return (line.rstrip("\r\n") for line in sys.stdin)
+    return (line for _, line in read_lines(path))
+
+
+@app.command()
+def env() -> None:
+    """Shows what this machine has: send it with a bug report."""
+    from fangyan.environment import describe
+
+    table = Table("part", "found")
+    for name, value in describe().items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def main() -> None:
+    """The ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        # Every rank meets the same mistake; one a machine says so.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"fangyan: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        # Threads and process groups of a run that failed must not hold up the exit.
+        sys.stderr.flush()
+        os._exit(2)
+    except KeyboardInterrupt:
+        print("\nfangyan: interrupted; train --resume auto goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,122 @@
+"""The DeepSpeed engine of a recipe: process group, configuration, model and optimizer in one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    # DeepSpeed guesses when it is imported, and warns of a guess that is not a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from fangyan.optimizer import build_optimizer, keep_full_precision_states, parameter_groups
+from fangyan.recipe import Recipe
+
+
+def start_distributed() -> tuple[int, int]:
+    """Joins the launcher's process group, or starts one of a single process; gives (rank, ranks)."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls `ninja` by name: a virtual environment's own need not be on the path.
+    scripts = str(Path(sys.executable).parent)
+    if scripts not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
+    if "RANK" not in os.environ:
+        # Without these DeepSpeed looks for MPI.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name())
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
+    """What DeepSpeed is told; it accepts unknown top-level keys silently, so none is free text."""
+    return {
+        # A batch is what the loop hands over: DeepSpeed needs to know the number of passes alone.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
+        "gradient_clipping": recipe.train.gradient_clipping,
+        "zero_optimization": {"stage": recipe.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": recipe.engine.precision == "bf16"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Any, torch.optim.Optimizer]:
+    """Wraps the model in a DeepSpeed engine; gives it with the optimizer inside it.
+
+    Args:
+        total_steps: optimizer steps of the whole run, for the learning rate's schedule.
+    """
+    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer.weight_decay), recipe.optimizer)
+    name = {"constant": "constant_with_warmup"}.get(recipe.schedule.decay, recipe.schedule.decay)
+    schedule = get_scheduler(name, optimizer, round(recipe.schedule.warmup * total_steps), total_steps)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(recipe)
+    )
+    if recipe.engine.zero_stage == 0:
+        # In bf16 DeepSpeed has taken a step on zero gradients: at rate 0 it moved no weight, and
+        # forgetting its states takes its count of steps back to 0.
+        optimizer.state.clear()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    keep_full_precision_states(engine, optimizer)
+    return engine, optimizer
+
+
+def gathered_state_dict(engine: Any, model: nn.Module) -> dict[str, Tensor]:
+    """The whole model's weights on rank 0's CPU (ZeRO-3 shards them); empty on other ranks.
+
+    Every rank must call it.
+    """
+    rank = dist.get_rank()
+    state: dict[str, Tensor] = {}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for parameter in model.parameters():
+        with deepspeed.zero.GatheredParameters(parameter, enabled=engine.zero_optimization_stage() == 3):
+            if rank == 0:
+                weight = parameter.detach().cpu().clone()
+                state.update(dict.fromkeys(names[id(parameter)], weight))
+    if rank == 0:
+        buffers = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in state}
+        state.update(buffers)
+    return state
+
+
+def peak_memory() -> int:
+    """Bytes: the allocator's peak on a GPU, the process' high-water mark on the CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

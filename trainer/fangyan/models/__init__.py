@@ -1,0 +1,98 @@
+"""Loading a pretrained model, or the same architecture at random, with a head for the task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, ElectraForTokenClassification
+
+from fangyan.errors import UserError
+from fangyan.models import electra_gguf
+from fangyan.models.packed import position_offset
+from fangyan.recipe import Model
+
+__all__ = ["load_token_classifier", "max_length"]
+
+
+def load_token_classifier(settings: Model, labels: list[str], seed: int) -> tuple[Any, Any]:
+    """A token classifier in float32 and its fast tokenizer.
+
+    Args:
+        settings: the recipe's ``model``.
+        labels: the tag set; the head has as many outputs.
+        seed: of the head's weights, and of all weights if not pretrained.
+
+    Raises:
+        UserError: if the folder has no weights, or the hub has no such model.
+    """
+    torch.manual_seed(seed)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if settings.path == electra_gguf.NAME:
+        config, tokenizer, weights = electra_gguf.read_electra(electra_gguf.find_file())
+        config.update({"num_labels": len(labels), **names})
+        _set_dropout(config, settings)
+        model = ElectraForTokenClassification(config)
+        if settings.pretrained:
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+            assert not unexpected and set(missing) == {"classifier.weight", "classifier.bias"}
+        return model, tokenizer
+    try:
+        config = AutoConfig.from_pretrained(settings.path, num_labels=len(labels), **names)
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, use_fast=True, add_prefix_space=True)
+        _set_dropout(config, settings)
+        if settings.pretrained:
+            model = _from_pretrained(settings.path, config)
+        else:
+            model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        kind = "folder" if Path(settings.path).exists() else "hub name or folder"
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model.path: no token classifier can be loaded from the {kind} {settings.path!r}: {reason}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise UserError(f"model.path: {settings.path!r} has no fast tokenizer, expected a tokenizer.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def max_length(model: Any, settings: Model) -> int:
+    """Most sub-words in a window: what the recipe says, within what the model has positions for."""
+    table = getattr(model.config, "max_position_embeddings", None)
+    limit = table - position_offset(model) if table and table > 0 else 512
+    if settings.max_length is None:
+        return limit
+    if settings.max_length > limit:
+        raise UserError(f"model.max_length: {settings.max_length}, but the model has {limit} positions")
+    return settings.max_length
+
+
+def _from_pretrained(path: str, config: Any) -> Any:
+    # A head for another tag set is dropped; any other weight that does not fit is an error.
+    model, report = AutoModelForTokenClassification.from_pretrained(
+        path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    body = [key for key, *_ in report["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    if body:
+        raise ValueError(f"its weight {body[0]} does not fit its configuration")
+    return model
+
+
+def _set_dropout(config: Any, settings: Model) -> None:
+    """Configurations name dropout in many ways; attention's has ``att`` in its name everywhere."""
+    for key, value in config.to_dict().items():
+        if not isinstance(value, float) or not ("dropout" in key or key.endswith("pdrop")):
+            continue
+        if "att" in key:
+            setattr(config, key, settings.attention_dropout)
+        elif settings.hidden_dropout is not None:
+            setattr(config, key, settings.hidden_dropout)
+
+
+# Loading a model prints a progress bar and a table of keys; the run says what matters.
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,58 @@
+"""The seam for kernels: a model's last linear layer, which can give its loss in place of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fangyan_kernels import linear_cross_entropy
+from torch import Tensor, nn
+
+from fangyan.errors import UserError
+
+
+class LossHead(nn.Linear):
+    """A linear head that stays a plain one until it is given targets.
+
+    Given targets, ``forward`` returns the summed loss where the model expects logits: the loss then
+    runs inside the head's own forward, where ZeRO-3 has gathered its weight and will gather it
+    again for the backward, and whatever the model computes before its head stays the model's.
+    """
+
+    def __init__(self, linear: nn.Linear, label_smoothing: float):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.label_smoothing = label_smoothing
+        self._targets: Tensor | None = None
+
+    @contextmanager
+    def computing_loss(self, targets: Tensor) -> Iterator[None]:
+        self._targets = targets
+        try:
+            yield
+        finally:
+            self._targets = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self._targets is None:
+            return super().forward(hidden)
+        return linear_cross_entropy(
+            hidden,
+            self.weight,
+            self._targets,
+            linear_bias=self.bias,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def install_loss_head(model: nn.Module, classes: int, label_smoothing: float) -> LossHead:
+    """Replaces the model's last ``nn.Linear`` with ``classes`` outputs; its parameters are kept."""
+    for name, module in reversed(list(model.named_modules())):
+        if isinstance(module, nn.Linear) and module.out_features == classes:
+            head = LossHead(module, label_smoothing)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, head)
+            return head
+    raise UserError(f"model.path: {type(model).__name__} has no linear head with {classes} outputs")

@@ -1,0 +1,98 @@
+"""A transformers model that takes packed batches and can give its loss."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fangyan.data.packing import ROW_WIDTH, Batch, block_mask, boundaries
+from fangyan.errors import UserError
+from fangyan.models import attention
+from fangyan.models.head import install_loss_head
+
+Layout = Literal["rows", "varlen", "padded"]
+
+
+class PackedModel(nn.Module):
+    """Runs a model on batches of any layout.
+
+    Args:
+        model: a transformers model with a linear head.
+        classes: outputs of that head.
+        layout: ``rows`` (short rows, block-diagonal mask), ``varlen`` (one row, variable-length
+            kernel) or ``padded`` (one sequence a row).
+        label_smoothing: of the loss.
+    """
+
+    def __init__(self, model: Any, classes: int, layout: Layout, label_smoothing: float = 0.0):
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        self.head = install_loss_head(model, classes, label_smoothing)
+        self._position_offset = position_offset(model)
+        self._causal = bool(getattr(model.config, "is_decoder", False)) or _is_causal(model)
+        parameters = inspect.signature(model.forward).parameters
+        if layout != "padded" and "position_ids" not in parameters:
+            raise UserError(
+                f"train.packing: {type(model).__name__} takes no position_ids, so sequences cannot share "
+                "a row; expected train.packing=false"
+            )
+        if layout == "varlen":
+            model.set_attn_implementation(attention.NAME)
+        elif layout == "rows":
+            model.set_attn_implementation("sdpa")
+
+    @property
+    def row_width(self) -> int | None:
+        """What :func:`fangyan.data.packing.collate` takes for this layout."""
+        return {"rows": ROW_WIDTH, "varlen": None, "padded": 0}[self.layout]
+
+    def forward(self, batch: Batch, with_loss: bool = True) -> Tensor:
+        """The summed loss over the batch's targets, or the logits, (R, W, C)."""
+        inputs = self._inputs(batch)
+        if not with_loss:
+            return self.model(**inputs).logits
+        with self.head.computing_loss(batch.targets):
+            return self.model(**inputs).logits
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+        if self.layout == "padded":
+            inputs["attention_mask"] = (batch.sequence_ids > 0).long()
+            return inputs
+        inputs["position_ids"] = batch.position_ids + self._position_offset
+        if self.layout == "rows":
+            self._check_window(batch)
+            # Additive, and made once: with a bool mask every layer's attention makes its own.
+            mask = block_mask(batch.sequence_ids, self._causal)
+            blocked = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
+            inputs["attention_mask"] = blocked.masked_fill_(~mask, torch.finfo(blocked.dtype).min)
+        else:
+            offsets, longest = boundaries(batch.sequence_ids)
+            inputs.update(cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest)
+        return inputs
+
+    def _check_window(self, batch: Batch) -> None:
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and max(batch.lengths, default=0) > window:
+            raise UserError(
+                f"model.max_length: a sequence of {max(batch.lengths)} sub-words exceeds the model's sliding "
+                f"window of {window}, which the block mask does not keep; expected at most {window}"
+            )
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Whether the attention layers look back only (every one says so by ``is_causal``)."""
+    flags = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    return bool(flags) and all(flags)
+
+
+def position_offset(model: nn.Module) -> int:
+    """The number of a sequence's first position: RoBERTa's tables start behind their padding row."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0

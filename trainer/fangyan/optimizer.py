@@ -1,0 +1,85 @@
+"""Optimizers of a recipe, their parameter groups, and 32-bit states where 8 bits would hurt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+
+from fangyan.errors import UserError
+from fangyan.recipe import Optimizer
+
+# Groups whose optimizer states stay in 32 bits: few numbers in norms and biases, and rows of an
+# embedding that see a gradient once in a thousand steps (Dettmers et al. 2022, arXiv 2110.02861).
+FULL_PRECISION_GROUPS = ("vectors", "embeddings")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters as matrices, embeddings and vectors (norms and biases: no decay)."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    members: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = "embeddings" if id(parameter) in embeddings else "vectors" if parameter.ndim < 2 else "matrices"
+            members[kind].append(parameter)
+    groups = [
+        {"name": kind, "params": parameters, "weight_decay": 0.0 if kind == "vectors" else weight_decay}
+        for kind, parameters in members.items()
+        if parameters
+    ]
+    if not groups:
+        raise UserError("freeze: every parameter is frozen, expected some left to train")
+    return groups
+
+
+def build_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the groups."""
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    arguments = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **arguments)
+    return bnb.optim.AdamW8bit(groups, **arguments)
+
+
+def keep_full_precision_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Gives :data:`FULL_PRECISION_GROUPS` 32-bit states, after ``deepspeed.initialize``.
+
+    ZeRO hands the optimizer one flat vector a group, so that bitsandbytes' protection of small
+    tensors and its overrides by parameter no longer apply: the override goes on the flat vector.
+    """
+    if not isinstance(optimizer, bnb.optim.AdamW8bit):
+        return
+    manager = bnb.optim.GlobalOptimManager.get_instance()
+    for name, parameter in flat_parameters(engine, optimizer):
+        if name in FULL_PRECISION_GROUPS:
+            manager.override_config(parameter, "optim_bits", 32)
+
+
+def check_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:
+    """After a step: the 8-bit optimizer's states have the bits that they should.
+
+    Raises:
+        RuntimeError: if an override was lost.
+    """
+    if not isinstance(optimizer, bnb.optim.AdamW8bit):
+        return
+    for name, parameter in flat_parameters(engine, optimizer):
+        state = optimizer.state.get(parameter, {}).get("state1")
+        if state is not None and name in FULL_PRECISION_GROUPS and state.dtype != torch.float32:
+            raise RuntimeError(f"optimizer group {name}: states are {state.dtype}, expected torch.float32")
+
+
+def flat_parameters(engine: Any, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """The tensors that the optimizer really steps on, with the names of their groups."""
+    wrapper = engine.optimizer
+    if hasattr(wrapper, "fp32_partitioned_groups_flat"):  # ZeRO 3: one vector a sub-group
+        group_of = wrapper.sub_group_to_group_id
+        return [
+            (optimizer.param_groups[group_of[i]]["name"], flat)
+            for i, flat in enumerate(wrapper.fp32_partitioned_groups_flat)
+        ]
+    # Otherwise the wrapper, if any, has put its own tensors into the optimizer's groups.
+    return [(group["name"], parameter) for group in optimizer.param_groups for parameter in group["params"]]

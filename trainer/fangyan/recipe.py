@@ -1,0 +1,261 @@
+"""The recipe: everything a YAML file may say, each field with its meaning, unit and default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field
+
+from fangyan.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Part = Annotated[list[str], Field(min_length=1)] | str | Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe; a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Task(Section):
+    name: Literal["token_tagging"] = Field("token_tagging", description="What the model learns.")
+    scheme: Literal["auto", "words", "entities", "labels"] = Field(
+        "auto",
+        description="What the tags are: B-/I- on every token (words), IOB2 with O (entities), or plain labels; "
+        "decides the scores. auto looks at the tags.",
+    )
+    labels: list[str] | None = Field(None, description="The tag set; by default every tag in the data.")
+    label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all tags.")
+
+
+class Data(Section):
+    format: Literal["hkcancor", "conll", "jsonl"] = Field(
+        ..., description="hkcancor: the corpus inside pycantonese. conll: a token and a tag a line. "
+        "jsonl: an object a line with lists tokens and tags."
+    )
+    tokens: Literal["words", "characters"] = Field(
+        "words", description="The unit that carries a tag; characters of hkcancor words get B-/I- tags."
+    )
+    path: str | None = Field(None, description="Folder of the .cha files of hkcancor, if not the installed one.")
+    train: Part | None = Field(None, description="Files (hkcancor: conversations); hkcancor: all not held out.")
+    dev: Part = Field(0.1, description="Files (hkcancor: conversations), or a fraction of train to hold out.")
+    test: Part | None = Field(None, description="As dev. Scored before and after training, never used in it.")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.format != "hkcancor" and self.train is None:
+            raise ValueError(f"train is missing; format {self.format} needs the files to train on")
+        if isinstance(self.train, float):
+            raise ValueError(f"train is {self.train}, expected files; only dev and test may be fractions")
+        if self.path is not None and self.format != "hkcancor":
+            raise ValueError(f"path is only for format hkcancor, found format {self.format}")
+        return self
+
+
+class Model(Section):
+    path: str = Field(
+        "cantonese-electra",
+        description="A folder, a Hugging Face hub name, or cantonese-electra, the model inside pydips.",
+    )
+    pretrained: bool = Field(True, description="false starts the same architecture at random.")
+    hidden_dropout: Fraction | None = Field(None, description="Dropout of hidden states; null keeps the model's.")
+    attention_dropout: Fraction = Field(
+        0.0, description="Dropout of attention weights; only 0 lets the fused attention kernels run."
+    )
+    max_length: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="Longest window, in sub-words; by default the model's. Longer input is windowed."
+    )
+
+
+class Freeze(Section):
+    embeddings: bool = Field(False, description="Leave every embedding table as it is.")
+    layers: int | str | None = Field(None, description="Encoder layers to leave as they are: 3, 0-3, or 0,2,4.")
+
+    @pydantic.field_validator("layers")
+    @classmethod
+    def _check_layers(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str):
+            parse_layers(value)
+        return value
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adamw8bit", "sgd"] = Field(
+        "adamw",
+        description="adamw: 8 bytes of state a parameter. adamw8bit: 2 (bitsandbytes), with 32-bit states "
+        "for embeddings, norms and biases. sgd: 4.",
+    )
+    lr: Annotated[float, Field(gt=0.0)] = Field(1e-4, description="Peak learning rate.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        0.01, description="Decoupled weight decay; off for norms and biases."
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Decay of AdamW's two averages.")
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="AdamW's term against division by zero.")
+    momentum: Fraction = Field(0.9, description="Momentum of sgd.")
+
+
+class Schedule(Section):
+    decay: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warm-up.")
+    warmup: Fraction = Field(0.1, description="Share of all steps in which the rate rises from 0.")
+
+
+class Train(Section):
+    epochs: Annotated[int, Field(ge=1)] = Field(5, description="Passes over the training data.")
+    batch_tokens: Annotated[int, Field(ge=1)] = Field(
+        2048, description="Sub-words in an optimizer step, over all ranks and accumulation steps."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = Field(
+        1, description="Forward and backward passes a rank in an optimizer step."
+    )
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Largest norm of the gradient; 0 does not clip."
+    )
+    packing: bool = Field(True, description="Lay whole sequences side by side; false pads, one a row.")
+    metric: str = Field("auto", description="Dev score that picks the best checkpoint; auto takes the task's.")
+    early_stopping: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after so many epochs without a better dev score."
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between checkpoints, besides the one at each epoch's end."
+    )
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(1, description="Newest checkpoints kept, besides the best.")
+    log_every: Annotated[int, Field(ge=1)] = Field(10, description="Steps between reads of the loss.")
+
+
+class Engine(Section):
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="What DeepSpeed ZeRO shards over ranks: 1 optimizer states, 2 and gradients, 3 and weights."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of forward and backward.")
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(..., description="Names the run.")
+    run_dir: str | None = Field(None, description="The run folder; by default runs/<name>.")
+    seed: int = Field(0, description="Of the head's weights, the data order, dropout and fractional splits.")
+    task: Task = Field(default_factory=Task)
+    data: Data
+    model: Model = Field(default_factory=Model)
+    freeze: Freeze = Field(default_factory=Freeze)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Schedule = Field(default_factory=Schedule)
+    train: Train = Field(default_factory=Train)
+    engine: Engine = Field(default_factory=Engine)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a YAML recipe and applies ``key.sub=value`` overrides, whose values are YAML too.
+
+    Raises:
+        UserError: naming the file and the field, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe")
+    try:
+        tree = OmegaConf.load(path)
+        for override in overrides or []:
+            if not re.match(r"^[\w.]+=", override):
+                raise UserError(f"override {override!r}: expected key.sub=value")
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        content = OmegaConf.to_container(tree, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{line}: not a YAML recipe: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a YAML mapping of recipe fields")
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[Any, Any], source: str = "recipe") -> Recipe:
+    """Checks a plain tree of fields; see :func:`load_recipe` for the errors."""
+    try:
+        return Recipe.model_validate(_tuples(content))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from None
+
+
+def parse_layers(layers: int | str) -> list[int]:
+    """``3``, ``0-3`` or ``0,2,4`` as a list of layer numbers."""
+    numbers: list[int] = []
+    for part in str(layers).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", part)
+        if not match:
+            raise ValueError(f"layers is {layers!r}, expected numbers such as 3, 0-3 or 0,2,4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"layers is {layers!r}, its range {part.strip()} runs backwards")
+        numbers.extend(range(first, last + 1))
+    return numbers
+
+
+def describe_fields() -> list[tuple[str, str, str]]:
+    """Every field as (dotted name, default, meaning), for ``fangyan train --help``."""
+    rows = []
+
+    def walk(section: type[Section], prefix: str) -> None:
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Section):
+                walk(kind, f"{prefix}{name}.")
+                continue
+            default = "required" if field.is_required() else yaml.safe_dump(_plain(field.default))
+            rows.append((prefix + name, default.removesuffix("\n...\n").strip(), field.description or ""))
+
+    walk(Recipe, "")
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tuples(content: dict[Any, Any]) -> dict[Any, Any]:
+    """YAML has lists only; the strict check wants a tuple for the betas."""
+    optimizer = content.get("optimizer")
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("betas"), list):
+        content = {**content, "optimizer": {**optimizer, "betas": tuple(optimizer["betas"])}}
+    return content
+
+
+def _sentence(error: pydantic.ValidationError) -> str:
+    """The first problem in one sentence; a union's branches count as one problem."""
+    first = error.errors()[0]
+    # A union adds the branch's name to the location: keep what names a field or an index.
+    field = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier())
+    found = repr(first["input"])
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown key; {_known_keys(first['loc'][:-1])}"
+    if first["type"] == "missing":
+        return f"{field}: missing; this field is required"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{field}: {message}"
+    return f"{field}: {message[0].lower()}{message[1:]}, found {found[:80]}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    section: type[Section] = Recipe
+    for part in location:
+        kind = section.model_fields[str(part)].annotation
+        assert isinstance(kind, type) and issubclass(kind, Section)
+        section = kind
+    return f"expected one of {', '.join(section.model_fields)}"
