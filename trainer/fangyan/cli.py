@@ -23,6 +23,11 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+    """Takes the option that DeepSpeed's launcher gives every rank; LOCAL_RANK says the same."""
+
+
 def _show_fields(value: bool) -> None:
     if value:
         from fangyan.recipe import describe_fields
@@ -53,7 +58,6 @@ def train(
         str | None,
         typer.Option(help="auto: go on from the run's newest whole checkpoint, if any. Or a checkpoint's folder."),
     ] = None,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Runs a recipe: evaluates, trains, evaluates, exports.
 

@@ -25,6 +25,7 @@ from fangyan.errors import UserError
 from fangyan.evaluate import Tagger
 from fangyan.export import export
 from fangyan.models import load_token_classifier, max_length
+from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.optimizer import check_states
 from fangyan.recipe import Recipe, load_recipe
@@ -86,6 +87,8 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
         epoch_steps(lengths, recipe.train.batch_tokens, recipe.seed, epoch) for epoch in range(recipe.train.epochs)
     ]
     total_steps = sum(len(steps) for steps in plan)
+    if device().type == "cpu":
+        use_byte_dropout(model)
     packed = PackedModel(model, len(task.labels), _layout(recipe), recipe.task.label_smoothing)
     engine, optimizer = build_engine(recipe, packed, total_steps)
     tagger = Tagger(
@@ -118,6 +121,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
                 # and accumulation steps: the divisor of the loss needs no communication.
                 steps_run.start()
                 step = steps[state.step_in_epoch]
+                rate = optimizer.param_groups[0]["lr"]
                 loss = _step(engine, recipe, windows, lengths, step, state.step, tokenizer.pad_token_id, packed)
                 if state.step == 0:
                     check_states(engine, optimizer)
@@ -125,15 +129,15 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
                 state.step_in_epoch += 1
                 tokens = sum(lengths[i] for i in step)
                 state.tokens += tokens
-                losses.add(loss, optimizer.param_groups[0]["lr"])
+                losses.add(loss, rate)
                 at_end = state.step_in_epoch == len(steps)
                 every = recipe.train.checkpoint_every
                 save = every is not None and state.step % every == 0 and not at_end
                 if state.step % recipe.train.log_every == 0 or at_end or save:
                     mean = losses.flush()
                     steps_run.stop(tokens)
-                    rate = steps_run.tokens_per_second
-                    status = f"loss {mean:.3f}  {rate:,.0f} tokens/s  {memory_in_use() / 1e9:.2f} GB"
+                    speed = steps_run.tokens_per_second
+                    status = f"loss {mean:.3f}  {speed:,.0f} tokens/s  {memory_in_use() / 1e9:.2f} GB"
                     report.advance(state.step, state.epoch, status)
                 else:
                     steps_run.stop(tokens)

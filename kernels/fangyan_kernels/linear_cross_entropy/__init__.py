@@ -62,7 +62,7 @@ def linear_cross_entropy(
     target_T = target.reshape(-1)
     if impl == "cpp":
         _require_cpp(input, weight)
-        loss_T, _ = torch.ops.fangyan.linear_cross_entropy_forward(
+        loss_T = torch.ops.fangyan.linear_cross_entropy_forward(
             input_TH, linear_weight, linear_bias, target_T, ignore_index, label_smoothing
         )
     else:

@@ -53,6 +53,8 @@ def word_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Scores:
 
 def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Scores:
     """Entity precision, recall and F1 in percent: seqeval, strict IOB2 (it guesses unless told)."""
+    if not gold:  # seqeval takes no empty list
+        return dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), 0.0)
     arguments = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
     gold_lists, predicted_lists = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     with warnings.catch_warnings():

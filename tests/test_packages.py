@@ -1,0 +1,32 @@
+"""The packages' outer shape: names, exports, and what must not be shadowed."""
+
+import importlib.util
+from pathlib import Path
+
+import fangyan
+import fangyan_kernels
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_kernels_is_never_ours():
+    """transformers imports Hugging Face's own package under that name."""
+    spec = importlib.util.find_spec("kernels")
+    assert spec is None or spec.origin is None or not Path(spec.origin).is_relative_to(ROOT)
+    for folder in ("kernels", "trainer", "tests"):
+        assert not (ROOT / folder / "__init__.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_exports_exist():
+    for package in (fangyan, fangyan_kernels):
+        assert package.__all__ == sorted(package.__all__)
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+
+
+def test_kernels_do_not_import_the_trainer():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert "import fangyan\n" not in path.read_text()
+        assert "from fangyan " not in path.read_text()
+        assert "from fangyan." not in path.read_text()
