@@ -18,7 +18,7 @@ def word_spans(tags: Tags) -> list[tuple[int, int, str]]:
     The word's tag is that of its first token.
     """
     starts = [i for i, tag in enumerate(tags) if i == 0 or tag.startswith("B-")]
-    ends = [*starts[1:], len(tags)]
+    ends = [*starts[1:], len(tags)] if starts else []
     return [(start, end, tags[start][2:]) for start, end in zip(starts, ends, strict=True)]
 
 

@@ -1,0 +1,82 @@
+"""Small real runs: a few conversations of HKCanCor and the real Cantonese ELECTRA."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "cantonese-pos.yaml"
+
+# 117 sentences and 6 steps an epoch: a run takes seconds.
+SMALL = (
+    "data.train=[FC-R005_v2]",
+    "data.dev=[FC-052_v2]",
+    "data.test=null",
+    "train.epochs=2",
+    "train.batch_tokens=256",
+    "train.log_every=1",
+    "train.checkpoint_every=2",
+    "train.keep_checkpoints=2",
+    "optimizer.lr=1e-3",
+    "schedule.warmup=0.0",
+)
+
+
+class Cli:
+    """Runs the real command in its own process, on one or more ranks."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def start(self, *arguments, ranks=1):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if ranks == 1:
+            command = [sys.executable, "-m", "fangyan", *arguments]
+        else:
+            launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
+            command = [*launcher, "--master_port", str(_free_port()), "--module", "fangyan", *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, *arguments, ranks=1, code=0):
+        process = self.start(*arguments, ranks=ranks)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, f"exit {process.returncode}, expected {code}\n{out[-3000:]}\n{err[-3000:]}"
+        return out, err
+
+    def train(self, *overrides, ranks=1, resume=None, code=0, run="run"):
+        extra = [] if resume is None else ["--resume", str(resume)]
+        run_dir = f"run_dir={self.folder / run}"
+        return self("train", str(RECIPE), *SMALL, run_dir, *overrides, *extra, ranks=ranks, code=code)
+
+    def losses(self, run="run"):
+        """(step, loss) of every step that metrics.jsonl records."""
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return [(record["step"], record["loss"]) for record in records if record["kind"] == "train"]
+
+
+def _free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def cli(tmp_path):
+    return Cli(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """One finished run that tests may read but not change."""
+    cli = Cli(tmp_path_factory.mktemp("finished"))
+    cli.out, _ = cli.train("data.test=[FC-R011_v]", "train.epochs=3")
+    return cli
