@@ -40,13 +40,20 @@ class Cli:
             launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
             command = [*launcher, "--master_port", str(_free_port()), "--module", "fangyan", *arguments]
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def __call__(self, *arguments, ranks=1, code=0):
         process = self.start(*arguments, ranks=ranks)
         out, err = process.communicate(timeout=300)
-        assert process.returncode == code, f"exit {process.returncode}, expected {code}\n{out[-3000:]}\n{err[-3000:]}"
+        assert process.returncode == code, (
+            f"exit {process.returncode}, expected {code}\n{out[-3000:]}\n{err[-3000:]}"
+        )
         return out, err
 
     def train(self, *overrides, ranks=1, resume=None, code=0, run="run"):

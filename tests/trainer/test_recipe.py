@@ -15,7 +15,9 @@ def write(tmp_path, text):
 
 def test_defaults_and_overrides(tmp_path):
     path = write(tmp_path, MINIMAL)
-    recipe = load_recipe(path, ["train.epochs=3", "optimizer.lr=1e-3", "data.dev=[a,b]", "model.pretrained=false"])
+    recipe = load_recipe(
+        path, ["train.epochs=3", "optimizer.lr=1e-3", "data.dev=[a,b]", "model.pretrained=false"]
+    )
     assert (recipe.train.epochs, recipe.optimizer.lr, recipe.model.pretrained) == (3, 1e-3, False)
     assert recipe.data.dev == ["a", "b"]
     assert str(recipe.folder) == "runs/x"

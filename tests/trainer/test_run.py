@@ -58,7 +58,13 @@ def test_the_export_is_plain_transformers(finished):
 
 def test_the_model_card(finished):
     card = (finished.folder / "run" / "model" / "README.md").read_text()
-    for expected in ("license: cc-by-4.0", "HKCanCor", "- test: FC-R011_v", "| joint f1 |", "name: cantonese-pos"):
+    for expected in (
+        "license: cc-by-4.0",
+        "HKCanCor",
+        "- test: FC-R011_v",
+        "| joint f1 |",
+        "name: cantonese-pos",
+    ):
         assert expected in card
 
 
@@ -97,7 +103,9 @@ def test_a_long_text_is_tagged_whole(finished):
 
 def test_early_stopping_and_the_best_checkpoint(cli):
     """At such a rate the first epoch is the best: the run stops after it and exports it."""
-    out, _ = cli.train("optimizer.lr=0.02", "train.epochs=9", "train.early_stopping=1", "train.checkpoint_every=null")
+    out, _ = cli.train(
+        "optimizer.lr=0.02", "train.epochs=9", "train.early_stopping=1", "train.checkpoint_every=null"
+    )
     epochs = [line for line in out.splitlines() if line.startswith("epoch")]
     assert 2 <= len(epochs) < 9
     state = json.loads((cli.folder / "run/checkpoints/last/state.json").read_text())["state"]
@@ -140,8 +148,12 @@ def test_entities_from_the_users_own_files(cli, layout):
     text = "\n".join("".join(f"{token}\t{tag}\n" for token, tag in sentence) for sentence in sentences)
     (cli.folder / "places.conll").write_text(text)
     out, _ = cli.train(
-        "data.format=conll", "data.train=places.conll", "data.dev=0.2", f"train.packing={layout}", "train.epochs=8"
-    )  # fmt: skip
+        "data.format=conll",
+        "data.train=places.conll",
+        "data.dev=0.2",
+        f"train.packing={layout}",
+        "train.epochs=8",
+    )
     assert "entity f1" in out
     (prediction,) = fangyan.load(cli.folder / "run").predict(["我 喺 港 村 住"])
     assert prediction.tags == ("O", "O", "B-LOC", "I-LOC", "O")

@@ -1,9 +1,9 @@
 """fangyan (方言, "dialect"): adapts language models to dialects and local languages.
 
-    import fangyan
+import fangyan
 
-    result = fangyan.train("recipes/cantonese-pos.yaml")
-    print(fangyan.load(result.folder).predict(["你食咗飯未呀?"])[0])
+result = fangyan.train("recipes/cantonese-pos.yaml")
+print(fangyan.load(result.folder).predict(["你食咗飯未呀?"])[0])
 """
 
 from importlib import import_module

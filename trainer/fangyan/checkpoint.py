@@ -28,7 +28,6 @@ class State:
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
-    tokens: int = 0
     ranks: int = 1
     best_score: float | None = None
     best_step: int | None = None
@@ -77,7 +76,9 @@ class Checkpoints:
         dist.barrier()
 
     def _publish(self, partial: Path, final: Path, state: State, best: bool) -> None:
-        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+        sizes = {
+            str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()
+        }
         (partial / "state.json").write_text(json.dumps({"state": asdict(state), "sizes": sizes}, indent=1))
         if final.exists():
             shutil.rmtree(final)

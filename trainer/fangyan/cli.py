@@ -52,11 +52,14 @@ class _TrainCommand(typer.core.TyperCommand):
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="auto: go on from the run's newest whole checkpoint, if any. Or a checkpoint's folder."),
+        typer.Option(
+            help="auto: go on from the run's newest whole checkpoint, if any. Or a checkpoint's folder."
+        ),
     ] = None,
 ) -> None:
     """Runs a recipe: evaluates, trains, evaluates, exports.
@@ -91,7 +94,8 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)],
     text: Annotated[list[str] | None, typer.Argument(help="Sentences.", show_default=False)] = None,
     input: Annotated[
-        Path | None, typer.Option(help="A text file, a sentence a line; - is standard input.", show_default=False)
+        Path | None,
+        typer.Option(help="A text file, a sentence a line; - is standard input.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines with tokens and tags.")] = False,
 ) -> None:

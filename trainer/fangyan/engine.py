@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,20 +31,13 @@ def start_distributed() -> tuple[int, int]:
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
-    if "RANK" not in os.environ:
-        # Without these DeepSpeed looks for MPI.
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
-    if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name())
+    if "RANK" not in os.environ and not dist.is_initialized():
+        # A group of one needs no port, and left to itself DeepSpeed would look for MPI.
+        backend = get_accelerator().communication_backend_name()
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        os.environ["LOCAL_RANK"] = "0"  # deepspeed.initialize asks for it
+    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name())
     return dist.get_rank(), dist.get_world_size()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def device() -> torch.device:

@@ -57,7 +57,9 @@ def model_card(recipe: Recipe, architecture: str, before: dict[str, Scores], aft
     if data.format == "hkcancor":
         front["language"] = ["yue"]
     split = "\n".join(
-        f"- {part}: {_describe_part(getattr(data, part))}" for part in ("train", "dev", "test") if getattr(data, part)
+        f"- {part}: {_describe_part(getattr(data, part))}"
+        for part in ("train", "dev", "test")
+        if getattr(data, part)
     )
     names = list(next(iter(after.values())))
     columns = [(part, when) for part in after for when in ("before", "after")]

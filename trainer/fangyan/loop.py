@@ -19,7 +19,7 @@ from fangyan.data import load_parts
 from fangyan.data.encode import IGNORE, Encoder, Window
 from fangyan.data.examples import Example
 from fangyan.data.order import epoch_steps, split_step
-from fangyan.data.packing import collate
+from fangyan.data.packing import collate, mask_tokens
 from fangyan.engine import build_engine, device, gathered_state_dict, peak_memory, start_distributed
 from fangyan.errors import UserError
 from fangyan.evaluate import Tagger
@@ -29,7 +29,7 @@ from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.optimizer import check_states
 from fangyan.recipe import Recipe, load_recipe
-from fangyan.report import Reporter, memory_in_use
+from fangyan.report import Reporter
 from fangyan.tasks.token_tagging import TokenTagging
 
 Scores = dict[str, float]
@@ -70,113 +70,170 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
     folder = recipe.folder
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
     start, notes = _find_start(recipe, checkpoints, resume)
+    run = _prepare(recipe)
+    state = State(ranks=ranks) if start is None else checkpoints.load(run.engine, start)
     if start is None:
         notes += _clear(folder, rank)
 
+    with Reporter(folder, rank == 0, None if start is None else state.step) as report:
+        if rank == 0:
+            (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        for note in [*notes, run.describe(ranks)]:
+            report.say(note)
+        if not state.before:
+            state.before = run.evaluate("dev", "test")
+            for part, scores in state.before.items():
+                report.record("evaluation", 0, 0, scores, part)
+                report.say(f"before  {part:4}  {_format(scores)}")
+
+        meter = _Meter()
+        report.start(state.step, run.total_steps)
+        while state.epoch < recipe.train.epochs and not state.finished:
+            _train_epoch(run, state, checkpoints, report, meter)
+            scores = run.evaluate("dev")["dev"]
+            report.record("evaluation", state.step, state.epoch + 1, scores, "dev")
+            report.say(f"epoch {state.epoch + 1:2}  dev   {_format(scores)}")
+            best = _end_epoch(state, scores[run.metric], recipe.train.early_stopping)
+            checkpoints.save(run.engine, state, best)
+        report.stop()
+
+        if state.best_step != state.step:
+            checkpoints.load(run.engine, checkpoints.folder / "best", weights_only=True)
+        after = run.evaluate("dev", "test")
+        for part, scores in after.items():
+            report.record("evaluation", state.step, state.epoch, scores, f"{part}-best")
+        run.export(folder / "model", state.before, after)
+        report.table(state.before, after)
+        report.say(
+            f"{state.step} steps, best at {state.best_step}, {meter.tokens_per_second:,.0f} tokens/s, "
+            f"peak memory {peak_memory() / 1e9:.2f} GB"
+        )
+        report.say(f"run folder: {folder}")
+    return Result(folder, state.before, after, state.step, meter.tokens_per_second)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A recipe made ready to train."""
+
+    recipe: Recipe
+    parts: dict[str, list[Example]]
+    task: TokenTagging
+    metric: str
+    tokenizer: Any
+    frozen: int
+    windows: list[Window]
+    lengths: list[int]
+    plan: list[list[list[int]]]
+    packed: PackedModel
+    engine: Any
+    optimizer: torch.optim.Optimizer
+    tagger: Tagger
+
+    @property
+    def total_steps(self) -> int:
+        return sum(len(steps) for steps in self.plan)
+
+    def evaluate(self, *names: str) -> dict[str, Scores]:
+        """Scores of the named parts that the data has. Every rank must call it."""
+        self.engine.eval()
+        scores = {name: self.tagger.score(self.parts[name]) for name in names if name in self.parts}
+        self.engine.train()
+        return scores
+
+    def export(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> None:
+        """Writes the model as plain transformers files. Every rank must call it."""
+        model = self.packed.model
+        weights = gathered_state_dict(self.engine, model)
+        if dist.get_rank() == 0:
+            export(folder, model, self.tokenizer, weights, self.recipe, self.task.scheme, before, after)
+        dist.barrier()
+
+    def describe(self, ranks: int) -> str:
+        sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in self.parts.items())
+        engine = self.recipe.engine
+        return (
+            f"{self.recipe.name}: sentences {sizes}; {type(self.packed.model).__name__} on {ranks} x "
+            f"{device()}, ZeRO {engine.zero_stage}, {engine.precision}, {self.frozen:,} frozen parameters; "
+            f"{self.total_steps:,} steps"
+        )
+
+
+def _prepare(recipe: Recipe) -> _Run:
     parts = load_parts(recipe.data, recipe.seed)
     task = TokenTagging.from_data(recipe.task, parts)
     for example in (example for part in parts.values() for example in part):
         task.classes(example)
     metric = _metric(recipe, task)
     model, tokenizer = load_token_classifier(recipe.model, task.labels, recipe.seed)
+    if recipe.train.token_masking and tokenizer.mask_token_id is None:
+        raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
     frozen = freeze(model, recipe.freeze)
     encoder = Encoder(tokenizer, max_length(model, recipe.model))
     windows = [window for group in task.encode(parts["train"], encoder) for window in group]
     lengths = [len(window.input_ids) for window in windows]
+    settings = recipe.train
     plan = [
-        epoch_steps(lengths, recipe.train.batch_tokens, recipe.seed, epoch) for epoch in range(recipe.train.epochs)
+        epoch_steps(lengths, settings.batch_tokens, recipe.seed, epoch) for epoch in range(settings.epochs)
     ]
-    total_steps = sum(len(steps) for steps in plan)
     if device().type == "cpu":
         use_byte_dropout(model)
     packed = PackedModel(model, len(task.labels), _layout(recipe), recipe.task.label_smoothing)
-    engine, optimizer = build_engine(recipe, packed, total_steps)
-    tagger = Tagger(
-        task, encoder, lambda batch: engine(batch, with_loss=False), device(), packed.row_width
+    engine, optimizer = build_engine(recipe, packed, sum(len(steps) for steps in plan))
+    tagger = Tagger(task, encoder, lambda batch: engine(batch, with_loss=False), device(), packed.row_width)
+    return _Run(
+        recipe=recipe,
+        parts=parts,
+        task=task,
+        metric=metric,
+        tokenizer=tokenizer,
+        frozen=frozen,
+        windows=windows,
+        lengths=lengths,
+        plan=plan,
+        packed=packed,
+        engine=engine,
+        optimizer=optimizer,
+        tagger=tagger,
     )
 
-    state = State(ranks=ranks)
-    if start is not None:
-        state = checkpoints.load(engine, start)
-    with Reporter(folder, rank == 0, state.step if start is not None else None) as report:
-        if rank == 0:
-            (folder / "recipe.yaml").write_text(recipe.to_yaml())
-        for note in notes:
-            report.say(note)
-        report.say(_describe(recipe, parts, model, frozen, total_steps, ranks))
-        if not state.before:
-            state.before = _evaluate(engine, tagger, parts, ("dev", "test"))
-            for part, scores in state.before.items():
-                report.record("evaluation", 0, 0, scores, part)
-                report.say(f"before  {part:4}  {_format(scores)}")
 
-        steps_run = _Meter()
-        report.start(state.step, total_steps)
-        while state.epoch < recipe.train.epochs and not state.finished:
-            losses = _Losses(report, engine, state)
-            engine.train()
-            steps = plan[state.epoch]
-            while state.step_in_epoch < len(steps):
-                # Every rank knows every share, and so the number of labelled tokens over all ranks
-                # and accumulation steps: the divisor of the loss needs no communication.
-                steps_run.start()
-                step = steps[state.step_in_epoch]
-                rate = optimizer.param_groups[0]["lr"]
-                loss = _step(engine, recipe, windows, lengths, step, state.step, tokenizer.pad_token_id, packed)
-                if state.step == 0:
-                    check_states(engine, optimizer)
-                state.step += 1
-                state.step_in_epoch += 1
-                tokens = sum(lengths[i] for i in step)
-                state.tokens += tokens
-                losses.add(loss, rate)
-                at_end = state.step_in_epoch == len(steps)
-                every = recipe.train.checkpoint_every
-                save = every is not None and state.step % every == 0 and not at_end
-                if state.step % recipe.train.log_every == 0 or at_end or save:
-                    mean = losses.flush()
-                    steps_run.stop(tokens)
-                    speed = steps_run.tokens_per_second
-                    status = f"loss {mean:.3f}  {speed:,.0f} tokens/s  {memory_in_use() / 1e9:.2f} GB"
-                    report.advance(state.step, state.epoch, status)
-                else:
-                    steps_run.stop(tokens)
-                    report.advance(state.step, state.epoch)
-                if save:
-                    checkpoints.save(engine, state)
-            scores = _evaluate(engine, tagger, parts, ("dev",))["dev"]
-            report.record("evaluation", state.step, state.epoch + 1, scores, "dev")
-            report.say(f"epoch {state.epoch + 1:2}  dev   {_format(scores)}")
-            best = _end_epoch(state, scores[metric], recipe.train.early_stopping)
-            checkpoints.save(engine, state, best)
-        report.pause()
-
-        if state.best_step != state.step:
-            checkpoints.load(engine, checkpoints.folder / "best", weights_only=True)
-        after = _evaluate(engine, tagger, parts, ("dev", "test"))
-        for part, scores in after.items():
-            report.record("evaluation", state.step, state.epoch, scores, f"{part}-best")
-        weights = gathered_state_dict(engine, packed.model)
-        if rank == 0:
-            export(folder / "model", packed.model, tokenizer, weights, recipe, task.scheme, state.before, after)
-        dist.barrier()
-        report.table(state.before, after)
-        report.say(
-            f"{state.step} steps, best at {state.best_step}, {steps_run.tokens_per_second:,.0f} tokens/s, "
-            f"peak memory {peak_memory() / 1e9:.2f} GB"
+def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Reporter, meter: _Meter) -> None:
+    """The rest of the state's epoch, with checkpoints on the way."""
+    settings = run.recipe.train
+    losses = _Losses(report, state)
+    steps = run.plan[state.epoch]
+    while state.step_in_epoch < len(steps):
+        step = steps[state.step_in_epoch]
+        rate = run.optimizer.param_groups[0]["lr"]
+        meter.start()
+        loss = train_step(
+            run.engine, run.recipe, run.windows, run.lengths, step, state.step, run.tokenizer, run.packed
         )
-        report.say(f"run folder: {folder}")
-    return Result(folder, state.before, after, state.step, steps_run.tokens_per_second)
+        if state.step == 0:
+            check_states(run.engine, run.optimizer)
+        state.step += 1
+        state.step_in_epoch += 1
+        losses.add(loss, rate)
+        at_end = state.step_in_epoch == len(steps)
+        every = settings.checkpoint_every
+        save = every is not None and state.step % every == 0 and not at_end
+        read = state.step % settings.log_every == 0 or at_end or save
+        mean = losses.flush() if read else None
+        meter.stop(sum(run.lengths[i] for i in step))
+        report.advance(state.step, state.epoch, mean, meter.tokens_per_second)
+        if save:
+            checkpoints.save(run.engine, state)
 
 
-def _step(
+def train_step(
     engine: Any,
     recipe: Recipe,
     windows: list[Window],
     lengths: list[int],
     step: list[int],
     number: int,
-    pad_id: int,
+    tokenizer: Any,
     packed: PackedModel,
 ) -> torch.Tensor:
     """One optimizer step on this rank's shares; gives its part of the step's mean loss."""
@@ -190,8 +247,10 @@ def _step(
         # Dropout follows the share, not the rank: one rank with two passes and two ranks with one
         # draw the same masks, and a resumed run needs no generator's state.
         torch.manual_seed(zlib.crc32(f"{recipe.seed}/{number}/{share}".encode()))
-        batch = collate([windows[j] for j in shares[share]], pad_id, packed.row_width).to(device())
-        loss = engine(batch) / max(labelled, 1)
+        batch = collate([windows[j] for j in shares[share]], tokenizer.pad_token_id, packed.row_width)
+        if recipe.train.token_masking:
+            batch = mask_tokens(batch, recipe.train.token_masking, tokenizer.mask_token_id)
+        loss = engine(batch.to(device())) / max(labelled, 1)
         # DeepSpeed divides by the ranks and the passes; the loss is divided by its tokens already.
         engine.backward(loss * (ranks * passes))
         engine.step()
@@ -202,8 +261,8 @@ def _step(
 class _Losses:
     """Losses since the last read: reading one stalls a GPU, so they are read some steps at a time."""
 
-    def __init__(self, report: Reporter, engine: Any, state: State):
-        self._report, self._engine, self._state = report, engine, state
+    def __init__(self, report: Reporter, state: State):
+        self._report, self._state = report, state
         self._pending: list[tuple[int, torch.Tensor, float]] = []
 
     def add(self, loss: torch.Tensor, rate: float) -> None:
@@ -222,8 +281,8 @@ class _Losses:
         for (step, _, rate), loss in zip(self._pending, values, strict=True):
             if not math.isfinite(loss):
                 raise UserError(
-                    f"optimizer.lr: the loss is {loss} at step {step} with a rate of {rate:.2g}, expected a finite "
-                    "number; a smaller rate or a longer schedule.warmup helps; earlier checkpoints are whole"
+                    f"optimizer.lr: the loss is {loss} at step {step} with a rate of {rate:.2g}, expected a "
+                    "finite number; a smaller rate or a longer schedule.warmup helps; earlier checkpoints are whole"
                 )
             self._report.record("train", step, self._state.epoch, {"loss": loss, "lr": rate})
         self._pending.clear()
@@ -263,14 +322,9 @@ def _end_epoch(state: State, score: float, patience: int | None) -> bool:
     return best
 
 
-def _evaluate(engine: Any, tagger: Tagger, parts: dict[str, list[Example]], names: tuple[str, ...]) -> dict[str, Scores]:
-    engine.eval()
-    scores = {name: tagger.score(parts[name]) for name in names if name in parts}
-    engine.train()
-    return scores
-
-
-def _find_start(recipe: Recipe, checkpoints: Checkpoints, resume: str | Path | None) -> tuple[Path | None, list[str]]:
+def _find_start(
+    recipe: Recipe, checkpoints: Checkpoints, resume: str | Path | None
+) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, if any, and what to tell about it."""
     if resume is None:
         return None, []
@@ -341,14 +395,3 @@ def _metric(recipe: Recipe, task: TokenTagging) -> str:
 
 def _format(scores: Scores) -> str:
     return "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in scores.items())
-
-
-def _describe(
-    recipe: Recipe, parts: dict[str, list[Example]], model: Any, frozen: int, total_steps: int, ranks: int
-) -> str:
-    sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in parts.items())
-    return (
-        f"{recipe.name}: sentences {sizes}; {type(model).__name__} on {ranks} x {device()}, "
-        f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}, {frozen:,} frozen parameters; "
-        f"{total_steps:,} steps"
-    )

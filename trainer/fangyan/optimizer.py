@@ -22,7 +22,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     members: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = "embeddings" if id(parameter) in embeddings else "vectors" if parameter.ndim < 2 else "matrices"
+            kind = (
+                "embeddings"
+                if id(parameter) in embeddings
+                else "vectors"
+                if parameter.ndim < 2
+                else "matrices"
+            )
             members[kind].append(parameter)
     groups = [
         {"name": kind, "params": parameters, "weight_decay": 0.0 if kind == "vectors" else weight_decay}
@@ -38,10 +44,9 @@ def build_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.
     """The recipe's optimizer over the groups."""
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    arguments = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, fused=True, **arguments)
-    return bnb.optim.AdamW8bit(groups, **arguments)
+        return torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=True)
+    return bnb.optim.AdamW8bit(groups, settings.lr, settings.betas, settings.eps)
 
 
 def keep_full_precision_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -52,7 +52,9 @@ class Predictor:
             raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         extra = getattr(model.config, "fangyan", None)
         if extra is None:
-            raise UserError(f"{folder}/config.json: no field 'fangyan', expected a model that fangyan exported")
+            raise UserError(
+                f"{folder}/config.json: no field 'fangyan', expected a model that fangyan exported"
+            )
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._recipe = recipe

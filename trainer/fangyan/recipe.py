@@ -28,8 +28,8 @@ class Task(Section):
     name: Literal["token_tagging"] = Field("token_tagging", description="What the model learns.")
     scheme: Literal["auto", "words", "entities", "labels"] = Field(
         "auto",
-        description="What the tags are: B-/I- on every token (words), IOB2 with O (entities), or plain labels; "
-        "decides the scores. auto looks at the tags.",
+        description="What the tags are, and so the scores: B-/I- on every token (words), IOB2 with O "
+        "(entities), or plain labels. auto looks at the tags.",
     )
     labels: list[str] | None = Field(None, description="The tag set; by default every tag in the data.")
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all tags.")
@@ -37,14 +37,19 @@ class Task(Section):
 
 class Data(Section):
     format: Literal["hkcancor", "conll", "jsonl"] = Field(
-        ..., description="hkcancor: the corpus inside pycantonese. conll: a token and a tag a line. "
-        "jsonl: an object a line with lists tokens and tags."
+        ...,
+        description="hkcancor: the corpus inside pycantonese. conll: a token and a tag a line. "
+        "jsonl: an object a line with lists tokens and tags.",
     )
     tokens: Literal["words", "characters"] = Field(
         "words", description="The unit that carries a tag; characters of hkcancor words get B-/I- tags."
     )
-    path: str | None = Field(None, description="Folder of the .cha files of hkcancor, if not the installed one.")
-    train: Part | None = Field(None, description="Files (hkcancor: conversations); hkcancor: all not held out.")
+    path: str | None = Field(
+        None, description="Folder of the .cha files of hkcancor, if not the installed one."
+    )
+    train: Part | None = Field(
+        None, description="Files (hkcancor: conversations); hkcancor: all not held out."
+    )
     dev: Part = Field(0.1, description="Files (hkcancor: conversations), or a fraction of train to hold out.")
     test: Part | None = Field(None, description="As dev. Scored before and after training, never used in it.")
 
@@ -65,7 +70,9 @@ class Model(Section):
         description="A folder, a Hugging Face hub name, or cantonese-electra, the model inside pydips.",
     )
     pretrained: bool = Field(True, description="false starts the same architecture at random.")
-    hidden_dropout: Fraction | None = Field(None, description="Dropout of hidden states; null keeps the model's.")
+    hidden_dropout: Fraction | None = Field(
+        None, description="Dropout of hidden states; null keeps the model's."
+    )
     attention_dropout: Fraction = Field(
         0.0, description="Dropout of attention weights; only 0 lets the fused attention kernels run."
     )
@@ -76,7 +83,9 @@ class Model(Section):
 
 class Freeze(Section):
     embeddings: bool = Field(False, description="Leave every embedding table as it is.")
-    layers: int | str | None = Field(None, description="Encoder layers to leave as they are: 3, 0-3, or 0,2,4.")
+    layers: int | str | None = Field(
+        None, description="Encoder layers to leave as they are: 3, 0-3, or 0,2,4."
+    )
 
     @pydantic.field_validator("layers")
     @classmethod
@@ -118,20 +127,29 @@ class Train(Section):
         1.0, description="Largest norm of the gradient; 0 does not clip."
     )
     packing: bool = Field(True, description="Lay whole sequences side by side; false pads, one a row.")
-    metric: str = Field("auto", description="Dev score that picks the best checkpoint; auto takes the task's.")
+    token_masking: Fraction = Field(
+        0.0,
+        description="Share of labelled sub-words replaced by the mask token in training, against rare ones.",
+    )
+    metric: str = Field(
+        "auto", description="Dev score that picks the best checkpoint; auto takes the task's."
+    )
     early_stopping: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after so many epochs without a better dev score."
     )
     checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps between checkpoints, besides the one at each epoch's end."
     )
-    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(1, description="Newest checkpoints kept, besides the best.")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
+        1, description="Newest checkpoints kept, besides the best."
+    )
     log_every: Annotated[int, Field(ge=1)] = Field(10, description="Steps between reads of the loss.")
 
 
 class Engine(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="What DeepSpeed ZeRO shards over ranks: 1 optimizer states, 2 and gradients, 3 and weights."
+        0,
+        description="What DeepSpeed ZeRO shards: 1 optimizer states, 2 and gradients, 3 and weights.",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of forward and backward.")
 
@@ -169,7 +187,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not path.is_file():
         raise UserError(f"{path}: no such recipe")
     try:
-        tree = OmegaConf.load(path)
+        tree: Any = OmegaConf.load(path)
         for override in overrides or []:
             if not re.match(r"^[\w.]+=", override):
                 raise UserError(f"override {override!r}: expected key.sub=value")
@@ -256,6 +274,7 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     section: type[Section] = Recipe
     for part in location:
         kind = section.model_fields[str(part)].annotation
-        assert isinstance(kind, type) and issubclass(kind, Section)
+        assert isinstance(kind, type)
+        assert issubclass(kind, Section)
         section = kind
     return f"expected one of {', '.join(section.model_fields)}"

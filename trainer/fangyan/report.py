@@ -96,13 +96,18 @@ class Reporter:
             self._task = self._progress.add_task("training", total=total, completed=done, status="")
             self._progress.start()
 
-    def advance(self, step: int, epoch: int, status: str | None = None) -> None:
-        if self.active:
-            fields = {} if status is None else {"status": status}
-            self._progress.update(self._task, completed=step, description=f"epoch {epoch + 1}", **fields)
+    def advance(self, step: int, epoch: int, loss: float | None, tokens_per_second: float) -> None:
+        """Moves the bar; with a loss, which is not read every step, also renews its text."""
+        if not self.active:
+            return
+        self._progress.update(self._task, completed=step, description=f"epoch {epoch + 1}")
+        if loss is not None:
+            memory = memory_in_use() / 1e9
+            status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {memory:.2f} GB"
+            self._progress.update(self._task, status=status)
 
-    def pause(self) -> None:
-        """Takes the progress bar down for good."""
+    def stop(self) -> None:
+        """Takes the progress bar down."""
         if self.active:
             self._progress.stop()
 

@@ -24,7 +24,9 @@ def make(tokens, hidden, classes, seed=0, dtype=torch.float32, ignored=0.3, scal
 
 def with_gradients(function, input, weight, bias, target, **options):
     loss = function(input, weight, target, linear_bias=bias, **options)
-    upstream = torch.linspace(0.5, 1.5, max(loss.numel(), 1), dtype=loss.dtype)[: loss.numel()].reshape(loss.shape)
+    upstream = torch.linspace(0.5, 1.5, max(loss.numel(), 1), dtype=loss.dtype)[: loss.numel()].reshape(
+        loss.shape
+    )
     return loss, *torch.autograd.grad(loss, (input, weight, bias), upstream)
 
 
@@ -121,7 +123,9 @@ def test_non_contiguous(impl):
 def test_nothing_labelled_is_zero_and_connected(impl, reduction, tokens):
     input, weight, bias, target = make(tokens, 8, 4)
     target.fill_(-100)
-    loss, *gradients = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, reduction=reduction)
+    loss, *gradients = with_gradients(
+        linear_cross_entropy, input, weight, bias, target, impl=impl, reduction=reduction
+    )
     assert loss.item() == 0.0
     assert all(gradient.abs().sum() == 0 for gradient in gradients)
 
@@ -132,7 +136,9 @@ def test_ignored_rows_may_hold_anything(impl):
     target[4] = -100
     dirty = input.detach().clone()
     dirty[4] = float("nan")
-    clean = with_gradients(linear_cross_entropy, input, weight, bias, target, impl="reference", reduction="none")
+    clean = with_gradients(
+        linear_cross_entropy, input, weight, bias, target, impl="reference", reduction="none"
+    )
     found = linear_cross_entropy(dirty, weight, target, linear_bias=bias, impl=impl, reduction="none")
     torch.testing.assert_close(found, clean[0])
 
@@ -141,7 +147,9 @@ def test_ignored_rows_may_hold_anything(impl):
 def test_batched_input_and_no_bias(impl):
     input, weight, _, target = make(12, 8, 5)
     flat = linear_cross_entropy(input, weight, target, reduction="none", impl=impl)
-    shaped = linear_cross_entropy(input.reshape(3, 4, 8), weight, target.reshape(3, 4), reduction="none", impl=impl)
+    shaped = linear_cross_entropy(
+        input.reshape(3, 4, 8), weight, target.reshape(3, 4), reduction="none", impl=impl
+    )
     torch.testing.assert_close(shaped, flat.reshape(3, 4), rtol=0, atol=0)
 
 
@@ -157,7 +165,9 @@ def test_class_weights_as_in_torch(reduction):
 def test_gradcheck():
     input, weight, bias, target = make(7, 5, 4, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *leaves: linear_cross_entropy(leaves[0], leaves[1], target, linear_bias=leaves[2], label_smoothing=0.1),
+        lambda *leaves: linear_cross_entropy(
+            leaves[0], leaves[1], target, linear_bias=leaves[2], label_smoothing=0.1
+        ),
         (input, weight, bias),
     )
 
@@ -180,7 +190,7 @@ def test_compiles_as_one_graph(impl):
 
 
 def test_the_same_bits_for_any_number_of_threads():
-    input, weight, bias, target = make(333, 64, 50)
+    input, weight, _, target = make(333, 64, 50)
     threads = torch.get_num_threads()
     try:
         losses = []
@@ -210,7 +220,11 @@ def test_the_same_bits_for_any_number_of_threads():
     ],
 )
 def test_bad_arguments(change, message):
-    arguments = {"input": torch.zeros(3, 8), "linear_weight": torch.zeros(5, 8), "target": torch.zeros(3).long()}
+    arguments = {
+        "input": torch.zeros(3, 8),
+        "linear_weight": torch.zeros(5, 8),
+        "target": torch.zeros(3).long(),
+    }
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**(arguments | change))
 

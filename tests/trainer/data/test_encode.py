@@ -1,5 +1,7 @@
 """No labelled token is dropped: not by windows, not by normalization, not by the tokenizer."""
 
+from itertools import pairwise
+
 import pytest
 from fangyan.data.encode import IGNORE, Encoder
 from fangyan.models.electra_gguf import find_file, read_electra
@@ -66,7 +68,7 @@ def test_windows_own_every_token_once(electra, sizes, max_length):
 def test_owned_tokens_have_context_on_both_sides(electra):
     windows = Encoder(electra, 66).windows(tuple("字" * 200))
     assert len(windows) > 3
-    for left, right in zip(windows, windows[1:], strict=False):
+    for left, right in pairwise(windows):
         seam = left.owned[1]
         assert seam - right.start >= 7
         assert left.start + len(left.first) - seam >= 7

@@ -53,7 +53,10 @@ def test_fractions_are_whole_conversations():
     ("change", "message"),
     [
         ({"test": ["FC-999"]}, "data.test: no conversation 'FC-999' in"),
-        ({"train": ["FC-025_v"], "dev": ["FC-025_v"]}, "data.train: conversation 'FC-025_v' is also held out"),
+        (
+            {"train": ["FC-025_v"], "dev": ["FC-025_v"]},
+            "data.train: conversation 'FC-025_v' is also held out",
+        ),
     ],
 )
 def test_conversations_that_do_not_fit(change, message):

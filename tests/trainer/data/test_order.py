@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 lengths_strategy = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
 
-@given(lengths=lengths_strategy, batch_tokens=st.integers(1, 200), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+@given(
+    lengths=lengths_strategy,
+    batch_tokens=st.integers(1, 200),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 3),
+)
 def test_every_sequence_once_an_epoch(lengths, batch_tokens, seed, epoch):
     steps = epoch_steps(lengths, batch_tokens, seed, epoch)
     assert sorted(i for step in steps for i in step) == list(range(len(lengths)))

@@ -2,7 +2,7 @@
 
 import torch
 from fangyan.data.encode import IGNORE, Window
-from fangyan.data.packing import block_mask, boundaries, collate
+from fangyan.data.packing import block_mask, boundaries, collate, mask_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,9 @@ def make_windows(lengths):
     return windows
 
 
-@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=40), width=st.sampled_from([None, 0, 16, 64]))
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=40), width=st.sampled_from([None, 0, 16, 64])
+)
 def test_every_subword_once_and_in_order(lengths, width):
     windows = make_windows(lengths)
     batch = collate(windows, PAD, width)
@@ -67,3 +69,16 @@ def test_boundaries_of_one_row():
     assert offsets.tolist() == [0, 3, 4, 9]
     assert offsets.dtype == torch.int32
     assert longest == 5
+
+
+def test_masking_hides_labelled_subwords_alone():
+    batch = collate(make_windows([40] * 50), PAD)
+    batch.targets[:, ::2] = IGNORE
+    torch.manual_seed(0)
+    masked = mask_tokens(batch, 0.3, mask_id=-1)
+    hidden = masked.input_ids == -1
+    labelled = batch.targets != IGNORE
+    assert not (hidden & ~labelled).any()
+    assert 0.2 < hidden.sum() / labelled.sum() < 0.4
+    assert torch.equal(masked.input_ids[~hidden], batch.input_ids[~hidden])
+    assert masked.targets is batch.targets

@@ -44,19 +44,30 @@ def test_pretrained_or_not_has_the_same_shape():
 @pytest.fixture
 def bert_folder(tmp_path):
     config = BertConfig(
-        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=9
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=9,
     )
     BertForTokenClassification(config).save_pretrained(tmp_path)
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"])}
+    vocabulary = {
+        token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"])
+    }
     BertTokenizerFast(vocab=vocabulary).save_pretrained(tmp_path)
     return tmp_path
 
 
 def test_a_folder_with_a_head_for_other_tags(bert_folder):
-    model, tokenizer = load_token_classifier(Model(path=str(bert_folder), hidden_dropout=0.25), LABELS, seed=0)
+    model, tokenizer = load_token_classifier(
+        Model(path=str(bert_folder), hidden_dropout=0.25), LABELS, seed=0
+    )
     saved = BertForTokenClassification.from_pretrained(bert_folder)
     assert model.classifier.out_features == len(LABELS)
-    assert torch.equal(model.bert.embeddings.word_embeddings.weight, saved.bert.embeddings.word_embeddings.weight)
+    assert torch.equal(
+        model.bert.embeddings.word_embeddings.weight, saved.bert.embeddings.word_embeddings.weight
+    )
     assert model.config.hidden_dropout_prob == 0.25
     assert model.config.attention_probs_dropout_prob == 0.0
     assert tokenizer.is_fast
@@ -64,13 +75,17 @@ def test_a_folder_with_a_head_for_other_tags(bert_folder):
 
 def test_a_folder_without_weights(bert_folder):
     (bert_folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model.path: no token classifier can be loaded from the folder .*safetensors"):
+    with pytest.raises(
+        UserError, match=r"model.path: no token classifier can be loaded from the folder .*safetensors"
+    ):
         load_token_classifier(Model(path=str(bert_folder)), LABELS, seed=0)
 
 
 def test_a_hub_name_that_cannot_be_reached(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"model.path: no token classifier can be loaded from the hub name or folder"):
+    with pytest.raises(
+        UserError, match=r"model.path: no token classifier can be loaded from the hub name or folder"
+    ):
         load_token_classifier(Model(path="nobody/no-such-model"), LABELS, seed=0)
 
 

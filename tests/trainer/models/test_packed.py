@@ -44,7 +44,9 @@ CONFIGS = ENCODERS | CAUSAL
 def build(config, layout, seed=0):
     torch.manual_seed(seed)
     model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
-    model.load_state_dict({k: torch.randn_like(v) * 0.3 if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    model.load_state_dict(
+        {k: torch.randn_like(v) * 0.3 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    )
     return PackedModel(model.eval(), config.num_labels, layout)
 
 
@@ -160,13 +162,17 @@ def test_varlen_attention_refuses_dropout():
         varlen_attention(nn.Identity(), states, states, states, None, dropout=0.1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: the variable-length kernel has no other")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU: the variable-length kernel has no other"
+)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_varlen_is_the_block_mask(name):
     windows = make_windows()
     rows, varlen = (build(CONFIGS[name], layout).cuda().bfloat16() for layout in ("rows", "varlen"))
     for packed in (rows, varlen):
-        packed.logits = packed(collate(windows, 0, packed.row_width).to(torch.device("cuda")), with_loss=False)
+        packed.logits = packed(
+            collate(windows, 0, packed.row_width).to(torch.device("cuda")), with_loss=False
+        )
     batches = [collate(windows, 0, packed.row_width) for packed in (rows, varlen)]
     for i, length in enumerate(batches[0].lengths):
         left, right = (

@@ -21,7 +21,7 @@ def pairs(tags):
 @given(pairs(word_tags))
 def test_token_accuracy_is_sklearns(sentences):
     gold, predicted = zip(*sentences, strict=True)
-    flat = [sum(map(list, side), []) for side in (gold, predicted)]
+    flat = [[tag for tags in side for tag in tags] for side in (gold, predicted)]
     assert token_accuracy(gold, predicted) == pytest.approx(100 * accuracy_score(*flat))
 
 
@@ -31,7 +31,8 @@ def test_word_f1_is_sklearns_over_all_spans(sentences):
     gold, predicted = zip(*sentences, strict=True)
     for score, cut in (("segmentation_f1", 2), ("joint_f1", 3)):
         spans = [
-            {(i, *span[:cut]) for i, tags in enumerate(side) for span in word_spans(tags)} for side in (gold, predicted)
+            {(i, *span[:cut]) for i, tags in enumerate(side) for span in word_spans(tags)}
+            for side in (gold, predicted)
         ]
         universe = sorted(spans[0] | spans[1])
         truth, found = ([span in side for span in universe] for side in spans)
@@ -44,7 +45,9 @@ def test_entity_f1_is_seqevals_strict_iob2(sentences):
     if not any(tag.startswith("B-") for tags in gold + predicted for tag in tags):
         assert entity_scores(gold, predicted)["entity_f1"] == 0.0  # seqeval's report divides by no entity
         return
-    report = classification_report(gold, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0)
+    report = classification_report(
+        gold, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0
+    )
     found = entity_scores(gold, predicted)
     if "micro avg" in report:
         assert found["entity_f1"] == pytest.approx(100 * report["micro avg"]["f1-score"])

@@ -21,7 +21,9 @@ def freeze(model: nn.Module, settings: Freeze) -> int:
         layers = encoder_layers(model)
         for number in parse_layers(settings.layers):
             if number >= len(layers):
-                raise UserError(f"freeze.layers: layer {number}, but the model has layers 0-{len(layers) - 1}")
+                raise UserError(
+                    f"freeze.layers: layer {number}, but the model has layers 0-{len(layers) - 1}"
+                )
             chosen.append(layers[number])
     parameters = {id(p): p for module in chosen for p in module.parameters()}
     for parameter in parameters.values():

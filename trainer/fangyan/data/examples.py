@@ -28,7 +28,8 @@ class Example:
 
 def words_to_characters(words: list[str], tags: list[str]) -> tuple[list[str], list[str]]:
     """Segmentation and tagging as one task: ``B-`` on a word's first character, ``I-`` on others."""
-    characters, joint = [], []
+    characters: list[str] = []
+    joint: list[str] = []
     for word, tag in zip(words, tags, strict=True):
         characters.extend(word)
         joint.extend([f"B-{tag}"] + [f"I-{tag}"] * (len(word) - 1))
@@ -48,4 +49,3 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path}:{number}: byte {error.start + 1} is not UTF-8, expected a UTF-8 text file"
                 ) from None
             yield number, line.rstrip("\r\n")
-

@@ -7,7 +7,7 @@ A turn is a speaker line and a ``%mor:`` line, both continued by lines that star
 
     *XXY:	講 今朝 參觀 貨櫃 碼頭 .
     %mor:	v|gong2 t|gam1ziu1 v|caam1gun1 n|fo3gwai6
-    	n|maa5tau4 .
+        n|maa5tau4 .
 
 Words and tags align one to one. Punctuation stands for itself on the ``%mor:`` line and gets the
 tag set's own code for it, ``w``.
@@ -23,6 +23,7 @@ from fangyan.data.examples import Example, read_lines, words_to_characters
 from fangyan.errors import UserError
 
 PUNCTUATION_TAG = "w"
+
 
 def corpus_folder() -> Path:
     """Where the installed ``pycantonese`` keeps the corpus; the package is not imported."""

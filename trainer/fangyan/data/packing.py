@@ -82,6 +82,16 @@ def collate(windows: Sequence[Window], pad_id: int, width: int | None = ROW_WIDT
     return Batch(**tensors, places=places, lengths=lengths)
 
 
+def mask_tokens(batch: Batch, rate: float, mask_id: int) -> Batch:
+    """Replaces a random share of the labelled sub-words; their targets stay.
+
+    A tagger then learns to read a word from its neighbours, as it must where a word is new
+    (Kondratyuk & Straka 2019, arXiv 1904.02099, section 3).
+    """
+    hidden = (torch.rand(batch.input_ids.shape) < rate) & (batch.targets != IGNORE)
+    return replace(batch, input_ids=torch.where(hidden, mask_id, batch.input_ids))
+
+
 def _rows(lengths: list[int], width: int | None) -> list[list[int]]:
     """Best fit, longest first: each sequence goes to the fullest row that still has room for it."""
     if width is None:

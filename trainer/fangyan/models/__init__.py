@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, ElectraForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    ElectraForTokenClassification,
+)
 
 from fangyan.errors import UserError
 from fangyan.models import electra_gguf
@@ -37,7 +42,8 @@ def load_token_classifier(settings: Model, labels: list[str], seed: int) -> tupl
         model = ElectraForTokenClassification(config)
         if settings.pretrained:
             missing, unexpected = model.load_state_dict(weights, strict=False)
-            assert not unexpected and set(missing) == {"classifier.weight", "classifier.bias"}
+            assert not unexpected
+            assert set(missing) == {"classifier.weight", "classifier.bias"}
         return model, tokenizer
     try:
         config = AutoConfig.from_pretrained(settings.path, num_labels=len(labels), **names)

@@ -43,7 +43,8 @@ def varlen_attention(
     """
     if dropout:
         raise UserError("model.attention_dropout: the variable-length kernel has no dropout, expected 0")
-    assert cu_seq_lens_q is not None and max_length_q is not None, "only packed batches come here"
+    assert cu_seq_lens_q is not None, "only packed batches come here"
+    assert max_length_q is not None
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     reach = sliding_window - 1 if sliding_window else -1
     repeats = query.shape[1] // key.shape[1]

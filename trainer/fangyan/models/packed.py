@@ -72,7 +72,9 @@ class PackedModel(nn.Module):
             inputs["attention_mask"] = blocked.masked_fill_(~mask, torch.finfo(blocked.dtype).min)
         else:
             offsets, longest = boundaries(batch.sequence_ids)
-            inputs.update(cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest)
+            inputs.update(
+                cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest
+            )
         return inputs
 
     def _check_window(self, batch: Batch) -> None:
@@ -86,7 +88,9 @@ class PackedModel(nn.Module):
 
 def _is_causal(model: nn.Module) -> bool:
     """Whether the attention layers look back only (every one says so by ``is_causal``)."""
-    flags = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    flags = [
+        module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)
+    ]
     return bool(flags) and all(flags)
 
 

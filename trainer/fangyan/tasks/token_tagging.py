@@ -12,7 +12,7 @@ from fangyan.data.encode import Encoder, Window
 from fangyan.data.examples import Example
 from fangyan.errors import UserError
 from fangyan.recipe import Task
-from fangyan.tasks.decode import SpanDecoder
+from fangyan.tasks.decode import SpanDecoder, WordDecoder
 from fangyan.tasks.scores import Scores, entity_scores, token_accuracy, word_scores
 
 Scheme = Literal["words", "entities", "labels"]
@@ -30,7 +30,9 @@ class TokenTagging:
         self.labels = labels
         self.scheme = scheme
         self._index = {label: i for i, label in enumerate(labels)}
-        self._decoder = None if scheme == "labels" else SpanDecoder(labels)
+        self._decoder: WordDecoder | SpanDecoder | None = None
+        if scheme != "labels":
+            self._decoder = WordDecoder(labels) if scheme == "words" else SpanDecoder(labels)
 
     @classmethod
     def from_data(cls, settings: Task, parts: dict[str, list[Example]]) -> TokenTagging:

@@ -1,0 +1,34 @@
+# make train   sets up .venv and runs the Cantonese recipe
+# make test    sets up .venv where it is missing, then lint, types and tests
+PYTHON ?= python3
+RECIPE ?= recipes/cantonese-pos.yaml
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test lint clean
+.DELETE_ON_ERROR:
+
+train: .venv/installed
+	$(BIN)/fangyan train $(RECIPE)
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info kernels/*.egg-info kernels/fangyan_kernels/*.so
+
+# deepspeed and seqeval come as source and build in their own environments; the extension builds in
+# this one, against the torch that it will run with.
+.venv/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fangyan needs Python 3.10 or later, found " + sys.version.split()[0])'
+	@command -v c++ >/dev/null || { echo "fangyan needs a C++ compiler (c++ on the path)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) torch ninja deepspeed seqeval
+	$(PIP) --no-build-isolation --editable '.[cantonese,dev]'
+	touch $@

@@ -1,0 +1,64 @@
+"""Parameter groups, and 32-bit states that ZeRO would lose: in one process, at every stage."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from fangyan.data.encode import Window
+from fangyan.data.packing import collate
+from fangyan.engine import build_engine, start_distributed
+from fangyan.errors import UserError
+from fangyan.models import load_token_classifier
+from fangyan.models.packed import PackedModel
+from fangyan.optimizer import check_states, flat_parameters, parameter_groups
+from fangyan.recipe import Model, parse_recipe
+
+LABELS = ["B-n", "I-n", "B-v", "I-v"]
+
+
+def test_groups():
+    model, _ = load_token_classifier(Model(), LABELS, seed=0)
+    groups = {group["name"]: group for group in parameter_groups(model, 0.1)}
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "matrices": 0.1, "embeddings": 0.1, "vectors": 0.0,
+    }  # fmt: skip
+    assert all(p.ndim == 1 for p in groups["vectors"]["params"])
+    assert all(p.ndim == 2 for p in groups["matrices"]["params"])
+    assert len(groups["embeddings"]["params"]) == 3
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="every parameter is frozen"):
+        parameter_groups(model, 0.1)
+
+
+@pytest.mark.filterwarnings("default")  # DeepSpeed's own
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_norms_biases_and_embeddings_keep_32_bit_states(stage, precision):
+    start_distributed()
+    recipe = parse_recipe(
+        {
+            "name": "x",
+            "data": {"format": "hkcancor"},
+            "optimizer": {"name": "adamw8bit"},
+            "engine": {"zero_stage": stage, "precision": precision},
+        }
+    )
+    model, _ = load_token_classifier(recipe.model, LABELS, seed=0)
+    packed = PackedModel(model, len(LABELS), "rows")
+    engine, optimizer = build_engine(recipe, packed, total_steps=10)
+    window = Window([33, 100, 200, 300, 36], [1, 2, 3], 0, (0, 3), [-100, 0, 1, 2, -100])
+    for _ in range(2):
+        engine.backward(engine(collate([window], 35)))
+        engine.step()
+    check_states(engine, optimizer)
+    kinds = {}
+    for name, parameter in flat_parameters(engine, optimizer):
+        state = optimizer.state[parameter]
+        kinds.setdefault(name, set()).add(state["state1"].dtype)
+        assert state["step"] == 2
+    assert kinds["vectors"] == kinds["embeddings"] == {torch.float32}
+    # Without ZeRO bitsandbytes sees single tensors, and keeps small ones (the head) in 32 bits.
+    assert torch.uint8 in kinds["matrices"]
+    bnb.optim.GlobalOptimManager.get_instance().pid2config.clear()
+    engine.destroy()

@@ -1,0 +1,63 @@
+"""Two real ranks: the same losses and the same model as one, at every ZeRO stage."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+# Two ranks with one pass each, or one rank with two: the same shares, and the same dropout.
+ONE_RANK = "train.gradient_accumulation_steps=2"
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    from conftest import Cli
+
+    cli = Cli(tmp_path_factory.mktemp("one"))
+    cli.train(ONE_RANK)
+    return cli
+
+
+def weights(cli):
+    return load_file(cli.folder / "run/model/model.safetensors")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_are_one(cli, one_rank, stage):
+    cli.train(f"engine.zero_stage={stage}", ranks=2)
+    left, right = cli.losses(), one_rank.losses()
+    assert [step for step, _ in left] == [step for step, _ in right]
+    assert [loss for _, loss in left] == pytest.approx([loss for _, loss in right], rel=1e-4)
+    assert left[-1][1] < left[0][1] / 1.3
+    found, expected = weights(cli), weights(one_rank)
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-2, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("engine.zero_stage=3", "optimizer.name=adamw8bit"),
+        ("engine.zero_stage=0", "engine.precision=bf16", "optimizer.name=adamw8bit"),
+        (
+            "engine.zero_stage=1",
+            "optimizer.name=sgd",
+            "optimizer.lr=0.1",
+            "train.gradient_accumulation_steps=2",
+        ),
+    ],
+    ids=lambda overrides: " ".join(part.rpartition("=")[2] for part in overrides),
+)
+def test_other_optimizers_and_precisions_learn(cli, overrides):
+    cli.train(*overrides, ranks=2)
+    losses = [loss for _, loss in cli.losses()]
+    assert losses[-1] < losses[0] / 1.3
+    assert all(weight.isfinite().all() for weight in weights(cli).values())
+
+
+def test_more_ranks_than_sentences_in_a_step(cli):
+    """A rank without work takes part with an empty batch, and the ranks do not hang."""
+    cli.train(
+        "train.batch_tokens=1", "train.epochs=1", "engine.zero_stage=3", "data.train=[FC-R005_v2]", ranks=2
+    )
+    assert len(cli.losses()) > 50

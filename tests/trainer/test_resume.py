@@ -1,0 +1,136 @@
+"""Kills, resumes and damaged checkpoints: losses exact, nothing finished lost."""
+
+import json
+import shutil
+import signal
+import time
+
+import pytest
+from fangyan.checkpoint import read_state
+from fangyan.errors import UserError
+
+SETTINGS = {
+    "one rank": (1, ()),
+    "two ranks, ZeRO 2, 8-bit": (
+        2,
+        ("engine.zero_stage=2", "optimizer.name=adamw8bit", "engine.precision=bf16"),
+    ),
+}
+
+
+def kill_when(cli, condition, *arguments, ranks):
+    """Starts a run and kills it, all ranks at once, at the first moment that ``condition`` holds."""
+    process = cli.start(*arguments, ranks=ranks)
+    try:
+        while process.poll() is None and not condition():
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()[1][-2000:]
+    finally:
+        _kill_tree(process.pid)
+        process.communicate()
+
+
+def _kill_tree(pid):
+    import psutil
+
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
+    """Killed in mid-write, then between checkpoints; resumed each time; dropout is on."""
+    from conftest import RECIPE, SMALL
+
+    ranks, overrides = SETTINGS[name]
+    cli.train(*overrides, ranks=ranks, run="whole")
+    checkpoints = cli.folder / "run" / "checkpoints"
+    arguments = (
+        "train",
+        str(RECIPE),
+        *SMALL,
+        f"run_dir={cli.folder / 'run'}",
+        *overrides,
+        "--resume",
+        "auto",
+    )
+    kill_when(cli, lambda: list(checkpoints.glob("step-000004.partial/*")), *arguments, ranks=ranks)
+    assert read_state((checkpoints / "last").resolve()).step == 2
+    kill_when(cli, lambda: len(cli.losses()) >= 5, *arguments, ranks=ranks)
+    assert read_state((checkpoints / "last").resolve()).step >= 4
+    out, _ = cli(*arguments, ranks=ranks)
+    assert "resuming" in out
+    assert not list(checkpoints.glob("*.partial"))
+    whole = cli.losses("whole")
+    assert [step for step, _ in whole] == list(range(1, len(whole) + 1))
+    assert cli.losses() == whole
+    records = [
+        [json.loads(line) for line in (cli.folder / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("run", "whole")
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.fixture
+def half_done(cli, tmp_path_factory):
+    """A run of one epoch of two, with its two newest checkpoints."""
+    cli.train("train.epochs=1")
+    recipe = cli.folder / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
+    return cli
+
+
+def newest(cli):
+    return (cli.folder / "run/checkpoints/last").resolve()
+
+
+def test_a_checkpoint_cut_short_is_passed_over(half_done):
+    cut = newest(half_done)
+    file = next(cut.glob("*.pt"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"cut short: {file.name} has 1,000 bytes, expected"):
+        read_state(cut)
+    _, err = half_done.train(resume=cut, code=2)
+    assert "cut short" in err
+    assert len(err.strip().splitlines()) == 1
+    out, _ = half_done.train(resume="auto")
+    assert "passed over" in out
+    assert "resuming" in out
+    (cut / "state.json").unlink(missing_ok=True)
+
+
+def test_only_the_same_run_is_resumed(half_done):
+    _, err = half_done.train("optimizer.lr=5e-4", resume="auto", code=2)
+    assert "the run has optimizer.lr=0.001, the recipe 0.0005; expected the same to resume" in err
+    _, err = half_done.train(resume="nowhere", code=2)
+    assert "--resume nowhere: no such checkpoint" in err
+    shutil.rmtree(half_done.folder / "run" / "checkpoints")
+    out, _ = half_done.train("train.epochs=1", resume="auto")
+    assert "starting afresh" in out
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(half_done):
+    """A limit on the size of a file stands for a full disk: the write itself fails."""
+    import resource
+
+    before = newest(half_done)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, limit[1]))
+    try:
+        _, err = half_done.train(resume="auto", code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "the checkpoint cannot be written" in err
+    assert f"the last whole checkpoint is {before}" in err
+    assert newest(half_done) == before
+    assert read_state(before).step > 0
+    half_done.train(resume="auto")
+
+
+def test_another_number_of_ranks_is_refused_where_states_are_sharded(cli):
+    cli.train("engine.zero_stage=1", "train.epochs=1")
+    recipe = cli.folder / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
+    _, err = cli.train("engine.zero_stage=1", ranks=2, resume="auto", code=2)
+    assert "saved by 1 ranks with ZeRO 1, which 2 cannot resume; expected 1 ranks" in err
