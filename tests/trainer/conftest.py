@@ -56,10 +56,12 @@ class Cli:
         )
         return out, err
 
-    def train(self, *overrides, ranks=1, resume=None, code=0, run="run"):
+    def train(self, *overrides, ranks=1, code=0, **options):
+        return self(*self.train_arguments(*overrides, **options), ranks=ranks, code=code)
+
+    def train_arguments(self, *overrides, resume=None, run="run"):
         extra = [] if resume is None else ["--resume", str(resume)]
-        run_dir = f"run_dir={self.folder / run}"
-        return self("train", str(RECIPE), *SMALL, run_dir, *overrides, *extra, ranks=ranks, code=code)
+        return ["train", str(RECIPE), *SMALL, f"run_dir={self.folder / run}", *overrides, *extra]
 
     def losses(self, run="run"):
         """(step, loss) of every step that metrics.jsonl records."""
@@ -79,6 +81,14 @@ def _free_port():
 @pytest.fixture
 def cli(tmp_path):
     return Cli(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def one_rank(tmp_path_factory):
+    """One rank with two passes a step: the same shares, and the same dropout, as two ranks with one."""
+    cli = Cli(tmp_path_factory.mktemp("one"))
+    cli.train("train.gradient_accumulation_steps=2")
+    return cli
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-# Two ranks with one pass each, or one rank with two: the same shares, and the same dropout.
-ONE_RANK = "train.gradient_accumulation_steps=2"
-
-
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory):
-    from conftest import Cli
-
-    cli = Cli(tmp_path_factory.mktemp("one"))
-    cli.train(ONE_RANK)
-    return cli
-
 
 def weights(cli):
     return load_file(cli.folder / "run/model/model.safetensors")

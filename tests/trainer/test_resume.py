@@ -41,20 +41,11 @@ def _kill_tree(pid):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
     """Killed in mid-write, then between checkpoints; resumed each time; dropout is on."""
-    from conftest import RECIPE, SMALL
 
     ranks, overrides = SETTINGS[name]
     cli.train(*overrides, ranks=ranks, run="whole")
     checkpoints = cli.folder / "run" / "checkpoints"
-    arguments = (
-        "train",
-        str(RECIPE),
-        *SMALL,
-        f"run_dir={cli.folder / 'run'}",
-        *overrides,
-        "--resume",
-        "auto",
-    )
+    arguments = cli.train_arguments(*overrides, resume="auto")
     kill_when(cli, lambda: list(checkpoints.glob("step-000004.partial/*")), *arguments, ranks=ranks)
     assert read_state((checkpoints / "last").resolve()).step == 2
     kill_when(cli, lambda: len(cli.losses()) >= 5, *arguments, ranks=ranks)
@@ -73,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
 
 
 @pytest.fixture
-def half_done(cli, tmp_path_factory):
+def half_done(cli):
     """A run of one epoch of two, with its two newest checkpoints."""
     cli.train("train.epochs=1")
     recipe = cli.folder / "run" / "recipe.yaml"
@@ -97,7 +88,6 @@ def test_a_checkpoint_cut_short_is_passed_over(half_done):
     out, _ = half_done.train(resume="auto")
     assert "passed over" in out
     assert "resuming" in out
-    (cut / "state.json").unlink(missing_ok=True)
 
 
 def test_only_the_same_run_is_resumed(half_done):

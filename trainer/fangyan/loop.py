@@ -282,7 +282,8 @@ class _Losses:
             if not math.isfinite(loss):
                 raise UserError(
                     f"optimizer.lr: the loss is {loss} at step {step} with a rate of {rate:.2g}, expected a "
-                    "finite number; a smaller rate or a longer schedule.warmup helps; earlier checkpoints are whole"
+                    "finite number; a smaller rate or a longer schedule.warmup helps; "
+                    "earlier checkpoints are whole"
                 )
             self._report.record("train", step, self._state.epoch, {"loss": loss, "lr": rate})
         self._pending.clear()
