@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +45,8 @@ def build_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=True)
+    import bitsandbytes as bnb  # seconds to import: only who asks for it pays
+
     return bnb.optim.AdamW8bit(groups, settings.lr, settings.betas, settings.eps)
 
 
@@ -55,8 +56,10 @@ def keep_full_precision_states(engine: Any, optimizer: torch.optim.Optimizer) ->
     ZeRO hands the optimizer one flat vector a group, so that bitsandbytes' protection of small
     tensors and its overrides by parameter no longer apply: the override goes on the flat vector.
     """
-    if not isinstance(optimizer, bnb.optim.AdamW8bit):
+    if not _has_8bit_states(optimizer):
         return
+    import bitsandbytes as bnb
+
     manager = bnb.optim.GlobalOptimManager.get_instance()
     for name, parameter in flat_parameters(engine, optimizer):
         if name in FULL_PRECISION_GROUPS:
@@ -69,12 +72,16 @@ def check_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         RuntimeError: if an override was lost.
     """
-    if not isinstance(optimizer, bnb.optim.AdamW8bit):
+    if not _has_8bit_states(optimizer):
         return
     for name, parameter in flat_parameters(engine, optimizer):
         state = optimizer.state.get(parameter, {}).get("state1")
         if state is not None and name in FULL_PRECISION_GROUPS and state.dtype != torch.float32:
             raise RuntimeError(f"optimizer group {name}: states are {state.dtype}, expected torch.float32")
+
+
+def _has_8bit_states(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__name__ == "AdamW8bit"
 
 
 def flat_parameters(engine: Any, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from seqeval.metrics import f1_score, precision_score, recall_score
-from seqeval.scheme import IOB2
-
 Tags = Sequence[str]
 Scores = dict[str, float]
 
@@ -53,6 +50,9 @@ def word_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Scores:
 
 def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Scores:
     """Entity precision, recall and F1 in percent: seqeval, strict IOB2 (it guesses unless told)."""
+    from seqeval.metrics import f1_score, precision_score, recall_score  # brings sklearn: a second
+    from seqeval.scheme import IOB2
+
     if not gold:  # seqeval takes no empty list
         return dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), 0.0)
     arguments = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
