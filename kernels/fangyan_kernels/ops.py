@@ -47,7 +47,7 @@ def _linear_cross_entropy_backward(ctx: Any, grad_loss_T: Tensor) -> tuple[Tenso
     grad_TC -= ctx.label_smoothing / classes
     hit_T1 = torch.where(valid_T, target_T, 0)[:, None]
     grad_TC.scatter_add_(1, hit_T1, grad_TC.new_full(hit_T1.shape, ctx.label_smoothing - 1.0))
-    # masked_fill, not a product with zero: an ignored row may hold an inf or NaN.
+    # Not a product with zero: the logits of an ignored row may be inf or NaN, its gradient is 0.
     grad_TC.mul_(grad_loss_T[:, None]).masked_fill_(~valid_T[:, None], 0.0)
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     return (

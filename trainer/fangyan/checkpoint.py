@@ -67,11 +67,13 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 self._publish(partial, self.folder / name, state, best)
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            if dist.get_rank() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(self.folder).free
             raise UserError(
                 f"{partial}: the checkpoint cannot be written ({' '.join(str(error).split())[:200]}); "
-                f"{free / 1e9:.2f} GB are free; the last whole checkpoint is {self._newest_name()}"
+                f"{free / 1e9:.2f} GB are free; the last whole checkpoint is {self._newest_name()}",
+                on_every_rank=False,
             ) from error
         dist.barrier()
 
@@ -86,7 +88,7 @@ class Checkpoints:
         self._link("last", final)
         if best:
             self._link("best", final)
-        self._rotate()
+        self._rotate(state.step)
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.folder / f".{name}"
@@ -94,16 +96,19 @@ class Checkpoints:
         temporary.symlink_to(target.name)
         os.replace(temporary, self.folder / name)
 
-    def _rotate(self) -> None:
+    def _rotate(self, step: int) -> None:
+        """Later steps than the newest are of an abandoned or damaged past: they go first."""
         best = self.folder / "best"
-        kept = self._all()[-self.keep :] + ([best.resolve()] if best.exists() else [])
-        names = {path.name for path in kept}
+        past = [path for path in self._all() if _step_of(path) <= step]
+        names = {path.name for path in past[-self.keep :]} | (
+            {best.resolve().name} if best.exists() else set()
+        )
         for path in self._all():
             if path.name not in names:
                 shutil.rmtree(path)
 
     def _all(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("step-*") if not p.name.endswith(_PARTIAL))
+        return sorted((p for p in self.folder.glob("step-*") if not p.name.endswith(_PARTIAL)), key=_step_of)
 
     def _newest_name(self) -> str:
         newest = self._all()
@@ -121,11 +126,8 @@ class Checkpoints:
             return path, complaints
         return None, complaints
 
-    def load(self, engine: Any, path: Path, weights_only: bool = False) -> State:
-        """Puts a checkpoint into the engine.
-
-        Args:
-            weights_only: leave the optimizer and the schedule as they are.
+    def load(self, engine: Any, path: Path) -> State:
+        """Puts a checkpoint into the engine: weights, optimizer and schedule.
 
         Raises:
             UserError: if it is cut short, or was saved by another number of ranks.
@@ -138,14 +140,12 @@ class Checkpoints:
                 f"{path}: saved by {state.ranks} ranks with ZeRO {engine.zero_optimization_stage()}, "
                 f"which {ranks} cannot resume; expected {state.ranks} ranks"
             )
-        engine.load_checkpoint(
-            str(path.parent),
-            tag=path.name,
-            load_module_only=weights_only,
-            load_optimizer_states=not weights_only,
-            load_lr_scheduler_states=not weights_only,
-        )
+        engine.load_checkpoint(str(path.parent), tag=path.name)
         return state
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.partition("-")[2])
 
 
 def read_state(path: Path) -> State:

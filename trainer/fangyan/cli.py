@@ -104,8 +104,8 @@ def predict(
 
     if not text and input is None:
         raise UserError("predict needs sentences, or --input with a file (- for standard input)")
-    # A person typing wants an answer a line; a file is faster in larger pieces.
-    interactive = input == Path("-") and sys.stdin.isatty()
+    # Who writes to standard input waits for an answer a line; a file is faster in larger pieces.
+    interactive = input == Path("-")
     for prediction in load(run).stream(text or _lines(input), chunk=1 if interactive else 256):
         if as_json:
             line = json.dumps({"tokens": prediction.tokens, "tags": prediction.tags}, ensure_ascii=False)
@@ -115,12 +115,11 @@ def predict(
 
 
 def _lines(path: Path | None) -> Iterable[str]:
-    from fangyan.data.examples import read_lines
+    from fangyan.data.examples import read_lines, read_stream
 
     assert path is not None
-    if path == Path("-"):
-        return (line.rstrip("\r\n") for line in sys.stdin)
-    return (line for _, line in read_lines(path))
+    numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
+    return (line for _, line in numbered)
 
 
 @app.command()
@@ -139,13 +138,26 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # Every rank meets the same mistake; one a machine says so.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"fangyan: {error}", file=sys.stderr)
-        sys.stdout.flush()
-        # Threads and process groups of a run that failed must not hold up the exit.
-        sys.stderr.flush()
-        os._exit(2)
+        # What every rank meets is said once a machine.
+        _fail(str(error), silent=error.on_every_rank and os.environ.get("LOCAL_RANK", "0") != "0")
+    except OSError as error:
+        _fail(f"{error.filename or 'this machine'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("\nfangyan: interrupted; train --resume auto goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
+            raise
+        _fail(
+            "train.batch_tokens: the GPU's memory does not hold a step; expected fewer tokens, or more "
+            f"train.gradient_accumulation_steps ({str(error).splitlines()[0]})"
+        )
+
+
+def _fail(sentence: str, silent: bool = False) -> None:
+    if not silent:
+        print(f"fangyan: {sentence}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads and process groups of a run that failed must not hold up the exit.
+    os._exit(2)

@@ -31,6 +31,7 @@ class Tagger:
         logits: the model: a batch to logits, (R, W, C).
         device: where the model is.
         row_width: see :func:`fangyan.data.packing.collate`.
+        rank, ranks: this process' share of the work; by default all of it.
         batch_tokens: sub-words in a batch of evaluation.
     """
 
@@ -39,12 +40,14 @@ class Tagger:
     logits: Logits
     device: torch.device
     row_width: int | None
+    rank: int = 0
+    ranks: int = 1
     batch_tokens: int = 4096
 
     def tag(self, sentences: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
         """Tags of every sentence, in order.
 
-        In a distributed run every rank must call it with the same sentences; each does its share.
+        With several ranks each must call it with the same sentences; each does its share.
         """
         windows = [self.encoder.windows(sentence) for sentence in sentences]
         flat = [(i, window) for i, group in enumerate(windows) for window in group if window.first]
@@ -62,14 +65,13 @@ class Tagger:
         """Log-probabilities of the tokens of each window, (tokens, C)."""
         lengths = [len(window.input_ids) for window in windows]
         batches = length_batches(lengths, self.batch_tokens)
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         found: dict[int, NDArray[np.float32]] = {}
         # Under ZeRO-3 a forward gathers weights from every rank: all make the same number of them.
-        for first in range(0, len(batches), ranks):
-            mine = batches[first + rank] if first + rank < len(batches) else []
+        for first in range(0, len(batches), self.ranks):
+            mine = batches[first + self.rank] if first + self.rank < len(batches) else []
             found.update(self._batch_scores(mine, windows))
-        if ranks > 1:
-            gathered: list[dict[int, NDArray[np.float32]]] = [{}] * ranks
+        if self.ranks > 1:
+            gathered: list[dict[int, NDArray[np.float32]]] = [{}] * self.ranks
             dist.all_gather_object(gathered, found)
             found = {i: score for part in gathered for i, score in part.items()}
         return [found[i] for i in range(len(windows))]

@@ -24,7 +24,7 @@ def export(
     tokenizer: Any,
     weights: dict[str, Tensor],
     recipe: Recipe,
-    scheme: str,
+    prediction: dict[str, Any],
     before: dict[str, Scores],
     after: dict[str, Scores],
 ) -> None:
@@ -33,12 +33,13 @@ def export(
     Args:
         model: the transformers model, for its class and configuration.
         weights: its state dict, whole.
+        prediction: what prediction needs beyond transformers; goes into config.json as ``fangyan``,
+            which everyone else ignores.
         before, after: scores of each part.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # What prediction needs beyond transformers: read by fangyan, ignored by everyone else.
-    model.config.fangyan = {"scheme": scheme, "tokens": recipe.data.tokens}
+    model.config.fangyan = prediction
     model.config._attn_implementation = None
     model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)

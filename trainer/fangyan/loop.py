@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 
 from fangyan.adapt.freeze import freeze
 from fangyan.checkpoint import Checkpoints, State, read_state
@@ -27,7 +26,7 @@ from fangyan.export import export
 from fangyan.models import load_token_classifier, max_length
 from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.packed import Layout, PackedModel
-from fangyan.optimizer import check_states
+from fangyan.optimizer import check_states, flat_parameters
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.report import Reporter
 from fangyan.tasks.token_tagging import TokenTagging
@@ -71,13 +70,14 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
     start, notes = _find_start(recipe, checkpoints, resume)
     run = _prepare(recipe)
+    notes += run.notes
     state = State(ranks=ranks) if start is None else checkpoints.load(run.engine, start)
     if start is None:
         notes += _clear(folder, rank)
+    if rank == 0:
+        _write_recipe(recipe, folder)
 
     with Reporter(folder, rank == 0, None if start is None else state.step) as report:
-        if rank == 0:
-            (folder / "recipe.yaml").write_text(recipe.to_yaml())
         for note in [*notes, run.describe(ranks)]:
             report.say(note)
         if not state.before:
@@ -90,6 +90,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
         report.start(state.step, run.total_steps)
         while state.epoch < recipe.train.epochs and not state.finished:
             _train_epoch(run, state, checkpoints, report, meter)
+            _check_weights(run, state)
             scores = run.evaluate("dev")["dev"]
             report.record("evaluation", state.step, state.epoch + 1, scores, "dev")
             report.say(f"epoch {state.epoch + 1:2}  dev   {_format(scores)}")
@@ -98,7 +99,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
         report.stop()
 
         if state.best_step != state.step:
-            checkpoints.load(run.engine, checkpoints.folder / "best", weights_only=True)
+            checkpoints.load(run.engine, checkpoints.folder / "best")
         after = run.evaluate("dev", "test")
         for part, scores in after.items():
             report.record("evaluation", state.step, state.epoch, scores, f"{part}-best")
@@ -129,6 +130,7 @@ class _Run:
     engine: Any
     optimizer: torch.optim.Optimizer
     tagger: Tagger
+    notes: list[str]
 
     @property
     def total_steps(self) -> int:
@@ -146,7 +148,14 @@ class _Run:
         model = self.packed.model
         weights = gathered_state_dict(self.engine, model)
         if dist.get_rank() == 0:
-            export(folder, model, self.tokenizer, weights, self.recipe, self.task.scheme, before, after)
+            layout: Layout = "rows" if self.recipe.train.packing else "padded"
+            prediction = {
+                "scheme": self.task.scheme,
+                "tokens": self.recipe.data.tokens,
+                "layout": layout,
+                "max_length": min(self.tagger.encoder.max_length, max_length(model, None, layout)),
+            }
+            export(folder, model, self.tokenizer, weights, self.recipe, prediction, before, after)
         dist.barrier()
 
     def describe(self, ranks: int) -> str:
@@ -169,7 +178,8 @@ def _prepare(recipe: Recipe) -> _Run:
     if recipe.train.token_masking and tokenizer.mask_token_id is None:
         raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
     frozen = freeze(model, recipe.freeze)
-    encoder = Encoder(tokenizer, max_length(model, recipe.model))
+    layout = _layout(recipe)
+    encoder = Encoder(tokenizer, max_length(model, recipe.model.max_length, layout))
     windows = [window for group in task.encode(parts["train"], encoder) for window in group]
     lengths = [len(window.input_ids) for window in windows]
     settings = recipe.train
@@ -178,9 +188,17 @@ def _prepare(recipe: Recipe) -> _Run:
     ]
     if device().type == "cpu":
         use_byte_dropout(model)
-    packed = PackedModel(model, len(task.labels), _layout(recipe), recipe.task.label_smoothing)
+    packed = PackedModel(model, len(task.labels), layout, recipe.task.label_smoothing)
     engine, optimizer = build_engine(recipe, packed, sum(len(steps) for steps in plan))
-    tagger = Tagger(task, encoder, lambda batch: engine(batch, with_loss=False), device(), packed.row_width)
+    tagger = Tagger(
+        task,
+        encoder,
+        lambda batch: engine(batch, with_loss=False),
+        device(),
+        packed.row_width,
+        rank=dist.get_rank(),
+        ranks=dist.get_world_size(),
+    )
     return _Run(
         recipe=recipe,
         parts=parts,
@@ -195,7 +213,15 @@ def _prepare(recipe: Recipe) -> _Run:
         engine=engine,
         optimizer=optimizer,
         tagger=tagger,
+        notes=_unseen_tags(parts),
     )
+
+
+def _unseen_tags(parts: dict[str, list[Example]]) -> list[str]:
+    """A line on the tags that cannot be learned: a typing mistake, or a rare tag."""
+    tags = {name: {tag for example in part for tag in example.tags or ()} for name, part in parts.items()}
+    unseen = sorted(set().union(*tags.values()) - tags["train"])
+    return [f"tags that train never shows: {', '.join(unseen)}"] if unseen else []
 
 
 def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Reporter, meter: _Meter) -> None:
@@ -210,7 +236,7 @@ def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Repo
         loss = train_step(
             run.engine, run.recipe, run.windows, run.lengths, step, state.step, run.tokenizer, run.packed
         )
-        if state.step == 0:
+        if state.step_in_epoch == 0:
             check_states(run.engine, run.optimizer)
         state.step += 1
         state.step_in_epoch += 1
@@ -223,7 +249,20 @@ def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Repo
         meter.stop(sum(run.lengths[i] for i in step))
         report.advance(state.step, state.epoch, mean, meter.tokens_per_second)
         if save:
+            _check_weights(run, state)
             checkpoints.save(run.engine, state)
+
+
+def _check_weights(run: _Run, state: State) -> None:
+    """No checkpoint, and no score, of weights that an overflow has spoilt; every rank calls it."""
+    tensors = [tensor for _, tensor in flat_parameters(run.engine, run.optimizer)]
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all().float()
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    if not finite:
+        raise UserError(
+            f"optimizer.lr: the weights are not finite after step {state.step}, expected finite numbers; "
+            "start a new run with a smaller rate; earlier checkpoints are whole"
+        )
 
 
 def train_step(
@@ -282,7 +321,7 @@ class _Losses:
             if not math.isfinite(loss):
                 raise UserError(
                     f"optimizer.lr: the loss is {loss} at step {step} with a rate of {rate:.2g}, expected a "
-                    "finite number; a smaller rate or a longer schedule.warmup helps; "
+                    "finite number; start a new run with a smaller rate or a longer schedule.warmup; "
                     "earlier checkpoints are whole"
                 )
             self._report.record("train", step, self._state.epoch, {"loss": loss, "lr": rate})
@@ -326,9 +365,26 @@ def _end_epoch(state: State, score: float, patience: int | None) -> bool:
 def _find_start(
     recipe: Recipe, checkpoints: Checkpoints, resume: str | Path | None
 ) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, if any, and what to tell about it."""
-    if resume is None:
-        return None, []
+    """The checkpoint to go on from, if any, and what to tell about it.
+
+    Rank 0 decides for all: on a shared disk another rank may see a file later.
+    """
+    found: list[Any] = [None, [], None]
+    if dist.get_rank() == 0 and resume is not None:
+        try:
+            found[:2] = _look_for_start(recipe, checkpoints, resume)
+        except UserError as error:
+            found[2] = str(error)
+    dist.broadcast_object_list(found)
+    start, notes, mistake = found
+    if mistake is not None:
+        raise UserError(mistake)
+    return start, notes
+
+
+def _look_for_start(
+    recipe: Recipe, checkpoints: Checkpoints, resume: str | Path
+) -> tuple[Path | None, list[str]]:
     notes: list[str] = []
     if str(resume) == "auto":
         start, complaints = checkpoints.newest()
@@ -336,37 +392,43 @@ def _find_start(
         if start is None:
             return None, [*notes, f"nothing to resume in {checkpoints.folder}: starting afresh"]
     else:
-        start = Path(resume)
+        start = Path(resume).resolve()
         if not start.is_dir():
             raise UserError(f"--resume {resume}: no such checkpoint, expected auto or a folder")
     state = read_state(start)
-    _check_same_recipe(recipe)
+    _check_same_recipe(recipe, start.parents[1] / "recipe.yaml")
     return start, [*notes, f"resuming {start} at step {state.step}"]
 
 
-def _check_same_recipe(recipe: Recipe) -> None:
+def _check_same_recipe(recipe: Recipe, path: Path) -> None:
     """A run goes on only with the recipe that it began with: anything else would not be exact."""
-    path = recipe.folder / "recipe.yaml"
-    if not path.exists():
-        return
-    old, new = yaml.safe_load(path.read_text()), recipe.model_dump(mode="json")
+    old, new = load_recipe(path).model_dump(mode="json"), recipe.model_dump(mode="json")
     for section in new:
-        if section == "run_dir" or old.get(section) == new[section]:
+        if section == "run_dir" or old[section] == new[section]:
             continue
-        before, after = old.get(section), new[section]
-        if isinstance(after, dict) and isinstance(before, dict):
-            key = next(key for key in after if before.get(key) != after[key])
-            section, before, after = f"{section}.{key}", before.get(key), after[key]
+        before, after = old[section], new[section]
+        if isinstance(after, dict):
+            key = next(key for key in after if before[key] != after[key])
+            section, before, after = f"{section}.{key}", before[key], after[key]
         raise UserError(
             f"{path}: the run has {section}={before}, the recipe {after}; expected the same to resume, "
             "or another run_dir"
         )
 
 
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".recipe.yaml"
+    partial.write_text(recipe.to_yaml())
+    partial.replace(folder / "recipe.yaml")
+
+
 def _clear(folder: Path, rank: int) -> list[str]:
     """Moves an earlier run out of the way: nothing finished is ever lost."""
     notes = []
     if rank == 0 and folder.exists() and any(folder.iterdir()):
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(f"run_dir: {folder} holds files but no run, expected an empty or a new folder")
         number = 1
         while folder.with_name(f"{folder.name}.{number}").exists():
             number += 1

@@ -70,14 +70,15 @@ def check_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:
     """After a step: the 8-bit optimizer's states have the bits that they should.
 
     Raises:
-        RuntimeError: if an override was lost.
+        RuntimeError: if an override was lost, which no recipe can mend.
     """
     if not _has_8bit_states(optimizer):
         return
     for name, parameter in flat_parameters(engine, optimizer):
-        state = optimizer.state.get(parameter, {}).get("state1")
-        if state is not None and name in FULL_PRECISION_GROUPS and state.dtype != torch.float32:
-            raise RuntimeError(f"optimizer group {name}: states are {state.dtype}, expected torch.float32")
+        if name in FULL_PRECISION_GROUPS and parameter.numel():
+            found = optimizer.state[parameter]["state1"].dtype
+            if found != torch.float32:
+                raise RuntimeError(f"optimizer group {name}: states are {found}, expected torch.float32")
 
 
 def _has_8bit_states(optimizer: torch.optim.Optimizer) -> bool:

@@ -8,15 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from fangyan.data import load_parts, read_files
 from fangyan.data.encode import Encoder
 from fangyan.errors import UserError
 from fangyan.evaluate import Tagger
-from fangyan.models import max_length
 from fangyan.models.packed import PackedModel
-from fangyan.recipe import Model, Recipe, load_recipe
+from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.scores import Scores, word_spans
 from fangyan.tasks.token_tagging import TokenTagging
 
@@ -48,7 +48,7 @@ class Predictor:
         try:
             model = AutoModelForTokenClassification.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         extra = getattr(model.config, "fangyan", None)
         if extra is None:
@@ -59,10 +59,10 @@ class Predictor:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._recipe = recipe
         self._characters = extra["tokens"] == "characters"
-        packed = PackedModel(model, len(labels), "rows").to(device).eval()
+        packed = PackedModel(model, len(labels), extra["layout"]).to(device).eval()
         self._tagger = Tagger(
             TokenTagging(labels, extra["scheme"]),
-            Encoder(tokenizer, max_length(model, Model())),
+            Encoder(tokenizer, extra["max_length"]),
             lambda batch: packed(batch, with_loss=False),
             device,
             packed.row_width,

@@ -42,11 +42,11 @@ class Data(Section):
         "jsonl: an object a line with lists tokens and tags.",
     )
     tokens: Literal["words", "characters"] = Field(
-        "words", description="The unit that carries a tag; characters of hkcancor words get B-/I- tags."
+        "words",
+        description="The unit that carries a tag, and into which predict cuts text. Words of hkcancor cut into "
+        "characters get B-/I- tags.",
     )
-    path: str | None = Field(
-        None, description="Folder of the .cha files of hkcancor, if not the installed one."
-    )
+    path: str | None = Field(None, description="Folder of hkcancor's .cha files, if not the installed one.")
     train: Part | None = Field(
         None, description="Files (hkcancor: conversations); hkcancor: all not held out."
     )

@@ -112,6 +112,8 @@ def _validate(
     classes = linear_weight.shape[0]
     if target.dtype != torch.int64 or target.shape != input.shape[:-1]:
         raise ValueError(f"target is {_describe(target)}, expected int64 of shape {tuple(input.shape[:-1])}")
+    if linear_bias is not None and linear_bias.dtype != input.dtype:
+        raise ValueError(f"linear_bias is {linear_bias.dtype}, expected input's {input.dtype}")
     for name, value in (("linear_bias", linear_bias), ("weight", weight)):
         if value is not None and value.shape != (classes,):
             raise ValueError(f"{name} is {_describe(value)}, expected shape ({classes},)")

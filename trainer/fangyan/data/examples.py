@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,20 @@ def words_to_characters(words: list[str], tags: list[str]) -> tuple[list[str], l
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file without their line ends; a byte order mark is dropped."""
+    """As :func:`read_stream`, for a file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: byte {error.start + 1} is not UTF-8, expected a UTF-8 text file"
-                ) from None
-            yield number, line.rstrip("\r\n")
+        yield from read_stream(file, str(path))
+
+
+def read_stream(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines of UTF-8 without their line ends; a byte order mark is dropped."""
+    for number, raw in enumerate(stream, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}:{number}: byte {error.start + 1} is not UTF-8, expected UTF-8 text"
+            ) from None
+        yield number, line.rstrip("\r\n")

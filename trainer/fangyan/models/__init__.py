@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
@@ -16,7 +17,7 @@ from transformers import (
 
 from fangyan.errors import UserError
 from fangyan.models import electra_gguf
-from fangyan.models.packed import position_offset
+from fangyan.models.packed import Layout, position_offset
 from fangyan.recipe import Model
 
 __all__ = ["load_token_classifier", "max_length"]
@@ -53,7 +54,7 @@ def load_token_classifier(settings: Model, labels: list[str], seed: int) -> tupl
             model = _from_pretrained(settings.path, config)
         else:
             model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         kind = "folder" if Path(settings.path).exists() else "hub name or folder"
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -66,25 +67,33 @@ def load_token_classifier(settings: Model, labels: list[str], seed: int) -> tupl
     return model, tokenizer
 
 
-def max_length(model: Any, settings: Model) -> int:
-    """Most sub-words in a window: what the recipe says, within what the model has positions for."""
+def max_length(model: Any, requested: int | None, layout: Layout) -> int:
+    """Most sub-words in a window: what the recipe says, within what the model can attend to.
+
+    That is its number of positions; and its sliding window, where it has one and the layout is
+    ``rows``: a block mask takes the place of the model's own and does not slide.
+    """
     table = getattr(model.config, "max_position_embeddings", None)
     limit = table - position_offset(model) if table and table > 0 else 512
-    if settings.max_length is None:
+    sliding = getattr(model.config, "sliding_window", None)
+    if sliding and layout == "rows":
+        limit = min(limit, sliding)
+    if requested is None:
         return limit
-    if settings.max_length > limit:
-        raise UserError(f"model.max_length: {settings.max_length}, but the model has {limit} positions")
-    return settings.max_length
+    if requested > limit:
+        raise UserError(f"model.max_length: {requested}, but the model takes {limit} sub-words at most")
+    return requested
 
 
 def _from_pretrained(path: str, config: Any) -> Any:
-    # A head for another tag set is dropped; any other weight that does not fit is an error.
+    # A head for another tag set is dropped; any other weight that is absent or does not fit is an error.
     model, report = AutoModelForTokenClassification.from_pretrained(
         path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    body = [key for key, *_ in report["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    bad = [key for key, *_ in report["mismatched_keys"]] + list(report["missing_keys"])
+    body = [key for key in bad if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
     if body:
-        raise ValueError(f"its weight {body[0]} does not fit its configuration")
+        raise ValueError(f"its weight {body[0]} is missing or does not fit its configuration")
     return model
 
 

@@ -40,10 +40,14 @@ class PackedModel(nn.Module):
                 f"train.packing: {type(model).__name__} takes no position_ids, so sequences cannot share "
                 "a row; expected train.packing=false"
             )
-        if layout == "varlen":
-            model.set_attn_implementation(attention.NAME)
-        elif layout == "rows":
-            model.set_attn_implementation("sdpa")
+        if layout != "padded":
+            wanted = attention.NAME if layout == "varlen" else "sdpa"
+            model.set_attn_implementation(wanted)
+            if model.config._attn_implementation != wanted:
+                raise UserError(
+                    f"train.packing: {type(model).__name__} has its own attention, which cannot keep packed "
+                    "sequences apart; expected train.packing=false"
+                )
 
     @property
     def row_width(self) -> int | None:
@@ -65,7 +69,6 @@ class PackedModel(nn.Module):
             return inputs
         inputs["position_ids"] = batch.position_ids + self._position_offset
         if self.layout == "rows":
-            self._check_window(batch)
             # Additive, and made once: with a bool mask every layer's attention makes its own.
             mask = block_mask(batch.sequence_ids, self._causal)
             blocked = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
@@ -76,14 +79,6 @@ class PackedModel(nn.Module):
                 cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest
             )
         return inputs
-
-    def _check_window(self, batch: Batch) -> None:
-        window = getattr(self.model.config, "sliding_window", None)
-        if window and max(batch.lengths, default=0) > window:
-            raise UserError(
-                f"model.max_length: a sequence of {max(batch.lengths)} sub-words exceeds the model's sliding "
-                f"window of {window}, which the block mask does not keep; expected at most {window}"
-            )
 
 
 def _is_causal(model: nn.Module) -> bool:
