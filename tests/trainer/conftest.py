@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "cantonese-pos.yaml"
@@ -34,6 +35,8 @@ class Cli:
 
     def start(self, *arguments, ranks=1):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if ranks > torch.cuda.device_count():
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # the ranks share the CPU
         if ranks == 1:
             command = [sys.executable, "-m", "fangyan", *arguments]
         else:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from fangyan.data.encode import Window
 from fangyan.data.packing import collate
-from fangyan.engine import build_engine, start_distributed
+from fangyan.engine import build_engine, device, start_distributed
 from fangyan.errors import UserError
 from fangyan.models import load_token_classifier
 from fangyan.models.packed import PackedModel
@@ -49,7 +49,7 @@ def test_norms_biases_and_embeddings_keep_32_bit_states(stage, precision):
     engine, optimizer = build_engine(recipe, packed, total_steps=10)
     window = Window([33, 100, 200, 300, 36], [1, 2, 3], 0, (0, 3), [-100, 0, 1, 2, -100])
     for _ in range(2):
-        engine.backward(engine(collate([window], 35)))
+        engine.backward(engine(collate([window], 35).to(device())))
         engine.step()
     check_states(engine, optimizer)
     kinds = {}

@@ -1,5 +1,8 @@
 """Two real ranks: the same losses and the same model as one, at every ZeRO stage."""
 
+import json
+
+import fangyan
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,6 +44,16 @@ def test_other_optimizers_and_precisions_learn(cli, overrides):
     losses = [loss for _, loss in cli.losses()]
     assert losses[-1] < losses[0] / 1.3
     assert all(weight.isfinite().all() for weight in weights(cli).values())
+
+
+def test_the_best_is_exported_where_it_is_not_the_last(cli):
+    """ZeRO 3 has no weights to load without their optimizer: the best checkpoint comes back whole."""
+    stopping = ("train.epochs=9", "train.early_stopping=1", "train.checkpoint_every=null")
+    cli.train("optimizer.lr=0.02", "engine.zero_stage=3", *stopping, ranks=2)
+    state = json.loads((cli.folder / "run/checkpoints/last/state.json").read_text())["state"]
+    assert state["best_step"] < state["step"]
+    score = fangyan.load(cli.folder / "run").evaluate()["joint_f1"]
+    assert score == pytest.approx(state["best_score"])
 
 
 def test_more_ranks_than_sentences_in_a_step(cli):

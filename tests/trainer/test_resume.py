@@ -89,6 +89,10 @@ def test_a_checkpoint_cut_short_is_passed_over(half_done):
     out, _ = half_done.train(resume="auto")
     assert "passed over" in out
     assert "resuming" in out
+    checkpoints = half_done.folder / "run" / "checkpoints"
+    for path in checkpoints.glob("step-*"):
+        read_state(path)
+    assert read_state(newest(half_done)).epoch == 2
 
 
 def test_only_the_same_run_is_resumed(half_done):

@@ -43,7 +43,7 @@ class Data(Section):
     )
     tokens: Literal["words", "characters"] = Field(
         "words",
-        description="The unit that carries a tag, and into which predict cuts text. Words of hkcancor cut into "
+        description="What carries a tag, and into which predict cuts text. Words of hkcancor cut into "
         "characters get B-/I- tags.",
     )
     path: str | None = Field(None, description="Folder of hkcancor's .cha files, if not the installed one.")

@@ -212,6 +212,10 @@ def test_the_same_bits_for_any_number_of_threads():
         ({"target": torch.tensor([0, 5, 1])}, r"target holds 5, expected a class in \[0, 5\)"),
         ({"target": torch.tensor([0, -1, 1])}, "target holds -1"),
         ({"linear_bias": torch.zeros(4)}, r"linear_bias is .* expected shape \(5,\)"),
+        (
+            {"linear_bias": torch.zeros(5, dtype=torch.float64)},
+            "linear_bias is torch.float64, expected input's",
+        ),
         ({"weight": torch.zeros(4)}, r"weight is .* expected shape \(5,\)"),
         ({"reduction": "total"}, "reduction is 'total'"),
         ({"label_smoothing": 1.5}, r"label_smoothing is 1.5, expected a number in \[0, 1\]"),

@@ -7,6 +7,7 @@ from fangyan.errors import UserError
 from fangyan.models import load_token_classifier, max_length
 from fangyan.models.electra_gguf import find_file, read_electra
 from fangyan.recipe import Freeze, Model
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast
 
 LABELS = ["B-n", "I-n", "B-v", "I-v"]
@@ -38,7 +39,7 @@ def test_pretrained_or_not_has_the_same_shape():
     assert torch.equal(random.state_dict()[key], again.state_dict()[key])
     assert not torch.equal(random.state_dict()[key], other.state_dict()[key])
     assert pretrained.config.id2label == dict(enumerate(LABELS))
-    assert max_length(pretrained, Model()) == 512
+    assert max_length(pretrained, None, "rows") == 512
 
 
 @pytest.fixture
@@ -91,8 +92,26 @@ def test_a_hub_name_that_cannot_be_reached(monkeypatch):
 
 def test_more_positions_than_the_model_has():
     model, _ = load_token_classifier(Model(), LABELS, seed=0)
-    with pytest.raises(UserError, match="model.max_length: 600, but the model has 512 positions"):
-        max_length(model, Model(max_length=600))
+    assert max_length(model, 100, "rows") == 100
+    with pytest.raises(UserError, match="model.max_length: 600, but the model takes 512 sub-words at most"):
+        max_length(model, 600, "rows")
+    # A block mask does not slide: no window may be longer than what a layer can see.
+    model.config.sliding_window = 64
+    assert max_length(model, None, "rows") == 64
+    assert max_length(model, None, "varlen") == 512
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a weight missing"])
+def test_damaged_weights(bert_folder, damage):
+    path = bert_folder / "model.safetensors"
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:2000])
+    else:
+        weights = load_file(path)
+        del weights["bert.encoder.layer.1.output.dense.weight"]
+        save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="model.path: no token classifier can be loaded from the folder"):
+        load_token_classifier(Model(path=str(bert_folder)), LABELS, seed=0)
 
 
 def test_freezing():

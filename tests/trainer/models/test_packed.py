@@ -1,10 +1,13 @@
 """A packed batch gives what each sentence gives alone, for encoders and causal models."""
 
+import itertools
+
 import pytest
 import torch
 from fangyan.data.encode import IGNORE, Window
 from fangyan.data.packing import collate
 from fangyan.errors import UserError
+from fangyan.models import attention
 from fangyan.models.attention import varlen_attention
 from fangyan.models.dropout import ByteDropout, use_byte_dropout
 from fangyan.models.head import LossHead
@@ -13,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
+    DebertaV2Config,
     ElectraConfig,
     LlamaConfig,
     Qwen2Config,
@@ -127,11 +131,17 @@ def test_no_head_is_said():
         PackedModel(AutoModelForTokenClassification.from_config(CONFIGS["bert"]), 9, "rows")
 
 
-def test_a_sequence_beyond_the_sliding_window_is_refused():
-    config = Qwen2Config(num_key_value_heads=2, **SMALL)
-    config.sliding_window = 10
-    with pytest.raises(UserError, match="30 sub-words exceeds the model's sliding window of 10"):
-        build(config, "rows")(collate(make_windows(), 0))
+def test_a_model_with_its_own_attention_is_refused():
+    """It would let packed sequences see each other; padded it runs."""
+    config = DebertaV2Config(**SMALL)
+    model = AutoModelForTokenClassification.from_config(config)
+    with pytest.raises(
+        UserError, match="DebertaV2ForTokenClassification has its own attention.*train.packing=false"
+    ):
+        PackedModel(model, 5, "rows")
+    logits, loss, _ = run(build(config, "padded"), make_windows())
+    assert loss.item() > 0
+    assert len(logits) == 6
 
 
 def test_byte_dropout():
@@ -160,6 +170,31 @@ def test_varlen_attention_refuses_dropout():
     states = torch.zeros(1, 2, 3, 8)
     with pytest.raises(UserError, match=r"model.attention_dropout: .* expected 0"):
         varlen_attention(nn.Identity(), states, states, states, None, dropout=0.1)
+
+
+def attention_by_sequence(query, key, value, offsets, _, longest, __, *, scale, window_size):
+    """What the variable-length kernel is documented to do, one sequence at a time, on any device."""
+    left, right = window_size
+    assert left == -1
+    outputs = []
+    for start, end in itertools.pairwise(offsets.tolist()):
+        assert end - start <= longest
+        parts = [tensor[start:end].transpose(0, 1) for tensor in (query, key, value)]
+        output = nn.functional.scaled_dot_product_attention(*parts, scale=scale, is_causal=right == 0)
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_long_row_is_each_sentence_alone(name, monkeypatch):
+    """All of the GPU's path but its kernel, whose documented meaning stands in for it."""
+    monkeypatch.setattr(attention, "varlen_attn", attention_by_sequence)
+    windows = make_windows()
+    rows, varlen = (run(build(CONFIGS[name], layout), windows) for layout in ("rows", "varlen"))
+    for left, right in zip(rows[0], varlen[0], strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    for key, gradient in varlen[2].items():
+        torch.testing.assert_close(gradient, rows[2][key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.skipif(
