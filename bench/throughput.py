@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -37,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 TUTORIAL_LENGTH = 128
 TUTORIAL_BATCH = 16
@@ -64,7 +66,7 @@ def prepare(recipe: Recipe) -> Setting:
     parts = load_parts(recipe.data, recipe.seed)
     task = TokenTagging.from_data(recipe.task, parts)
     model, tokenizer = load_token_classifier(recipe.model, task.labels, recipe.seed)
-    encoder = Encoder(tokenizer, max_length(model, recipe.model))
+    encoder = Encoder(tokenizer, max_length(model, recipe.model.max_length, "rows"))
     windows = [window for group in task.encode(parts["train"], encoder) for window in group]
     return Setting(
         recipe, task.labels, tokenizer, [w for w in windows if len(w.input_ids) <= TUTORIAL_LENGTH]
@@ -128,20 +130,23 @@ def hf_trainer(setting: Setting, steps: int, batch: int) -> Run:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.end = time.perf_counter()
 
-    # A subset that the steps go through once: the sampler sorts by length, and the first batches of
-    # a larger set would all be long sentences.
+    # The sampler sorts within large groups, and the first batches of an epoch are all long: some of a
+    # whole epoch's batches, drawn at random, stand for it.
+    lengths = [len(window.input_ids) for window in setting.windows]
+    order = list(LengthGroupedSampler(batch, lengths=lengths, generator=torch.Generator().manual_seed(0)))
+    batches = [order[start : start + batch] for start in range(0, len(order) - batch + 1, batch)]
+    chosen = random.Random(0).sample(batches, steps)
     rows = [
-        {"input_ids": w.input_ids, "labels": w.targets, "length": len(w.input_ids)}
-        for w in _shuffled(setting)[: steps * batch]
+        {"input_ids": setting.windows[i].input_ids, "labels": setting.windows[i].targets}
+        for members in chosen
+        for i in members
     ]
     pad = DataCollatorForTokenClassification(setting.tokenizer)
     seen: list[int] = []
 
     def collator(features: list[dict[str, Any]]) -> dict[str, Tensor]:
         seen.append(sum(len(feature["input_ids"]) for feature in features))
-        return pad([{key: feature[key] for key in ("input_ids", "labels")} for feature in features])
-
-    seed = iter(range(1000))
+        return pad(features)
 
     def run() -> tuple[int, float]:
         clock = Clock()
@@ -149,8 +154,7 @@ def hf_trainer(setting: Setting, steps: int, batch: int) -> Run:
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=batch,
             max_steps=steps,
-            train_sampling_strategy="group_by_length",
-            seed=next(seed),
+            train_sampling_strategy="sequential",
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
