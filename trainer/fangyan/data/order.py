@@ -14,15 +14,7 @@ def epoch_steps(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int
     """A shuffled epoch cut into steps of at most ``batch_tokens`` sub-words (one sequence at least)."""
     order = list(range(len(lengths)))
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    steps: list[list[int]] = []
-    room = 0
-    for i in order:
-        if not steps or lengths[i] > room:
-            steps.append([])
-            room = batch_tokens
-        steps[-1].append(i)
-        room -= lengths[i]
-    return steps
+    return _cut(order, lengths, batch_tokens)
 
 
 def split_step(step: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
@@ -41,9 +33,14 @@ def split_step(step: Sequence[int], lengths: Sequence[int], parts: int) -> list[
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Sequences of like length together, for evaluation, where order is free."""
+    return _cut(sorted(range(len(lengths)), key=lambda i: lengths[i]), lengths, batch_tokens)
+
+
+def _cut(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Neighbours in ``order`` together, up to ``batch_tokens`` (one sequence at least)."""
     batches: list[list[int]] = []
     room = 0
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    for i in order:
         if not batches or lengths[i] > room:
             batches.append([])
             room = batch_tokens
