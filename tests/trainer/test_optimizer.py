@@ -10,14 +10,14 @@ from fangyan.errors import UserError
 from fangyan.models import load_token_classifier
 from fangyan.models.packed import PackedModel
 from fangyan.optimizer import check_states, flat_parameters, parameter_groups
-from fangyan.recipe import Model, parse_recipe
+from fangyan.recipe import Model, Optimizer, parse_recipe
 
 LABELS = ["B-n", "I-n", "B-v", "I-v"]
 
 
 def test_groups():
     model, _ = load_token_classifier(Model(), LABELS, seed=0)
-    groups = {group["name"]: group for group in parameter_groups(model, 0.1)}
+    groups = {group["name"]: group for group in parameter_groups(model, Optimizer(weight_decay=0.1))}
     assert {name: group["weight_decay"] for name, group in groups.items()} == {
         "matrices": 0.1, "embeddings": 0.1, "vectors": 0.0,
     }  # fmt: skip
@@ -28,7 +28,24 @@ def test_groups():
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(UserError, match="every parameter is frozen"):
-        parameter_groups(model, 0.1)
+        parameter_groups(model, Optimizer())
+
+
+def test_layer_decay_lowers_the_rate_from_the_head_to_the_embeddings():
+    model, _ = load_token_classifier(Model(), LABELS, seed=0)
+    groups = parameter_groups(model, Optimizer(lr=1.0, layer_decay=0.5))
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        if name.startswith("classifier"):
+            depth = 0
+        elif ".layer." in name:
+            depth = 6 - int(name.split(".")[3])
+        else:
+            depth = 7  # the embeddings, their norm and their projection
+        assert rates[id(parameter)] == 0.5**depth, name
+    with pytest.raises(UserError, match="optimizer.layer_decay: Linear has no stack of layers"):
+        parameter_groups(torch.nn.Linear(2, 2), Optimizer(layer_decay=0.5))
 
 
 @pytest.mark.filterwarnings("default")  # DeepSpeed's own
@@ -40,7 +57,7 @@ def test_norms_biases_and_embeddings_keep_32_bit_states(stage, precision):
         {
             "name": "x",
             "data": {"format": "hkcancor"},
-            "optimizer": {"name": "adamw8bit"},
+            "optimizer": {"name": "adamw8bit", "layer_decay": 0.9},
             "engine": {"zero_stage": stage, "precision": precision},
         }
     )

@@ -65,7 +65,7 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
     Args:
         total_steps: optimizer steps of the whole run, for the learning rate's schedule.
     """
-    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer.weight_decay), recipe.optimizer)
+    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
     name = {"constant": "constant_with_warmup"}.get(recipe.schedule.decay, recipe.schedule.decay)
     schedule = get_scheduler(name, optimizer, round(recipe.schedule.warmup * total_steps), total_steps)
     rates = [group["lr"] for group in optimizer.param_groups]

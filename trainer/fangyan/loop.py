@@ -231,7 +231,7 @@ def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Repo
     steps = run.plan[state.epoch]
     while state.step_in_epoch < len(steps):
         step = steps[state.step_in_epoch]
-        rate = run.optimizer.param_groups[0]["lr"]
+        rate = max(group["lr"] for group in run.optimizer.param_groups)
         meter.start()
         loss = train_step(
             run.engine, run.recipe, run.windows, run.lengths, step, state.step, run.tokenizer, run.packed

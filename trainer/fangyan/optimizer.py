@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fangyan.adapt.freeze import encoder_layers
 from fangyan.errors import UserError
 from fangyan.recipe import Optimizer
 
@@ -15,10 +16,15 @@ from fangyan.recipe import Optimizer
 FULL_PRECISION_GROUPS = ("vectors", "embeddings")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters as matrices, embeddings and vectors (norms and biases: no decay)."""
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    """Trainable parameters as matrices, embeddings and vectors (norms and biases: no decay).
+
+    With ``layer_decay``, each of a layer's own: the rate falls from the head down to the embeddings
+    (Howard & Ruder 2018, arXiv 1801.06146; ELECTRA's recipe, Clark et al. 2020, arXiv 2003.10555).
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    members: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    depths = _depths(model) if settings.layer_decay < 1.0 else {}
+    members: dict[tuple[int, str], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             kind = (
@@ -28,15 +34,31 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
                 if parameter.ndim < 2
                 else "matrices"
             )
-            members[kind].append(parameter)
-    groups = [
-        {"name": kind, "params": parameters, "weight_decay": 0.0 if kind == "vectors" else weight_decay}
-        for kind, parameters in members.items()
-        if parameters
-    ]
-    if not groups:
+            members.setdefault((depths.get(id(parameter), 0), kind), []).append(parameter)
+    if not members:
         raise UserError("freeze: every parameter is frozen, expected some left to train")
-    return groups
+    return [
+        {
+            "name": kind,
+            "params": parameters,
+            "lr": settings.lr * settings.layer_decay**depth,
+            "weight_decay": 0.0 if kind == "vectors" else settings.weight_decay,
+        }
+        for (depth, kind), parameters in sorted(members.items(), key=lambda item: item[0])
+    ]
+
+
+def _depths(model: nn.Module) -> dict[int, int]:
+    """How far each parameter lies below the head: 0, 1 for the last layer, most for the embeddings."""
+    layers = encoder_layers(model, "optimizer.layer_decay")
+    inside = {id(p): len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
+    depths: dict[int, int] = {}
+    depth = len(layers) + 1  # until the first layer: a model lists its modules from the input up
+    for parameter in model.parameters():
+        if id(parameter) in inside:
+            depth = 0  # whatever follows outside the layers is the head's
+        depths[id(parameter)] = inside.get(id(parameter), depth)
+    return depths
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:

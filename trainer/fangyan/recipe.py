@@ -102,6 +102,9 @@ class Optimizer(Section):
         "for embeddings, norms and biases. sgd: 4.",
     )
     lr: Annotated[float, Field(gt=0.0)] = Field(1e-4, description="Peak learning rate.")
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Factor on the rate for each layer below the head; the embeddings' is the smallest."
+    )
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(
         0.01, description="Decoupled weight decay; off for norms and biases."
     )

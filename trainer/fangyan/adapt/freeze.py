@@ -18,7 +18,7 @@ def freeze(model: nn.Module, settings: Freeze) -> int:
     if settings.embeddings:
         chosen += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if settings.layers is not None:
-        layers = encoder_layers(model)
+        layers = encoder_layers(model, "freeze.layers")
         for number in parse_layers(settings.layers):
             if number >= len(layers):
                 raise UserError(
@@ -31,9 +31,13 @@ def freeze(model: nn.Module, settings: Freeze) -> int:
     return sum(parameter.numel() for parameter in parameters.values())
 
 
-def encoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's stack of layers: its longest list of modules."""
+def encoder_layers(model: nn.Module, field: str) -> nn.ModuleList:
+    """The model's stack of layers: its longest list of modules.
+
+    Raises:
+        UserError: naming the recipe's field that asks for layers, if there is none.
+    """
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not stacks:
-        raise UserError(f"freeze.layers: {type(model).__name__} has no stack of layers")
+        raise UserError(f"{field}: {type(model).__name__} has no stack of layers")
     return max(stacks, key=len)
