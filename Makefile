@@ -1,11 +1,12 @@
 # make train   sets up .venv and runs the Cantonese recipe
-# make test    sets up .venv where it is missing, then lint, types and tests
+# make test    sets up .venv where it is missing, then lint, types, tests and quick benchmarks
+# make bench   measures everything on this machine, into bench/results
 PYTHON ?= python3
 RECIPE ?= recipes/cantonese-pos.yaml
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test lint clean
+.PHONY: train test bench lint clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
@@ -13,6 +14,11 @@ train: .venv/installed
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --quick
+
+bench: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --results
+	$(BIN)/python bench/report.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

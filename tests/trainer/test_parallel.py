@@ -17,12 +17,12 @@ def test_two_ranks_are_one(cli, one_rank, stage):
     cli.train(f"engine.zero_stage={stage}", ranks=2)
     left, right = cli.losses(), one_rank.losses()
     assert [step for step, _ in left] == [step for step, _ in right]
-    assert [loss for _, loss in left] == pytest.approx([loss for _, loss in right], rel=1e-4)
+    assert [loss for _, loss in left] == pytest.approx([loss for _, loss in right], rel=1e-5)
     assert left[-1][1] < left[0][1] / 1.3
     found, expected = weights(cli), weights(one_rank)
     assert found.keys() == expected.keys()
     for name, weight in found.items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-2, atol=2e-4, msg=name)
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_best_is_exported_where_it_is_not_the_last(cli):
 
 def test_more_ranks_than_sentences_in_a_step(cli):
     """A rank without work takes part with an empty batch, and the ranks do not hang."""
-    cli.train(
-        "train.batch_tokens=1", "train.epochs=1", "engine.zero_stage=3", "data.train=[FC-R005_v2]", ranks=2
-    )
-    assert len(cli.losses()) > 50
+    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12)
+    data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
+    cli.train(*data, "train.batch_tokens=1", "train.epochs=1", "engine.zero_stage=3", ranks=2)
+    assert len(cli.losses()) == 12

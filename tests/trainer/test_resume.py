@@ -1,6 +1,7 @@
 """Kills, resumes and damaged checkpoints: losses exact, nothing finished lost."""
 
 import json
+import resource
 import shutil
 import signal
 import time
@@ -12,7 +13,7 @@ from fangyan.checkpoint import read_state
 from fangyan.errors import UserError
 
 SETTINGS = {
-    "one rank": (1, ()),
+    "one rank": (1, ("train.token_masking=0.05",)),
     "two ranks, ZeRO 2, 8-bit": (
         2,
         ("engine.zero_stage=2", "optimizer.name=adamw8bit", "engine.precision=bf16"),
@@ -107,15 +108,11 @@ def test_only_the_same_run_is_resumed(half_done):
 
 def test_a_full_disk_leaves_the_last_checkpoint(half_done):
     """A limit on the size of a file stands for a full disk: the write itself fails."""
-    import resource
-
     before = newest(half_done)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, limit[1]))
-    try:
-        _, err = half_done.train(resume="auto", code=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    process = half_done.start(*half_done.train_arguments(resume="auto"))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
     assert "the checkpoint cannot be written" in err
     assert f"the last whole checkpoint is {before}" in err
     assert newest(half_done) == before

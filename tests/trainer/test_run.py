@@ -153,6 +153,7 @@ def test_entities_from_the_users_own_files(cli, layout):
         "data.dev=0.2",
         f"train.packing={layout}",
         "train.epochs=8",
+        "optimizer.lr=2e-3",
     )
     assert "entity f1" in out
     (prediction,) = fangyan.load(cli.folder / "run").predict(["我 喺 港 村 住"])

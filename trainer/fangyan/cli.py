@@ -61,6 +61,10 @@ def train(
             help="auto: go on from the run's newest whole checkpoint, if any. Or a checkpoint's folder."
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Trace a few steps into the run folder, and show what they cost."),
+    ] = False,
 ) -> None:
     """Runs a recipe: evaluates, trains, evaluates, exports.
 
@@ -69,7 +73,7 @@ def train(
     from fangyan.loop import train as run
     from fangyan.recipe import load_recipe
 
-    run(load_recipe(recipe, overrides), resume)
+    run(load_recipe(recipe, overrides), resume, profile)
 
 
 @app.command()

@@ -27,8 +27,9 @@ from fangyan.models import load_token_classifier, max_length
 from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.optimizer import check_states, flat_parameters
+from fangyan.profile import StepProfile
 from fangyan.recipe import Recipe, load_recipe
-from fangyan.report import Reporter
+from fangyan.report import Reporter, score_table
 from fangyan.tasks.token_tagging import TokenTagging
 
 Scores = dict[str, float]
@@ -52,13 +53,14 @@ class Result:
     tokens_per_second: float
 
 
-def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Result:
+def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile: bool = False) -> Result:
     """Runs a recipe: evaluates, trains, evaluates, exports.
 
     Args:
         recipe: a recipe, or the path of one.
         resume: ``auto`` goes on from the newest whole checkpoint of the run folder and starts
             afresh if there is none; a path goes on from that checkpoint.
+        profile: writes a Chrome trace of a few steps into the run folder, and says what they cost.
 
     Raises:
         UserError: with one sentence on what to change.
@@ -69,7 +71,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
     folder = recipe.folder
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
     start, notes = _find_start(recipe, checkpoints, resume)
-    run = _prepare(recipe)
+    run = prepare(recipe)
     notes += run.notes
     state = State(ranks=ranks) if start is None else checkpoints.load(run.engine, start)
     if start is None:
@@ -88,14 +90,16 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
 
         meter = _Meter()
         report.start(state.step, run.total_steps)
-        while state.epoch < recipe.train.epochs and not state.finished:
-            _train_epoch(run, state, checkpoints, report, meter)
-            _check_weights(run, state)
-            scores = run.evaluate("dev")["dev"]
-            report.record("evaluation", state.step, state.epoch + 1, scores, "dev")
-            report.say(f"epoch {state.epoch + 1:2}  dev   {_format(scores)}")
-            best = _end_epoch(state, scores[run.metric], recipe.train.early_stopping)
-            checkpoints.save(run.engine, state, best)
+        trace = folder / "profile" / "trace.json" if profile and rank == 0 else None
+        with StepProfile(trace, report) as profiler:
+            while state.epoch < recipe.train.epochs and not state.finished:
+                _train_epoch(run, state, checkpoints, report, meter, profiler)
+                _check_weights(run, state)
+                scores = run.evaluate("dev")["dev"]
+                report.record("evaluation", state.step, state.epoch + 1, scores, "dev")
+                report.say(f"epoch {state.epoch + 1:2}  dev   {_format(scores)}")
+                best = _end_epoch(state, scores[run.metric], recipe.train.early_stopping)
+                checkpoints.save(run.engine, state, best)
         report.stop()
 
         if state.best_step != state.step:
@@ -104,7 +108,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
         for part, scores in after.items():
             report.record("evaluation", state.step, state.epoch, scores, f"{part}-best")
         run.export(folder / "model", state.before, after)
-        report.table(state.before, after)
+        report.show(score_table(state.before, after))
         report.say(
             f"{state.step} steps, best at {state.best_step}, {meter.tokens_per_second:,.0f} tokens/s, "
             f"peak memory {peak_memory() / 1e9:.2f} GB"
@@ -114,8 +118,13 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None) -> Resu
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A recipe made ready to train."""
+class Run:
+    """A recipe made ready to train.
+
+    Attributes:
+        windows, lengths: the training data as the model takes it, and its sub-words.
+        plan: by epoch, by step, the windows to train on.
+    """
 
     recipe: Recipe
     parts: dict[str, list[Example]]
@@ -168,7 +177,8 @@ class _Run:
         )
 
 
-def _prepare(recipe: Recipe) -> _Run:
+def prepare(recipe: Recipe) -> Run:
+    """Loads data and model and builds the engine, within the process group that there is."""
     parts = load_parts(recipe.data, recipe.seed)
     task = TokenTagging.from_data(recipe.task, parts)
     for example in (example for part in parts.values() for example in part):
@@ -188,7 +198,7 @@ def _prepare(recipe: Recipe) -> _Run:
     ]
     if device().type == "cpu":
         use_byte_dropout(model)
-    packed = PackedModel(model, len(task.labels), layout, recipe.task.label_smoothing)
+    packed = PackedModel(model, len(task.labels), layout, recipe.task.label_smoothing, recipe.engine.kernels)
     engine, optimizer = build_engine(recipe, packed, sum(len(steps) for steps in plan))
     tagger = Tagger(
         task,
@@ -199,7 +209,7 @@ def _prepare(recipe: Recipe) -> _Run:
         rank=dist.get_rank(),
         ranks=dist.get_world_size(),
     )
-    return _Run(
+    return Run(
         recipe=recipe,
         parts=parts,
         task=task,
@@ -224,7 +234,14 @@ def _unseen_tags(parts: dict[str, list[Example]]) -> list[str]:
     return [f"tags that train never shows: {', '.join(unseen)}"] if unseen else []
 
 
-def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Reporter, meter: _Meter) -> None:
+def _train_epoch(
+    run: Run,
+    state: State,
+    checkpoints: Checkpoints,
+    report: Reporter,
+    meter: _Meter,
+    profiler: StepProfile,
+) -> None:
     """The rest of the state's epoch, with checkpoints on the way."""
     settings = run.recipe.train
     losses = _Losses(report, state)
@@ -233,9 +250,7 @@ def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Repo
         step = steps[state.step_in_epoch]
         rate = max(group["lr"] for group in run.optimizer.param_groups)
         meter.start()
-        loss = train_step(
-            run.engine, run.recipe, run.windows, run.lengths, step, state.step, run.tokenizer, run.packed
-        )
+        loss = train_step(run, step, state.step)
         if state.step_in_epoch == 0:
             check_states(run.engine, run.optimizer)
         state.step += 1
@@ -247,13 +262,14 @@ def _train_epoch(run: _Run, state: State, checkpoints: Checkpoints, report: Repo
         read = state.step % settings.log_every == 0 or at_end or save
         mean = losses.flush() if read else None
         meter.stop(sum(run.lengths[i] for i in step))
+        profiler.step()
         report.advance(state.step, state.epoch, mean, meter.tokens_per_second)
         if save:
             _check_weights(run, state)
             checkpoints.save(run.engine, state)
 
 
-def _check_weights(run: _Run, state: State) -> None:
+def _check_weights(run: Run, state: State) -> None:
     """No checkpoint, and no score, of weights that an overflow has spoilt; every rank calls it."""
     tensors = [tensor for _, tensor in flat_parameters(run.engine, run.optimizer)]
     finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all().float()
@@ -265,30 +281,26 @@ def _check_weights(run: _Run, state: State) -> None:
         )
 
 
-def train_step(
-    engine: Any,
-    recipe: Recipe,
-    windows: list[Window],
-    lengths: list[int],
-    step: list[int],
-    number: int,
-    tokenizer: Any,
-    packed: PackedModel,
-) -> torch.Tensor:
-    """One optimizer step on this rank's shares; gives its part of the step's mean loss."""
+def train_step(run: Run, step: list[int], number: int) -> torch.Tensor:
+    """One optimizer step on this rank's shares of the windows ``step``; gives its part of the mean loss.
+
+    ``number`` counts the run's steps: dropout and masking follow it.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    passes = recipe.train.gradient_accumulation_steps
-    shares = split_step(step, lengths, ranks * passes)
-    labelled = sum(target != IGNORE for i in step for target in windows[i].targets)
+    settings, engine = run.recipe.train, run.engine
+    passes = settings.gradient_accumulation_steps
+    shares = split_step(step, run.lengths, ranks * passes)
+    labelled = sum(target != IGNORE for i in step for target in run.windows[i].targets)
     total = torch.zeros((), device=device())
-    for i in range(passes):
-        share = rank * passes + i
+    for number_of_pass in range(passes):
+        share = rank * passes + number_of_pass
         # Dropout follows the share, not the rank: one rank with two passes and two ranks with one
         # draw the same masks, and a resumed run needs no generator's state.
-        torch.manual_seed(zlib.crc32(f"{recipe.seed}/{number}/{share}".encode()))
-        batch = collate([windows[j] for j in shares[share]], tokenizer.pad_token_id, packed.row_width)
-        if recipe.train.token_masking:
-            batch = mask_tokens(batch, recipe.train.token_masking, tokenizer.mask_token_id)
+        torch.manual_seed(zlib.crc32(f"{run.recipe.seed}/{number}/{share}".encode()))
+        chosen = [run.windows[i] for i in shares[share]]
+        batch = collate(chosen, run.tokenizer.pad_token_id, run.packed.row_width)
+        if settings.token_masking:
+            batch = mask_tokens(batch, settings.token_masking, run.tokenizer.mask_token_id)
         loss = engine(batch.to(device())) / max(labelled, 1)
         # DeepSpeed divides by the ranks and the passes; the loss is divided by its tokens already.
         engine.backward(loss * (ranks * passes))

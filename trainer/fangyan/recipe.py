@@ -155,6 +155,9 @@ class Engine(Section):
         description="What DeepSpeed ZeRO shards: 1 optimizer states, 2 and gradients, 3 and weights.",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of forward and backward.")
+    kernels: Literal["auto", "reference"] = Field(
+        "auto", description="auto: fangyan's own wherever they run. reference: plain PyTorch in their place."
+    )
 
 
 class Recipe(Section):

@@ -111,11 +111,10 @@ class Reporter:
         if self.active:
             self._progress.stop()
 
-    def table(self, before: dict[str, Scores], after: dict[str, Scores]) -> None:
-        """Scores before and after, on the terminal and in log.txt."""
+    def show(self, table: Table) -> None:
+        """A table, on the terminal and in log.txt."""
         if not self.active:
             return
-        table = score_table(before, after)
         self.console.print(table)
         with self._log.open("a") as file:
             Console(file=file, width=100).print(table)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from fangyan_kernels import linear_cross_entropy
 from torch import Tensor, nn
 
 from fangyan.errors import UserError
+
+Kernels = Literal["auto", "reference"]
 
 
 class LossHead(nn.Linear):
@@ -19,11 +22,12 @@ class LossHead(nn.Linear):
     again for the backward, and whatever the model computes before its head stays the model's.
     """
 
-    def __init__(self, linear: nn.Linear, label_smoothing: float):
+    def __init__(self, linear: nn.Linear, label_smoothing: float, kernels: Kernels):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.label_smoothing = label_smoothing
+        self.kernels = kernels
         self._targets: Tensor | None = None
 
     @contextmanager
@@ -44,14 +48,15 @@ class LossHead(nn.Linear):
             linear_bias=self.bias,
             reduction="sum",
             label_smoothing=self.label_smoothing,
+            impl=self.kernels,
         )
 
 
-def install_loss_head(model: nn.Module, classes: int, label_smoothing: float) -> LossHead:
+def install_loss_head(model: nn.Module, classes: int, label_smoothing: float, kernels: Kernels) -> LossHead:
     """Replaces the model's last ``nn.Linear`` with ``classes`` outputs; its parameters are kept."""
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.Linear) and module.out_features == classes:
-            head = LossHead(module, label_smoothing)
+            head = LossHead(module, label_smoothing, kernels)
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, head)
             return head

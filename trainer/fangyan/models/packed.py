@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fangyan.data.packing import ROW_WIDTH, Batch, block_mask, boundaries
 from fangyan.errors import UserError
 from fangyan.models import attention
-from fangyan.models.head import install_loss_head
+from fangyan.models.head import Kernels, install_loss_head
 
 Layout = Literal["rows", "varlen", "padded"]
 
@@ -25,13 +25,21 @@ class PackedModel(nn.Module):
         layout: ``rows`` (short rows, block-diagonal mask), ``varlen`` (one row, variable-length
             kernel) or ``padded`` (one sequence a row).
         label_smoothing: of the loss.
+        kernels: implementation of the head's loss.
     """
 
-    def __init__(self, model: Any, classes: int, layout: Layout, label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        model: Any,
+        classes: int,
+        layout: Layout,
+        label_smoothing: float = 0.0,
+        kernels: Kernels = "auto",
+    ):
         super().__init__()
         self.model = model
         self.layout = layout
-        self.head = install_loss_head(model, classes, label_smoothing)
+        self.head = install_loss_head(model, classes, label_smoothing, kernels)
         self._position_offset = position_offset(model)
         self._causal = bool(getattr(model.config, "is_decoder", False)) or _is_causal(model)
         parameters = inspect.signature(model.forward).parameters

@@ -1,0 +1,111 @@
+"""Every op of ``ops/``: all contenders at every shape, values and gradients first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from harness.machine import device
+from harness.op import Claim, Contender, Op, Shape
+from harness.registry import contenders, ops, shapes
+from harness.suite import Suite, recorded_time, replay, scaling, slopes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table."""
+
+    op: Op
+    shape: Shape
+    which: str
+    contender: Contender
+
+    def __str__(self) -> str:
+        return f"{self.op.name}-{self.shape}-{self.which}-{self.contender.name}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    quick = metafunc.config.getoption("quick")
+    settings = [(op, shape) for op in ops().values() for shape in shapes(op, device(), quick)]
+    if "cell" in metafunc.fixturenames:
+        cells = [
+            Cell(op, shape, which, contender)
+            for op, shape in settings
+            for which in op.passes
+            for contender in contenders(op, quick)
+        ]
+        metafunc.parametrize("cell", cells, ids=str)
+    if "claim" in metafunc.fixturenames:
+        claims = [
+            pytest.param(op, shape, claim, id=f"{op.name}-{shape}-{claim.which}-{claim.contender}")
+            for op, shape in settings
+            for claim in op.claims
+            if claim.shape == shape.name and shape.quick
+        ]
+        metafunc.parametrize(("op", "shape", "claim"), claims)
+    if "letter" in metafunc.fixturenames:
+        lines = [
+            pytest.param(op, shapes(op, device(), False)[0], letter, id=f"{op.name}-{letter}")
+            for op in ops().values()
+            for letter in op.scaling
+        ]
+        metafunc.parametrize(("op", "shape", "letter"), [] if quick else lines)
+
+
+@pytest.mark.benchmark(timer=recorded_time)
+def test_op(cell: Cell, suite: Suite, benchmark: Any) -> None:
+    measured = suite.op(cell.op, cell.shape)
+    name = cell.contender.name
+    if name in measured.missing:
+        benchmark.skipped = True
+        pytest.skip(measured.missing[name])
+    if name in measured.wrong:
+        benchmark.skipped = True
+        # A peer's values are the peer's to mend; ours and the baseline's are ours.
+        (pytest.xfail if cell.contender.role == "peer" else pytest.fail)(measured.wrong[name])
+    found = suite.ratio(cell.op, cell.shape, cell.which, name)
+    work = cell.op.work(cell.shape, cell.which)
+    benchmark.group = f"{cell.op.name}, {cell.shape}, {cell.which}"
+    benchmark.extra_info.update(
+        kind="op",
+        op=cell.op.name,
+        shape=str(cell.shape),
+        which=cell.which,
+        contender=name,
+        role=cell.contender.role,
+        baseline=cell.op.baseline.name,
+        ratio=found.as_dict(),
+        peak_memory=measured.peak_memory[name],
+        first_call_seconds=measured.first_call_seconds[name],
+        bytes=work.bytes,
+        flops=work.flops,
+        floor_seconds=suite.floor(cell.op, cell.shape, cell.which),
+    )
+    replay(benchmark, measured.times[cell.which][name])
+
+
+def test_claim(op: Op, shape: Shape, claim: Claim, suite: Suite) -> None:
+    """Ratios alone: they hold on any machine, absolute times on none but their own."""
+    measured = suite.op(op, shape)
+    if claim.contender in measured.missing:
+        pytest.skip(measured.missing[claim.contender])
+    found = suite.ratio(op, shape, claim.which, claim.contender)
+    assert found.median >= claim.at_least, (
+        f"{claim.contender} is {found.median:.2f}x of {op.baseline.name}'s speed "
+        f"({found.low:.2f}-{found.high:.2f}), expected {claim.at_least:.2f}x"
+    )
+
+
+@pytest.mark.benchmark(timer=recorded_time)
+def test_scaling(op: Op, shape: Shape, letter: str, suite: Suite, benchmark: Any) -> None:
+    """How cost grows with one dimension: 1 is in proportion, 0 not at all."""
+    points = scaling(op, shape, letter)
+    exponents = slopes(points)
+    for name, exponent in exponents.items():
+        suite.lines.append(f"{op.name} {op.passes[-1]}, {name}: cost grows as {letter}^{exponent:.2f}")
+        assert exponent < 1.25, f"{name} grows as {letter}^{exponent:.2f}, expected in proportion at most"
+    benchmark.group = f"{op.name}, scaling with {letter}"
+    benchmark.extra_info.update(kind="scaling", op=op.name, letter=letter, points=points, slopes=exponents)
+    replay(benchmark, [points[op.baseline.name][-1][1]])

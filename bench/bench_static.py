@@ -1,0 +1,32 @@
+"""What needs no clock: instructions and compiler reports against those that are committed."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import instructions, static
+
+
+def test_instruction_counts(request: pytest.FixtureRequest) -> None:
+    if reason := instructions.missing():
+        pytest.skip(reason)
+    if request.config.getoption("results"):
+        static.write("instructions.json", static.instruction_counts())
+        return
+    committed = static.read("instructions.json")
+    if committed["compiler"] != instructions.compiler():
+        pytest.skip(f"counts are of {committed['compiler']}, this is {instructions.compiler()}")
+    complaints = static.grown_counts(committed["counts"], instructions.count_instructions())
+    assert not complaints, "\n".join(complaints)
+
+
+def test_kernel_reports(request: pytest.FixtureRequest) -> None:
+    found = static.kernel_reports()
+    if request.config.getoption("results"):
+        static.write("kernels.json", found)
+        return
+    committed = static.read("kernels.json")
+    if committed["triton"] != found["triton"]:
+        pytest.skip(f"reports are of triton {committed['triton']}, this is {found['triton']}")
+    complaints = static.worse_reports(committed["reports"], found["reports"])
+    assert not complaints, "\n".join(complaints)

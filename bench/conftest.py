@@ -1,0 +1,89 @@
+"""Options, the suite that all tests read from, and what a run prints and stores."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.machine import device, machine_name
+from harness.suite import Suite
+
+HERE = Path(__file__).parent
+SUITE: pytest.StashKey[Suite] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fangyan", "fangyan's benchmarks")
+    group.addoption("--quick", action="store_true", help="small shapes and few rounds: 3 minutes on 2 cores")
+    group.addoption("--compare", metavar="REF", help="time this tree and a git ref in turns; slower fails")
+    group.addoption(
+        "--results",
+        action="store_true",
+        help="replace what is committed under bench/results for this machine, and the static reports",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SUITE] = Suite(config.getoption("quick"))
+    # Peers, and what they import, warn as they please; nothing of theirs is tested here.
+    config.addinivalue_line("filterwarnings", "ignore")
+    config.option.benchmark_columns = ["median", "iqr", "rounds"]
+    config.option.benchmark_sort = "name"
+    config.option.benchmark_group_by = "group"
+    if config.getoption("results"):
+        folder = HERE / "results" / machine_name()
+        folder.mkdir(parents=True, exist_ok=True)
+        config.option.benchmark_json = (folder / "benchmarks.json").open("wb")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``--compare`` runs the comparison alone; otherwise it has nothing to compare with."""
+    comparing = config.getoption("compare") is not None
+    chosen = [item for item in items if (item.path.name == "bench_regression.py") == comparing]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+    for item in items:
+        item.add_marker(pytest.mark.timeout(0))  # a case takes what it takes
+
+
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest) -> Suite:
+    return request.config.stash[SUITE]
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("torch", "triton", "transformers", "deepspeed", "bitsandbytes", "peft", "liger-kernel"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    ceilings = config.stash[SUITE].ceilings
+    machine_info.update(
+        name=machine_name(),
+        device=torch.cuda.get_device_name() if device() == "cuda" else platform.processor(),
+        threads=torch.get_num_threads(),
+        versions=versions,
+        bytes_per_second=ceilings.bytes_per_second,
+        flops={str(dtype).removeprefix("torch."): flops for dtype, flops in ceilings.flops.items()},
+    )
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: Any) -> None:
+    machine_info = output_json["machine_info"]
+    machine_info.pop("node", None)  # a host's name says nothing of its speed
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = config.stash[SUITE].lines
+    if lines:
+        terminalreporter.section("fangyan")
+        for line in lines:
+            terminalreporter.write_line(line)

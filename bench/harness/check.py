@@ -1,0 +1,92 @@
+"""Values and gradients before times: the error budget of every contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.op import Contender, Inputs, Op, Shape, draw, leaves
+
+
+class WrongValues(Exception):
+    """A contender computes something else; its times would mean nothing."""
+
+
+def upstream(value: Tensor) -> Tensor:
+    """The gradient that every backward starts from: one for a loss, fixed noise for a tensor."""
+    if value.ndim == 0:
+        return torch.ones_like(value)
+    generator = torch.Generator(value.device).manual_seed(7)
+    return torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+
+
+def evaluate(
+    call: Callable[[], Any], inputs: Inputs, differentiable: bool, calls: int = 1
+) -> dict[str, Tensor]:
+    """The value of the last call, and the gradients of the inputs that have one."""
+    parts = leaves(inputs)
+    for leaf in parts:
+        leaf.grad = None
+    for _ in range(calls):
+        value = call()
+    results = {"value": value.detach().clone()}
+    if differentiable:
+        value.backward(upstream(value))
+        for number, leaf in enumerate(parts):
+            assert leaf.grad is not None
+            results[f"gradient {number}"] = leaf.grad.detach().clone()
+            leaf.grad = None
+    return results
+
+
+def truth(op: Op, shape: Shape, seed: int) -> dict[str, Tensor]:
+    """The same in float64, from the same numbers."""
+    wide = tuple(_widen(value) for value in draw(op, shape, seed))
+    return evaluate(lambda: op.truth(*wide), wide, "backward" in op.passes)
+
+
+def _widen(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    wide = value.detach().double()
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(wide, value.requires_grad)
+    return wide.requires_grad_(value.requires_grad)
+
+
+def check(op: Op, shape: Shape, contender: Contender, seed: int = 0) -> None:
+    """The contender's error is at most twice the baseline's, plus one rounding step.
+
+    Both are measured against float64. A gradient of nothing but zeros is wrong whatever its error:
+    a peer has been timed so.
+
+    Raises:
+        WrongValues: naming what differs, and by how much.
+    """
+    differentiable = "backward" in op.passes
+    expected = truth(op, shape, seed)
+    inputs = draw(op, shape, seed)
+    found = evaluate(contender.prepare(shape, inputs), inputs, differentiable, op.calls_checked)
+    inputs = draw(op, shape, seed)
+    plain = evaluate(op.baseline.prepare(shape, inputs), inputs, differentiable, op.calls_checked)
+    for name, exact in expected.items():
+        value = found[name].double()
+        if value.shape != exact.shape:
+            raise WrongValues(
+                f"{contender.name}: {name} has shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
+            )
+        if not value.abs().sum() > 0:
+            raise WrongValues(f"{contender.name}: {name} is zero, expected {exact.norm():.3g} in norm")
+        if contender.tolerance is not None:
+            error, allowed = float((value - exact).norm() / exact.norm()), contender.tolerance
+        else:
+            error = float((value - exact).abs().max())
+            rounding = torch.finfo(found[name].dtype).eps * float(exact.abs().max())
+            allowed = 2 * float((plain[name].double() - exact).abs().max()) + rounding
+        if not error <= allowed:
+            raise WrongValues(
+                f"{contender.name}: {name} is off by {error:.3g}, expected {allowed:.3g} at most"
+            )

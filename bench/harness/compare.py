@@ -1,0 +1,195 @@
+"""This tree against a git ref: is anything of ours slower, beyond what this machine's noise explains?
+
+The same cases run in turns in three processes: one of this tree, two of the ref. The two of the
+ref differ by noise alone, and say how much of it there is. What looks slower is measured again in
+new processes, longer, before it counts: two processes of the same code can differ for as long as
+they live, by where their memory happens to lie.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.machine import device
+from harness.registry import ops, shapes
+from harness.statistics import median_interval
+from harness.timing import Effort, interleave
+from harness.worker import RemoteTrial, Worker, WorkerError
+
+ROOT = Path(__file__).parents[2]
+CONFIDENCE = 0.99
+LEAST_CHANGE = 0.01  # less is of no interest, however sure
+MEMORY_CHANGE, MEMORY_BYTES = 1.05, 1 << 20
+
+THIS, REF, AGAIN = "this tree", "the ref", "the ref again"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something of ours that is timed: a contender of an op, or a whole step."""
+
+    name: str
+    what: dict[str, str]
+    which: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a case.
+
+    Attributes:
+        ratio: this tree's time over the ref's; above 1 is slower.
+        low, high: 99% interval of the ratio.
+        noise: how far the ref was from itself, at the far end of the same interval.
+        memory: this tree's peak memory over the ref's.
+        unmeasured: why the ref cannot run the case, or None.
+    """
+
+    case: Case
+    ratio: float = 1.0
+    low: float = 1.0
+    high: float = 1.0
+    noise: float = 0.0
+    memory: float = 1.0
+    unmeasured: str | None = None
+
+    @property
+    def slower(self) -> bool:
+        return self.low > 1 + max(self.noise, LEAST_CHANGE)
+
+    @property
+    def larger(self) -> bool:
+        return self.memory > MEMORY_CHANGE
+
+    @property
+    def worse(self) -> bool:
+        return self.slower or self.larger
+
+    def __str__(self) -> str:
+        if self.unmeasured:
+            return f"{self.case.name}: not compared: {self.unmeasured}"
+        text = (
+            f"{self.case.name}: {self.ratio:.2f}x the ref's time ({self.low:.2f}-{self.high:.2f}; "
+            f"the ref against itself: within {self.noise:.1%}), {self.memory:.2f}x its memory"
+        )
+        return f"WORSE {text}" if self.worse else text
+
+
+def cases(quick: bool, recipe: str) -> list[Case]:
+    """Every contender of ours at every shape, and a whole step."""
+    found = []
+    for op in ops().values():
+        for shape in shapes(op, device(), quick):
+            for contender in op.contenders:
+                if contender.role == "ours" and contender.missing(shape) is None:
+                    what = {"op": op.name, "shape": str(shape), "contender": contender.name}
+                    which = op.passes[-1]
+                    found.append(Case(f"{op.name}, {shape}, {contender.name}, {which}", what, which))
+    step = {"step": "tagger", "contender": "fangyan", "recipe": recipe}
+    return [*found, Case("a tagger's whole step", step, "step")]
+
+
+def compare(ref: str, chosen: Sequence[Case], effort: Effort) -> list[Verdict]:
+    """Verdicts on the cases; those that look worse are measured twice."""
+    with checked_out(ref) as tree:
+        verdicts = _measure(tree, chosen, effort)
+        suspects = [verdict.case for verdict in verdicts if verdict.worse]
+        longer = Effort(2 * effort.least_rounds, 3 * effort.most_rounds, 3 * effort.seconds)
+        second = {verdict.case.name: verdict for verdict in _measure(tree, suspects, longer)}
+    return [second.get(verdict.case.name, verdict) for verdict in verdicts]
+
+
+def summary(ref: str, verdicts: Sequence[Verdict]) -> str:
+    """The sentence that a comparison ends with."""
+    measured = [verdict for verdict in verdicts if not verdict.unmeasured]
+    worse = [verdict for verdict in measured if verdict.worse]
+    noise = max((verdict.noise for verdict in measured), default=0.0)
+    explained = f"{ref} differs from itself by up to {noise:.1%} on this machine"
+    if not worse:
+        return f"None of {len(measured)} cases is worse than {ref} beyond the noise: {explained}."
+    return f"{len(worse)} of {len(measured)} cases are worse than {ref} beyond the noise: {explained}."
+
+
+@contextmanager
+def checked_out(ref: str) -> Iterator[Path]:
+    """The ref in a worktree of its own, with its extension built.
+
+    Raises:
+        ValueError: if git knows no such ref.
+    """
+    known = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}"], cwd=ROOT, capture_output=True
+    )
+    if known.returncode:
+        raise ValueError(f"--compare {ref}: git knows no such ref")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder).resolve() / "tree"
+        _git("worktree", "add", "--detach", str(tree), ref)
+        try:
+            _build(tree, ref)
+            yield tree
+        finally:
+            _git("worktree", "remove", "--force", str(tree))
+
+
+def _build(tree: Path, ref: str) -> None:
+    """The extension in its place; this tree's own serves where its sources are the same."""
+    same = subprocess.run(["git", "diff", "--quiet", ref, "--", "csrc", "setup.py"], cwd=ROOT).returncode == 0
+    built = list((ROOT / "kernels" / "fangyan_kernels").glob("_C*.so"))
+    if same and built:
+        shutil.copy(built[0], tree / "kernels" / "fangyan_kernels")
+        return
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{ref}: its extension does not build: {done.stderr[-2000:]}")
+
+
+def _measure(tree: Path, chosen: Sequence[Case], effort: Effort) -> list[Verdict]:
+    if not chosen:
+        return []
+    with ExitStack() as stack:
+        trees = {THIS: ROOT, REF: tree, AGAIN: tree}
+        workers = {name: stack.enter_context(Worker(path)) for name, path in trees.items()}
+        for worker in workers.values():
+            worker.ready()
+        return [_verdict(case, workers, effort) for case in chosen]
+
+
+def _verdict(case: Case, workers: dict[str, Worker], effort: Effort) -> Verdict:
+    # This tree's failure is ours to know of; the ref's may be that the case is new.
+    trials = {THIS: RemoteTrial(workers[THIS], **case.what)}
+    try:
+        trials |= {name: RemoteTrial(workers[name], **case.what) for name in (REF, AGAIN)}
+    except WorkerError as error:
+        trials[THIS].close()
+        return Verdict(case, unmeasured=str(error))
+    times = interleave(trials, case.which, effort)
+    change = [own / ref for own, ref in zip(times[THIS], times[REF], strict=True)]
+    null = [again / ref for again, ref in zip(times[AGAIN], times[REF], strict=True)]
+    low, high = median_interval(change, CONFIDENCE)
+    null_low, null_high = median_interval(null, CONFIDENCE)
+    memory = {name: trials[name].peak_memory() for name in (THIS, REF)}
+    for trial in trials.values():
+        trial.close()
+    grown = memory[THIS] - memory[REF] > MEMORY_BYTES
+    return Verdict(
+        case,
+        ratio=statistics.median(change),
+        low=low,
+        high=high,
+        noise=max(null_high - 1, 1 - null_low, 0.0),
+        memory=memory[THIS] / memory[REF] if grown else 1.0,
+    )
+
+
+def _git(*arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True)

@@ -1,0 +1,84 @@
+"""Comparisons that need no clock: instructions and compiler reports against the committed ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from harness import instructions
+from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
+from harness.registry import ops
+
+FOLDER = Path(__file__).parents[1] / "results" / "static"
+GROWTH = 1.02  # of a count: less is the compiler's mood
+
+
+def instruction_counts() -> dict[str, Any]:
+    """What is committed as ``instructions.json``."""
+    return {"compiler": instructions.compiler(), "counts": instructions.count_instructions()}
+
+
+def kernel_reports() -> dict[str, Any]:
+    """What is committed as ``kernels.json``."""
+    reports = {
+        f"{op.name}/{kernel.name}/{architecture}": asdict(compile_offline(kernel, architecture))
+        for op in ops().values()
+        for kernel in op.kernels
+        for architecture in ARCHITECTURES
+    }
+    return {"triton": triton.__version__, "reports": reports}
+
+
+def grown_counts(committed: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+    """A sentence for every kernel that executes more than it did, or that is not committed."""
+    complaints = []
+    for name, count in found.items():
+        before = committed.get(name)
+        if before is None:
+            complaints.append(f"{name}: {count:,} instructions, none committed")
+        elif count > GROWTH * before:
+            complaints.append(
+                f"{name}: {count:,} instructions, {count / before:.2f}x the committed {before:,}"
+            )
+    return complaints
+
+
+def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """A sentence for every kernel that spills, no longer fits, lost its tensor cores, or grew."""
+    complaints = []
+    for name, now in found.items():
+        limit = SHARED_LIMIT[name.rpartition("/")[2]]
+        if now["shared"] > limit:
+            complaints.append(f"{name}: {now['shared']:,} bytes of shared memory, the chip has {limit:,}")
+        before = committed.get(name)
+        if before is None:
+            complaints.append(f"{name}: no report is committed")
+            continue
+        complaints += [
+            f"{name}: {now[field]:,} {unit}, {before[field]:,} committed"
+            for field, unit in (("spills", "bytes spilled"), ("shared", "bytes of shared memory"))
+            if now[field] > before[field]
+        ]
+        if now["registers"] > before["registers"] + 8:  # a unit of allocation on NVIDIA's chips
+            complaints.append(f"{name}: {now['registers']} registers, {before['registers']} committed")
+        mix, old = now["instructions"], before["instructions"]
+        if old.get("tensor core") and not mix.get("tensor core"):
+            complaints.append(f"{name}: no tensor-core instruction, {old['tensor core']} committed")
+        if mix["total"] > 1.1 * old["total"]:
+            complaints.append(f"{name}: {mix['total']:,} instructions, {old['total']:,} committed")
+    return complaints
+
+
+def read(name: str) -> dict[str, Any]:
+    committed: dict[str, Any] = json.loads((FOLDER / name).read_text())
+    return committed
+
+
+def write(name: str, content: Mapping[str, Any]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / name).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,147 @@
+"""What a run has measured so far: each op and shape once, for all the tests that read from it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from harness import stepping, timing
+from harness.check import WrongValues, check
+from harness.machine import Ceilings, measure_ceilings
+from harness.memory import peak_memory
+from harness.op import Contender, Op, Shape
+from harness.registry import contenders
+from harness.statistics import Ratio, ratio, slope
+from harness.stepping import StepResult, measure_steps
+
+
+@dataclass
+class Measured:
+    """All contenders of an op at one shape.
+
+    Attributes:
+        times: by pass, by contender, seconds of a call, a number a round.
+        first_call_seconds, peak_memory: by contender; memory in bytes.
+        missing: why a contender could not run here.
+        wrong: what a contender computes otherwise; it was not timed.
+    """
+
+    times: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    first_call_seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+
+class Suite:
+    """The measurements of one run of the suite.
+
+    Attributes:
+        lines: what the run prints at its end.
+    """
+
+    def __init__(self, quick: bool):
+        self.quick = quick
+        self.lines: list[str] = []
+        self._ops: dict[tuple[str, str], Measured] = {}
+        self._steps: dict[str, dict[str, StepResult]] = {}
+
+    @cached_property
+    def ceilings(self) -> Ceilings:
+        return measure_ceilings()
+
+    def op(self, op: Op, shape: Shape) -> Measured:
+        """Times and memory of every contender."""
+        key = op.name, str(shape)
+        if key not in self._ops:
+            effort = timing.QUICK if self.quick else timing.FULL
+            self._ops[key] = _measure(op, shape, contenders(op, self.quick), effort, memory=True)
+        return self._ops[key]
+
+    def ratio(self, op: Op, shape: Shape, which: str, contender: str) -> Ratio:
+        """The baseline's time over the contender's."""
+        times = self.op(op, shape).times[which]
+        return ratio(times[op.baseline.name], times[contender])
+
+    def steps(self, step: str, model: str, recipe: str, names: list[str]) -> dict[str, StepResult]:
+        """Whole steps of the contenders on a recipe."""
+        if model not in self._steps:
+            effort = stepping.QUICK if self.quick else stepping.FULL
+            self._steps[model] = measure_steps(step, recipe, names, effort)
+        return self._steps[model]
+
+    def floor(self, op: Op, shape: Shape, which: str) -> float:
+        """Seconds that the pass would take at this machine's ceilings."""
+        work = op.work(shape, which)
+        flops = self.ceilings.flops[shape.dtype]
+        return max(work.bytes / self.ceilings.bytes_per_second, work.flops / flops)
+
+
+def scaling(op: Op, base: Shape, letter: str) -> dict[str, list[tuple[int, float]]]:
+    """By contender, (size, median seconds of a call) as one dimension of the base shape grows."""
+    which = op.passes[-1]
+    chosen = [c for c in op.contenders if c.role == "ours" or c is op.baseline]
+    points: dict[str, list[tuple[int, float]]] = {}
+    for size in op.scaling[letter]:
+        shape = replace(base, sizes={**base.sizes, letter: size})
+        measured = _measure(op, shape, chosen, timing.QUICK, memory=False, passes=(which,))
+        for name, times in measured.times[which].items():
+            points.setdefault(name, []).append((size, statistics.median(times)))
+    return points
+
+
+def slopes(points: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
+    """Exponents of the growth, by contender."""
+    return {name: slope(*zip(*line, strict=True)) for name, line in points.items()}
+
+
+def _measure(
+    op: Op,
+    shape: Shape,
+    chosen: list[Contender],
+    effort: timing.Effort,
+    memory: bool,
+    passes: tuple[str, ...] | None = None,
+) -> Measured:
+    measured = Measured()
+    sets = timing.input_sets(op, shape)
+    trials: dict[str, timing.Trial] = {}
+    for contender in chosen:
+        if reason := contender.missing(shape):
+            measured.missing[contender.name] = reason
+            continue
+        try:
+            check(op, shape, contender)
+        except WrongValues as error:
+            measured.wrong[contender.name] = str(error)
+            continue
+        trials[contender.name] = timing.Trial(op, shape, contender, sets)
+    measured.first_call_seconds = {name: trial.first_call_seconds for name, trial in trials.items()}
+    for which in passes or op.passes:
+        measured.times[which] = timing.interleave(trials, which, effort)
+    if memory:
+        measured.peak_memory = {name: peak_memory(op, shape, op.contender(name)) for name in trials}
+    return measured
+
+
+_readings: deque[float] = deque()
+
+
+def recorded_time() -> float:
+    """The clock of pytest-benchmark in this suite: it reads what was measured, not the time."""
+    return _readings.popleft()
+
+
+def replay(benchmark: Any, seconds: list[float]) -> None:
+    """Hands measured rounds to pytest-benchmark, which computes, shows and stores them as ever.
+
+    Its own loop times one function after another; ours has taken turns. The test needs
+    ``@pytest.mark.benchmark(timer=recorded_time)``.
+    """
+    _readings.clear()
+    for duration in seconds:
+        _readings.extend((0.0, duration))
+    benchmark.pedantic(lambda: None, rounds=len(seconds))

@@ -1,0 +1,167 @@
+"""Interleaved timing: every contender takes its turn in every round, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from harness.check import upstream
+from harness.machine import cache_bytes
+from harness.memory import peak_memory
+from harness.op import Contender, Inputs, Op, Shape, draw, leaves, size_in_bytes
+
+MOST_SETS = 32
+SAMPLE_SECONDS = 0.005  # a shorter sample is lost in the clock and the interpreter
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look at a pass of all contenders: rounds, within a time."""
+
+    least_rounds: int
+    most_rounds: int
+    seconds: float
+
+
+QUICK = Effort(least_rounds=5, most_rounds=15, seconds=1.0)
+FULL = Effort(least_rounds=7, most_rounds=31, seconds=6.0)
+
+
+def input_sets(op: Op, shape: Shape) -> list[Inputs]:
+    """As many sets of inputs as it takes to exceed the cache, so that none is found there."""
+    first = draw(op, shape, 0)
+    enough = 2 * cache_bytes(shape.device)
+    sets = min(MOST_SETS, max(1, -(-enough // max(1, size_in_bytes(first)))))
+    return [first, *(draw(op, shape, seed) for seed in range(1, sets))]
+
+
+class Trial:
+    """A contender made ready on the sets of inputs, which contenders share.
+
+    Attributes:
+        first_call_seconds: preparing and calling it once, compilation included.
+    """
+
+    def __init__(self, op: Op, shape: Shape, contender: Contender, sets: Sequence[Inputs]):
+        self._declared = op, shape, contender
+        self._clock = _CudaClock if shape.device == "cuda" else _CpuClock
+        start = time.perf_counter()
+        calls = [contender.prepare(shape, inputs) for inputs in sets]
+        differentiable = "backward" in op.passes
+        gradients = [upstream(call()) if differentiable else None for call in calls[:1]] * len(calls)
+        self._items = list(zip(calls, map(leaves, sets), gradients, strict=True))
+        self.run("forward+backward" if differentiable else "call", 1)
+        if shape.device == "cuda":
+            torch.cuda.synchronize()
+        self.first_call_seconds = time.perf_counter() - start
+        self._repeats = 1
+
+    def calibrate(self, which: str) -> float:
+        """Chooses how often a sample goes over the sets; gives the seconds that a sample takes."""
+        self.run(which, 1)
+        seconds = max(self.run(which, 1) * len(self._items), 1e-9)
+        self._repeats = max(1, min(1000, round(SAMPLE_SECONDS / seconds)))
+        return seconds * self._repeats
+
+    def sample(self, which: str) -> float:
+        """Seconds of one call."""
+        return self.run(which, self._repeats)
+
+    def peak_memory(self) -> int:
+        """Bytes of one call, measured apart."""
+        return peak_memory(*self._declared)
+
+    def run(self, which: str, repeats: int) -> float:
+        clock = self._clock()
+        for _ in range(repeats):
+            for item in self._items:
+                _PASSES[which](*item, clock)
+        return clock.seconds() / (repeats * len(self._items))
+
+
+class Timed(Protocol):
+    """What can take its turn: a :class:`Trial` here or in a worker, or steps of a training."""
+
+    def calibrate(self, which: str) -> float: ...
+
+    def sample(self, which: str) -> float: ...
+
+
+def interleave(trials: Mapping[str, Timed], which: str, effort: Effort) -> dict[str, list[float]]:
+    """Seconds a call, a list a contender, one number a round; the order changes every round."""
+    round_seconds = sum(trial.calibrate(which) for trial in trials.values())
+    # A backward's sample also runs a forward that is not counted: hence the deadline.
+    wanted = max(effort.least_rounds, min(effort.most_rounds, int(effort.seconds / round_seconds)))
+    deadline = time.perf_counter() + effort.seconds
+    times: dict[str, list[float]] = {name: [] for name in trials}
+    order = list(trials)
+    shuffle = random.Random(0).shuffle
+    for done in range(wanted):
+        if done >= effort.least_rounds and time.perf_counter() > deadline:
+            break
+        shuffle(order)
+        for name in order:
+            times[name].append(trials[name].sample(which))
+    return times
+
+
+class _CpuClock:
+    def __init__(self) -> None:
+        self._total = 0.0
+
+    def time(self, call: Callable[[], Any]) -> None:
+        start = time.perf_counter()
+        value = call()
+        self._total += time.perf_counter() - start
+        del value
+
+    def seconds(self) -> float:
+        return self._total
+
+
+class _CudaClock:
+    """Events on the stream: what the host does between them is not counted."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Any, Any]] = []
+
+    def time(self, call: Callable[[], Any]) -> None:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        self._events.append((start, end))
+
+    def seconds(self) -> float:
+        torch.cuda.synchronize()
+        return float(sum(start.elapsed_time(end) for start, end in self._events)) / 1e3
+
+
+def _call(call: Callable[[], Any], parts: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
+    # A forward too: its graph is recorded, as in training.
+    clock.time(call)
+
+
+def _backward(call: Callable[[], Any], parts: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
+    value: Tensor = call()
+    _forget_gradients(parts)
+    clock.time(lambda: value.backward(gradient))
+
+
+def _both(call: Callable[[], Any], parts: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
+    _forget_gradients(parts)
+    clock.time(lambda: call().backward(gradient))
+
+
+def _forget_gradients(parts: list[Tensor]) -> None:
+    for leaf in parts:
+        leaf.grad = None
+
+
+_PASSES = {"call": _call, "forward": _call, "backward": _backward, "forward+backward": _both}

@@ -1,0 +1,1 @@
+"""The ops that the suite measures, a file each."""

@@ -1,0 +1,236 @@
+"""A results folder as a Markdown page and plots.
+
+    python bench/report.py [bench/results/MACHINE]
+
+By default this machine's. Writes ``README.md``, ``ops.png``, ``memory.png``, ``scaling.png`` and
+``steps.png`` beside the ``benchmarks.json`` of ``pytest bench/ --results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from harness.machine import machine_name
+
+RESULTS = Path(__file__).parent / "results"
+COLOURS = {"baseline": "#9aa0a6", "peer": "#5b8db8", "ours": "#d1495b"}
+
+Row = dict[str, Any]
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """What the run says of itself, and a row a benchmark: its extra information and its median."""
+    run = json.loads((folder / "benchmarks.json").read_text())
+    rows = [
+        {**entry["extra_info"], "group": entry["group"], "seconds": entry["stats"]["median"]}
+        for entry in run["benchmarks"]
+    ]
+    return run, rows
+
+
+def ratio(found: dict[str, Any]) -> str:
+    """A ratio, or nothing where the spread is larger than the effect."""
+    return f"{found['median']:.2f}x" if found["clear"] else "="
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def size(number: float) -> str:
+    return f"{number / 1e6:,.1f} MB" if number < 1e9 else f"{number / 1e9:,.2f} GB"
+
+
+def markdown(headings: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def of_kind(rows: list[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row.get("kind") == kind]
+
+
+def groups(rows: list[Row], key: Callable[[Row], Any]) -> Iterable[tuple[Any, list[Row]]]:
+    return ((name, list(members)) for name, members in groupby(sorted(rows, key=key), key))
+
+
+def op_tables(rows: list[Row]) -> str:
+    text = ""
+    for group, members in groups(of_kind(rows, "op"), lambda row: str(row["group"])):
+        text += f"\n### {group}\n\nFloor: {duration(members[0]['floor_seconds'])}.\n\n"
+        text += markdown(
+            [
+                "who",
+                "median",
+                f"speed, {members[0]['baseline']} = 1",
+                "time / floor",
+                "peak memory",
+                "first call",
+            ],
+            (
+                [
+                    f"**{row['contender']}**" if row["role"] == "ours" else row["contender"],
+                    duration(row["seconds"]),
+                    "1" if row["contender"] == row["baseline"] else ratio(row["ratio"]),
+                    f"{row['seconds'] / row['floor_seconds']:.1f}",
+                    size(row["peak_memory"]),
+                    duration(row["first_call_seconds"]),
+                ]
+                for row in members
+            ),
+        )
+    return text
+
+
+def step_tables(rows: list[Row]) -> str:
+    text = ""
+    for model, members in groups(of_kind(rows, "step"), lambda row: str(row["model"])):
+        text += f"\n### A tagger's whole step, {model}\n\n"
+        text += markdown(
+            ["who", "tokens/s", "sentences/s", "fangyan is", "of peak FLOP/s", "peak memory"],
+            (
+                [
+                    row["contender"],
+                    f"{row['tokens_per_second']:,.0f}",
+                    f"{row['samples_per_second']:,.0f}",
+                    "" if row["contender"] == "fangyan" else ratio(row["ours"]),
+                    f"{row['flops_utilisation']:.0%}",
+                    size(row["peak_memory"]),
+                ]
+                for row in members
+            ),
+        )
+    until = of_kind(rows, "until")
+    if until:
+        text += f"\n### Training until dev joint F1 {until[0]['score']}\n\n"
+        text += markdown(
+            ["who", "training time"], ([row["contender"], duration(row["seconds"])] for row in until)
+        )
+    ranks = of_kind(rows, "ranks")
+    if ranks:
+        text += "\n### fangyan by ranks and ZeRO stage\n\n"
+        text += markdown(
+            ["ranks", "ZeRO stage", "tokens/s"],
+            ([str(row["ranks"]), str(row["stage"]), f"{1 / row['seconds']:,.0f}"] for row in ranks),
+        )
+    return text
+
+
+def scaling_table(rows: list[Row]) -> str:
+    lines = [
+        [f"{row['op']}, {name}", row["letter"], f"{slope:.2f}"]
+        for row in of_kind(rows, "scaling")
+        for name, slope in row["slopes"].items()
+    ]
+    return (
+        "\n### Growth of cost (exponent)\n\n" + markdown(["what", "with", "exponent"], lines) if lines else ""
+    )
+
+
+def bars(folder: Path, name: str, titled: list[tuple[str, list[Row]]], value: str, label: str) -> None:
+    """Horizontal bars, a panel a group."""
+    if not titled:
+        return
+    heights = [len(members) for _, members in titled]
+    figure, axes = plt.subplots(
+        len(titled),
+        1,
+        figsize=(8, 0.34 * sum(heights) + 0.75 * len(titled)),
+        height_ratios=heights,
+        squeeze=False,
+    )
+    for axis, (title, members) in zip(axes[:, 0], titled, strict=True):
+        names = [row["contender"] for row in members]
+        values = [row[value] for row in members]
+        axis.barh(names, values, color=[COLOURS[row["role"]] for row in members])
+        axis.invert_yaxis()
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.bar_label(axis.containers[0], fmt="{:,.3g}", fontsize=8, padding=2)
+        axis.margins(x=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel(label, fontsize=9)
+    save(figure, folder / name)
+
+
+def plot(folder: Path, rows: list[Row]) -> None:
+    both = [
+        row | {"speed": row["ratio"]["median"]} for row in of_kind(rows, "op") if row["which"] != "forward"
+    ]
+    both = [row | {"megabytes": row["peak_memory"] / 1e6} for row in both if row["which"] != "backward"]
+    titled = [(name, members) for name, members in groups(both, lambda row: str(row["group"]))]
+    bars(folder, "ops.png", titled, "speed", "speed, the first baseline is 1")
+    bars(folder, "memory.png", titled, "megabytes", "peak memory, MB")
+    steps = list(groups(of_kind(rows, "step"), lambda row: str(row["model"])))
+    bars(folder, "steps.png", steps, "tokens_per_second", "tokens per second, optimizer included")
+    plot_scaling(folder, of_kind(rows, "scaling"))
+
+
+def plot_scaling(folder: Path, rows: list[Row]) -> None:
+    if not rows:
+        return
+    figure, axes = plt.subplots(1, len(rows), figsize=(3.1 * len(rows), 3), squeeze=False)
+    for axis, row in zip(axes[0], rows, strict=True):
+        for name, points in row["points"].items():
+            sizes, seconds = zip(*points, strict=True)
+            label = f"{name}: {row['letter']}^{row['slopes'][name]:.2f}"
+            axis.loglog(sizes, [1e3 * value for value in seconds], marker="o", markersize=3, label=label)
+        axis.set_title(f"{row['op']}", fontsize=9)
+        axis.set_xlabel(row["letter"], fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=6)
+    axes[0, 0].set_ylabel("ms", fontsize=9)
+    save(figure, folder / "scaling.png")
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def page(run: dict[str, Any], rows: list[Row]) -> str:
+    machine = run["machine_info"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    ceilings = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in machine["flops"].items())
+    commit = run["commit_info"]
+    return (
+        f"# {machine['name']}\n\n"
+        f"`pytest bench/ --results`, {run['datetime'][:10]}, commit {commit['id'][:10]}"
+        f"{' and uncommitted changes' if commit['dirty'] else ''}; "
+        f"Python {machine['python_version']}, {versions}, {machine['threads']} threads. "
+        f"Ceilings measured at the start: {machine['bytes_per_second'] / 1e9:.1f} GB/s, {ceilings}.\n\n"
+        "Medians of rounds in which all take turns. `=`: the spread of the rounds is larger than the "
+        "difference. First call: preparation and compilation.\n\n"
+        "![speed](ops.png)\n![memory](memory.png)\n![steps](steps.png)\n![scaling](scaling.png)\n"
+        f"\n## Whole steps\n{step_tables(rows)}\n## Ops\n{op_tables(rows)}{scaling_table(rows)}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS / machine_name())
+    folder = parser.parse_args().folder
+    run, rows = read(folder)
+    plot(folder, rows)
+    (folder / "README.md").write_text(page(run, rows))
+    print(f"wrote {folder}/README.md and its plots")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Whole training steps, optimizer included, a file a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def open_step(step: str, contender: str, recipe: str) -> Any:
+    """Steps of a contender, ready to take their turn (see :class:`harness.timing.Timed`)."""
+    from steps import tagger
+
+    return {"tagger": tagger}[step].open_contender(contender, recipe)

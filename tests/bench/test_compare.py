@@ -1,0 +1,80 @@
+"""The regression gate, on a real git repository: a planted slowdown is caught, and no change passes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEPT = ("kernels", "trainer", "bench", "csrc", "recipes", "setup.py", "pyproject.toml")
+
+# One more product with the head's weight: about a fifth of the op's time.
+PLANTED = (
+    "    logits_TC = F.linear(",
+    "    F.linear(input_TH.detach(), weight_CH.detach())\n    logits_TC = F.linear(",
+)
+
+COMPARE = """
+import json, sys
+from harness import compare
+from harness.timing import Effort
+chosen = [case for case in compare.cases(True, "") if "tags" in case.name and "reference" in case.name]
+verdicts = compare.compare(sys.argv[1], chosen, Effort(11, 21, 2.0))
+print(json.dumps([[v.case.name, v.worse, str(v)] for v in verdicts]))
+print(compare.summary(sys.argv[1], verdicts))
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    tree = tmp_path / "repository"
+    tree.mkdir()
+    for name in KEPT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        else:
+            shutil.copy(source, tree)
+    git(tree, "init", "--quiet")
+    git(tree, "add", "--all")
+    git(tree, "-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "--message", "before")
+    return tree
+
+
+def git(tree, *arguments):
+    subprocess.run(["git", *arguments], cwd=tree, check=True, capture_output=True)
+
+
+def compare(tree, ref):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARE, ref], cwd=tree / "bench", capture_output=True, text=True
+    )
+    return done
+
+
+@pytest.mark.timeout(300)
+def test_a_planted_slowdown_fails_and_no_change_passes(repository):
+    unchanged = compare(repository, "HEAD")
+    assert unchanged.returncode == 0, unchanged.stderr
+    verdicts, sentence = unchanged.stdout.splitlines()
+    assert [worse for _, worse, _ in json.loads(verdicts)] == [False], verdicts
+    assert sentence.startswith("None of 1 cases is worse than HEAD beyond the noise")
+
+    reference = repository / "kernels" / "fangyan_kernels" / "linear_cross_entropy" / "reference.py"
+    source = reference.read_text()
+    assert PLANTED[0] in source
+    reference.write_text(source.replace(*PLANTED))
+    slower = compare(repository, "HEAD")
+    assert slower.returncode == 0, slower.stderr
+    verdicts, sentence = slower.stdout.splitlines()
+    assert [worse for _, worse, _ in json.loads(verdicts)] == [True], verdicts
+    assert sentence.startswith("1 of 1 cases are worse than HEAD beyond the noise")
+
+
+def test_an_unknown_ref_is_one_sentence(repository):
+    done = compare(repository, "no-such-ref")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "ValueError: --compare no-such-ref: git knows no such ref"

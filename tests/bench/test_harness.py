@@ -1,0 +1,147 @@
+"""The harness must see what is there, and nothing that is not."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from harness import memory
+from harness.check import WrongValues, check
+from harness.op import CALL, Contender, Op, Shape, Work, function
+from harness.statistics import median_interval, ratio, slope
+from harness.timing import Effort, Trial, input_sets, interleave
+
+SHAPE = Shape("small", {"T": 8, "H": 4})
+
+
+def inputs(shape, generator):
+    return (torch.randn(shape["T"], shape["H"], generator=generator).requires_grad_(),)
+
+
+def square(x):
+    return (x * x).sum()
+
+
+OP = Op(
+    name="square",
+    shapes=(SHAPE,),
+    inputs=inputs,
+    truth=square,
+    contenders=(Contender("eager", "baseline", function(square)),),
+    work=lambda shape, which: Work(1.0, 1.0),
+)
+
+
+class Detached(torch.autograd.Function):
+    """Right values, and a gradient of zeros: a peer has been timed so."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return square(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda x: square(x) * 1.001, "value is off by"),
+        (lambda x: square(x).reshape(1), "value has shape (1,), expected ()"),
+        (lambda x: square(x.detach()) + 0.9 * square(x) - 0.9 * square(x.detach()), "gradient 0 is off by"),
+        (Detached.apply, "gradient 0 is zero"),
+    ],
+)
+def test_wrong_values_are_not_timed(call, complaint):
+    with pytest.raises(WrongValues) as caught:
+        check(OP, SHAPE, Contender("peer", "peer", function(call)))
+    assert complaint in str(caught.value)
+    assert "peer" in str(caught.value)
+
+
+def test_right_values_pass():
+    check(OP, SHAPE, OP.baseline)
+    check(OP, SHAPE, Contender("other", "peer", function(lambda x: (x**2).sum())))
+
+
+def test_contenders_take_turns_and_slow_ones_show():
+    order = []
+
+    def sleeping(name, seconds):
+        def call(x):
+            order.append(name)
+            time.sleep(seconds)
+            return square(x)
+
+        return Contender(name, "peer", function(call))
+
+    sets = input_sets(OP, SHAPE)
+    trials = {name: Trial(OP, SHAPE, sleeping(name, s), sets[:2]) for name, s in (("a", 0.002), ("b", 0.006))}
+    times = interleave(trials, "forward", Effort(5, 5, 1.0))
+    assert len(times["a"]) == len(times["b"]) == 5
+    found = ratio(times["b"], times["a"])
+    assert found.clear
+    assert 2.0 < found.median < 3.5
+    # The last rounds: neither contender runs twice its share before the other has had its turn.
+    turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert len(turns) >= 6
+
+
+def test_a_backward_is_timed_without_its_forward():
+    def call(x):
+        time.sleep(0.01)
+        return square(x)
+
+    trial = Trial(OP, SHAPE, Contender("slow forward", "peer", function(call)), input_sets(OP, SHAPE)[:2])
+    assert (
+        trial.run("backward", 1) < 0.005 < trial.run("forward", 1) <= trial.run("forward+backward", 1) * 1.5
+    )
+
+
+def test_input_sets_exceed_the_cache():
+    shape = Shape("large", {"T": 1 << 20, "H": 4})
+    sets = input_sets(OP, shape)
+    assert 2 <= len(sets) <= 32
+    assert not torch.equal(sets[0][0], sets[1][0])
+
+
+def test_ratios_are_reported_only_beyond_the_spread():
+    rng = np.random.default_rng(0)
+    noisy = 1 + 0.1 * rng.standard_normal((2, 40))
+    assert not ratio(noisy[0], noisy[1]).clear
+    assert ratio(2 * noisy[0], noisy[1]).clear
+    assert ratio([2.0] * 5, [1.0] * 5).median == 2.0
+
+
+def test_median_interval_holds_the_median():
+    values = 1 + 0.05 * np.random.default_rng(1).standard_normal(31)
+    low, high = median_interval(values, 0.99)
+    assert low < np.median(values) < high
+    assert high - low < 0.1
+
+
+def test_slope_of_a_power():
+    sizes = [10, 20, 40, 80]
+    assert slope(sizes, [size**1.5 for size in sizes]) == pytest.approx(1.5)
+
+
+def test_peak_memory_is_measured_in_a_process_of_its_own():
+    from harness.registry import ops
+
+    op = ops()["adamw"]
+    shape = replace(op.shapes[0], sizes={"P": 4_000_000})
+    measured = memory.peak_memory(op, shape, op.baseline)
+    # A copy of the parameters and two states of 4 bytes each; for-each makes temporaries beside them.
+    assert 12 * shape["P"] <= measured <= 12 * shape["P"] + 4 * 4 * shape["P"]
+    assert op.passes == CALL
+
+
+@pytest.mark.parametrize("megabytes", [8, 200])
+def test_high_water_mark(megabytes):
+    before = memory.settle()
+    block = torch.ones(megabytes << 18)
+    del block
+    assert memory.high_water_mark() - before == pytest.approx(megabytes << 20, rel=0.1, abs=2 << 20)

@@ -1,0 +1,21 @@
+"""``--profile``: a trace and a table, and a run that is otherwise the same."""
+
+import json
+
+
+def test_a_profiled_run(cli):
+    out, _ = cli(*cli.train_arguments("train.epochs=2"), "--profile")
+    assert "The 10 costliest parts of a step" in out
+    assert "fangyan's kernels" in out
+    trace = json.loads((cli.folder / "run/profile/trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert "aten::addmm" in names
+    assert "The 10 costliest parts of a step" in (cli.folder / "run/log.txt").read_text()
+    cli.train("train.epochs=2", run="plain")
+    assert cli.losses() == cli.losses("plain")
+
+
+def test_too_short_a_run_says_so(cli):
+    out, _ = cli(*cli.train_arguments("train.epochs=1", "train.batch_tokens=512"), "--profile")
+    assert "steps, expected 9 for a trace; none written" in out
+    assert not (cli.folder / "run/profile").exists()
