@@ -29,7 +29,7 @@ def peak_memory(op: Op, shape: Shape, contender: Contender) -> int:
         return _on_cuda(op, shape, contender)
     # The server has imported torch but never started a thread: a fork of it is safe, and quick.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "harness.registry"])
+    context.set_forkserver_preload(["fangyan.models.packed", "peft"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, op.name, str(shape), contender.name))
     process.start()

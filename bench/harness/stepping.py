@@ -12,7 +12,7 @@ from harness.worker import RemoteTrial, Worker
 
 ROOT = Path(__file__).parents[2]
 QUICK = Effort(least_rounds=3, most_rounds=9, seconds=20.0)
-FULL = Effort(least_rounds=5, most_rounds=15, seconds=90.0)
+FULL = Effort(least_rounds=3, most_rounds=15, seconds=60.0)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from harness.memory import peak_memory
 from harness.op import Contender, Inputs, Op, Shape, draw, leaves, size_in_bytes
 
 MOST_SETS = 32
-SAMPLE_SECONDS = 0.005  # a shorter sample is lost in the clock and the interpreter
+SAMPLE_SECONDS = 0.02  # a shorter sample is lost in the clock and the interpreter
 
 
 @dataclass(frozen=True)
@@ -55,34 +56,37 @@ class Trial:
         calls = [contender.prepare(shape, inputs) for inputs in sets]
         differentiable = "backward" in op.passes
         gradients = [upstream(call()) if differentiable else None for call in calls[:1]] * len(calls)
-        self._items = list(zip(calls, map(leaves, sets), gradients, strict=True))
+        self._items = cycle(zip(calls, map(leaves, sets), gradients, strict=True))
         self.run("forward+backward" if differentiable else "call", 1)
         if shape.device == "cuda":
             torch.cuda.synchronize()
         self.first_call_seconds = time.perf_counter() - start
-        self._repeats = 1
+        self._calls = 1
 
     def calibrate(self, which: str) -> float:
-        """Chooses how often a sample goes over the sets; gives the seconds that a sample takes."""
+        """Chooses how many calls make a sample; gives the seconds that a sample takes."""
         self.run(which, 1)
-        seconds = max(self.run(which, 1) * len(self._items), 1e-9)
-        self._repeats = max(1, min(1000, round(SAMPLE_SECONDS / seconds)))
-        return seconds * self._repeats
+        start = time.perf_counter()
+        seconds = max(self.run(which, 1), 1e-9)
+        whole = time.perf_counter() - start
+        # A backward's forward is not counted, but takes its time all the same.
+        self._calls = max(1, min(round(SAMPLE_SECONDS / seconds), round(5 * SAMPLE_SECONDS / whole)))
+        return whole * self._calls
 
     def sample(self, which: str) -> float:
         """Seconds of one call."""
-        return self.run(which, self._repeats)
+        return self.run(which, self._calls)
 
     def peak_memory(self) -> int:
         """Bytes of one call, measured apart."""
         return peak_memory(*self._declared)
 
-    def run(self, which: str, repeats: int) -> float:
+    def run(self, which: str, calls: int) -> float:
+        """Seconds of one call, over some; each takes the next set of inputs."""
         clock = self._clock()
-        for _ in range(repeats):
-            for item in self._items:
-                _PASSES[which](*item, clock)
-        return clock.seconds() / (repeats * len(self._items))
+        for _ in range(calls):
+            _PASSES[which](*next(self._items), clock)
+        return clock.seconds() / calls
 
 
 class Timed(Protocol):
@@ -96,7 +100,6 @@ class Timed(Protocol):
 def interleave(trials: Mapping[str, Timed], which: str, effort: Effort) -> dict[str, list[float]]:
     """Seconds a call, a list a contender, one number a round; the order changes every round."""
     round_seconds = sum(trial.calibrate(which) for trial in trials.values())
-    # A backward's sample also runs a forward that is not counted: hence the deadline.
     wanted = max(effort.least_rounds, min(effort.most_rounds, int(effort.seconds / round_seconds)))
     deadline = time.perf_counter() + effort.seconds
     times: dict[str, list[float]] = {name: [] for name in trials}

@@ -44,7 +44,7 @@ from harness.op import Role
 TUTORIAL_LENGTH, TUTORIAL_BATCH = 128, 16
 PLAIN_RATE = 5e-4  # the best of those tried for a plain fine-tuning of the small ELECTRA
 EVALUATE_EVERY = 8192  # tokens, while training until a dev score
-MINUTES = 15  # until it gives up
+MINUTES = 8  # until it gives up
 
 Observe = Callable[[int, int], bool]  # after a step: its tokens and sentences; True to stop
 
@@ -140,7 +140,7 @@ def check_agreement(setting: Setting) -> float:
 class Tutorial:
     """Every sentence padded to 128, batches of 16, ``torch.optim.AdamW``."""
 
-    steps = 2  # of a sample
+    steps = 1  # of a sample
 
     def __init__(self, setting: Setting):
         self._setting = setting
@@ -174,7 +174,7 @@ class HfTrainer:
     def __init__(self, setting: Setting, batch: int):
         self._setting, self._batch = setting, batch
         self.model = setting.model()
-        self.steps = max(4, 320 // batch)
+        self.steps = max(2, 128 // batch)
         self._seeds = count()
         # The sampler sorts within large groups, and an epoch's first batches are all long: batches of
         # a whole epoch in a random order stand for it.
@@ -231,7 +231,7 @@ class HfTrainer:
 class Fangyan:
     """The recipe's own step: packed, in the DeepSpeed engine, with the recipe's optimizer."""
 
-    steps = 5
+    steps = 2
 
     def __init__(self, recipe: Recipe):
         start_distributed()
