@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("results"):
         folder = HERE / "results" / machine_name()
         folder.mkdir(parents=True, exist_ok=True)
-        config.option.benchmark_json = (folder / "benchmarks.json").open("wb")
+        config.option.benchmark_json = folder / "benchmarks.json"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -79,6 +79,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: Any) -> None:
     machine_info = output_json["machine_info"]
     machine_info.pop("node", None)  # a host's name says nothing of its speed
+    machine_info["cpu"].pop("flags", None)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
