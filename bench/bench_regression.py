@@ -18,4 +18,4 @@ def test_no_regression(request: pytest.FixtureRequest, suite: Suite) -> None:
     effort = QUICK if suite.quick else FULL
     verdicts = compare.compare(ref, compare.cases(suite.quick, settings()), effort)
     suite.lines += [*map(str, verdicts), compare.summary(ref, verdicts)]
-    assert not any(verdict.worse for verdict in verdicts), compare.summary(ref, verdicts)
+    assert not compare.failed(verdicts), compare.summary(ref, verdicts)

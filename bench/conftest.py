@@ -36,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_sort = "name"
     config.option.benchmark_group_by = "group"
     if config.getoption("results"):
+        part = [config.option.quick, config.option.keyword, config.option.compare, config.option.markexpr]
+        if any(part) or [Path(path).resolve() for path in config.args] != [HERE]:
+            raise pytest.UsageError("--results replaces a machine's results: it takes a whole run of bench/")
         folder = HERE / "results" / machine_name()
         folder.mkdir(parents=True, exist_ok=True)
         config.option.benchmark_json = folder / "benchmarks.json"
@@ -53,7 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
-    return request.config.stash[SUITE]
+    suite = request.config.stash[SUITE]
+    suite.ceilings  # noqa: B018  (measured first, on a machine that has done nothing yet)
+    return suite
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

@@ -20,7 +20,9 @@ def upstream(value: Tensor) -> Tensor:
     if value.ndim == 0:
         return torch.ones_like(value)
     generator = torch.Generator(value.device).manual_seed(7)
-    return torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+    noise = torch.randn(value.shape, generator=generator, device=value.device)
+    # The same numbers in every dtype: a generator draws others for each.
+    return noise.bfloat16().to(value.dtype)
 
 
 def evaluate(
@@ -60,8 +62,8 @@ def _widen(value: Any) -> Any:
 def check(op: Op, shape: Shape, contender: Contender, seed: int = 0) -> None:
     """The contender's error is at most twice the baseline's, plus one rounding step.
 
-    Both are measured against float64. A gradient of nothing but zeros is wrong whatever its error:
-    a peer has been timed so.
+    Both are measured against float64, and the baseline's own is bounded. A gradient of nothing but
+    zeros is wrong whatever its error: a peer has been timed so.
 
     Raises:
         WrongValues: naming what differs, and by how much.
@@ -78,6 +80,9 @@ def check(op: Op, shape: Shape, contender: Contender, seed: int = 0) -> None:
             raise WrongValues(
                 f"{contender.name}: {name} has shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
             )
+        own = float((plain[name].double() - exact).norm() / exact.norm())
+        if not own <= torch.finfo(plain[name].dtype).eps ** 0.5:  # 3e-4 in float32, 0.09 in bfloat16
+            raise WrongValues(f"{op.baseline.name}: {name} is off by {own:.3g} of its norm")
         if not value.abs().sum() > 0:
             raise WrongValues(f"{contender.name}: {name} is zero, expected {exact.norm():.3g} in norm")
         if contender.tolerance is not None:

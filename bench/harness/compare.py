@@ -113,9 +113,14 @@ def summary(ref: str, verdicts: Sequence[Verdict]) -> str:
     worse = [verdict for verdict in measured if verdict.worse]
     noise = max((verdict.noise for verdict in measured), default=0.0)
     explained = f"{ref} differs from itself by up to {noise:.1%} on this machine"
-    if not worse:
-        return f"None of {len(measured)} cases is worse than {ref} beyond the noise: {explained}."
-    return f"{len(worse)} of {len(measured)} cases are worse than {ref} beyond the noise: {explained}."
+    left_out = f" {len(verdicts) - len(measured)} not compared." if len(measured) < len(verdicts) else ""
+    count = f"{len(worse)} of {len(measured)} cases are" if worse else f"None of {len(measured)} cases is"
+    return f"{count} worse than {ref} beyond the noise: {explained}.{left_out}"
+
+
+def failed(verdicts: Sequence[Verdict]) -> bool:
+    """Whether something is worse, or nothing could be compared at all."""
+    return any(verdict.worse for verdict in verdicts) or all(verdict.unmeasured for verdict in verdicts)
 
 
 @contextmanager
@@ -141,10 +146,18 @@ def checked_out(ref: str) -> Iterator[Path]:
 
 
 def _build(tree: Path, ref: str) -> None:
-    """The extension in its place; this tree's own serves where its sources are the same."""
+    """The extension in its place; this tree's own serves where its sources are the same.
+
+    Raises:
+        RuntimeError: if this tree's extension is older than its sources, or the ref's does not build.
+    """
+    sources = [ROOT / "setup.py", *(ROOT / "csrc").iterdir()]
+    newest = max(source.stat().st_mtime for source in sources)
     same = subprocess.run(["git", "diff", "--quiet", ref, "--", "csrc", "setup.py"], cwd=ROOT).returncode == 0
     built = list((ROOT / "kernels" / "fangyan_kernels").glob("_C*.so"))
-    if same and built:
+    if not built or built[0].stat().st_mtime < newest:
+        raise RuntimeError("this tree's extension is older than csrc/: python setup.py build_ext --inplace")
+    if same:
         shutil.copy(built[0], tree / "kernels" / "fangyan_kernels")
         return
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import re
 from multiprocessing.connection import Connection
@@ -46,14 +47,13 @@ def peak_memory(op: Op, shape: Shape, contender: Contender) -> int:
 
 
 def _measure(sender: Connection, op_name: str, shape_text: str, contender_name: str) -> None:
-    from harness.registry import ops, shape_called
+    from harness.registry import op_called, shape_called
 
-    op = ops()[op_name]
+    op = op_called(op_name)
     shape, contender = shape_called(op, shape_text), op.contender(contender_name)
     inputs = draw(op, shape, 0)
-    if "backward" in op.passes:
-        # Libraries load and threads start in the first call: neither is the op's own memory.
-        run_once(op, shape, contender, inputs)
+    # Libraries load and threads start in the first call: neither is the op's own memory.
+    run_once(op, shape, contender, inputs)
     before = settle()
     run_once(op, shape, contender, inputs)
     sender.send(high_water_mark() - before)
@@ -71,8 +71,7 @@ def run_once(op: Op, shape: Shape, contender: Contender, inputs: Inputs) -> None
 
 def _on_cuda(op: Op, shape: Shape, contender: Contender) -> int:
     inputs = draw(op, shape, 0)
-    if "backward" in op.passes:
-        run_once(op, shape, contender, inputs)
+    run_once(op, shape, contender, inputs)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -83,6 +82,7 @@ def _on_cuda(op: Op, shape: Shape, contender: Contender) -> int:
 
 def settle() -> int:
     """Gives freed memory back, starts a new high-water mark, and gives the bytes in use."""
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")

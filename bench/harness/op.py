@@ -64,7 +64,6 @@ class Contender:
         role: the first ``baseline`` of an op is what all others are compared with.
         prepare: given a shape and inputs, all that need not be repeated; returns the call to time.
         missing: why it cannot run a shape here, or None.
-        compiled: its first call compiles; that time is kept apart.
         tolerance: the largest error relative to the truth's norm, for what is approximate by
             design; None holds it to the error budget.
         quick: whether ``--quick`` times it.
@@ -74,7 +73,6 @@ class Contender:
     role: Role
     prepare: Callable[[Shape, Inputs], Callable[[], Any]]
     missing: Callable[[Shape], str | None] = always
-    compiled: bool = False
     tolerance: float | None = None
     quick: bool = True
 

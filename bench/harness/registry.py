@@ -19,6 +19,12 @@ def ops() -> dict[str, Op]:
     return {module.OP.name: module.OP for module in modules}
 
 
+def op_called(name: str) -> Op:
+    """One op, without importing the others: an older tree may lack what they need."""
+    declared: Op = importlib.import_module(f"ops.{name}").OP
+    return declared
+
+
 def shapes(op: Op, device: str, quick: bool) -> list[Shape]:
     """The shapes of an op for this device, or those of ``--quick``."""
     return [shape for shape in op.shapes if shape.device == device and (shape.quick or not quick)]

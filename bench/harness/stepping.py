@@ -47,7 +47,6 @@ def measure_steps(step: str, recipe: str, contenders: Sequence[str], effort: Eff
         return {
             name: StepResult(
                 seconds_per_token=times[name],
-                first_call_seconds=trial.first_call_seconds,
                 peak_memory=trial.peak_memory(),
                 **trial.ask("describe"),
             )

@@ -113,13 +113,14 @@ def _measure(
         if reason := contender.missing(shape):
             measured.missing[contender.name] = reason
             continue
+        seconds = timing.first_call_seconds(op, shape, contender, sets[0])
         try:
             check(op, shape, contender)
         except WrongValues as error:
             measured.wrong[contender.name] = str(error)
             continue
         trials[contender.name] = timing.Trial(op, shape, contender, sets)
-    measured.first_call_seconds = {name: trial.first_call_seconds for name, trial in trials.items()}
+        measured.first_call_seconds[contender.name] = seconds
     for which in passes or op.passes:
         measured.times[which] = timing.interleave(trials, which, effort)
     if memory:

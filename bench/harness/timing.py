@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.check import upstream
 from harness.machine import cache_bytes
-from harness.memory import peak_memory
+from harness.memory import peak_memory, run_once
 from harness.op import Contender, Inputs, Op, Shape, draw, leaves, size_in_bytes
 
 MOST_SETS = 32
@@ -35,7 +35,7 @@ FULL = Effort(least_rounds=7, most_rounds=31, seconds=6.0)
 
 
 def input_sets(op: Op, shape: Shape) -> list[Inputs]:
-    """As many sets of inputs as it takes to exceed the cache, so that none is found there."""
+    """As many sets of inputs as it takes to exceed the cache, 32 at most, so that none is found there."""
     first = draw(op, shape, 0)
     enough = 2 * cache_bytes(shape.device)
     sets = min(MOST_SETS, max(1, -(-enough // max(1, size_in_bytes(first)))))
@@ -43,24 +43,15 @@ def input_sets(op: Op, shape: Shape) -> list[Inputs]:
 
 
 class Trial:
-    """A contender made ready on the sets of inputs, which contenders share.
-
-    Attributes:
-        first_call_seconds: preparing and calling it once, compilation included.
-    """
+    """A contender made ready on the sets of inputs, which contenders share."""
 
     def __init__(self, op: Op, shape: Shape, contender: Contender, sets: Sequence[Inputs]):
         self._declared = op, shape, contender
         self._clock = _CudaClock if shape.device == "cuda" else _CpuClock
-        start = time.perf_counter()
         calls = [contender.prepare(shape, inputs) for inputs in sets]
         differentiable = "backward" in op.passes
         gradients = [upstream(call()) if differentiable else None for call in calls[:1]] * len(calls)
         self._items = cycle(zip(calls, map(leaves, sets), gradients, strict=True))
-        self.run("forward+backward" if differentiable else "call", 1)
-        if shape.device == "cuda":
-            torch.cuda.synchronize()
-        self.first_call_seconds = time.perf_counter() - start
         self._calls = 1
 
     def calibrate(self, which: str) -> float:
@@ -89,6 +80,15 @@ class Trial:
         return clock.seconds() / calls
 
 
+def first_call_seconds(op: Op, shape: Shape, contender: Contender, inputs: Inputs) -> float:
+    """Preparing and calling for the first time, forward and backward: with loading and compilation."""
+    start = time.perf_counter()
+    run_once(op, shape, contender, inputs)
+    if shape.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 class Timed(Protocol):
     """What can take its turn: a :class:`Trial` here or in a worker, or steps of a training."""
 
@@ -99,6 +99,8 @@ class Timed(Protocol):
 
 def interleave(trials: Mapping[str, Timed], which: str, effort: Effort) -> dict[str, list[float]]:
     """Seconds a call, a list a contender, one number a round; the order changes every round."""
+    if not trials:
+        return {}
     round_seconds = sum(trial.calibrate(which) for trial in trials.values())
     wanted = max(effort.least_rounds, min(effort.most_rounds, int(effort.seconds / round_seconds)))
     deadline = time.perf_counter() + effort.seconds
@@ -129,7 +131,7 @@ class _CpuClock:
 
 
 class _CudaClock:
-    """Events on the stream: what the host does between them is not counted."""
+    """Events on the stream: the host's time between them counts only where the GPU waits for it."""
 
     def __init__(self) -> None:
         self._events: list[tuple[Any, Any]] = []

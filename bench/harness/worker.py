@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,8 +55,9 @@ class Worker:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died: there will be no answer
+            self._process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
@@ -85,7 +87,7 @@ class RemoteTrial:
 
     def __init__(self, worker: Worker, **what: Any):
         self._worker, self._what = worker, what
-        self.first_call_seconds: float = worker.ask("open", of=what)
+        worker.ask("open", of=what)
 
     def calibrate(self, which: str) -> float:
         return float(self.ask("calibrate", which=which))
@@ -118,11 +120,20 @@ class _Server:
         key = json.dumps(of)
         if request == "open":
             self._trials[key] = _open(**of)
-            return self._trials[key].first_call_seconds
+            return None
         if request == "close":
             del self._trials[key]
+            _empty_cache()
             return None
         return getattr(self._trials[key], request)(**arguments)
+
+
+def _empty_cache() -> None:
+    """Three workers share a GPU's memory: none keeps what it has freed."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _open(contender: str, op: str = "", shape: str = "", step: str = "", recipe: str = "") -> Any:
@@ -131,12 +142,13 @@ def _open(contender: str, op: str = "", shape: str = "", step: str = "", recipe:
 
         return open_step(step, contender, recipe)
     from harness.check import check
-    from harness.registry import ops, shape_called
+    from harness.registry import op_called, shape_called
     from harness.timing import Trial, input_sets
 
-    declared = ops()[op]
+    declared = op_called(op)
     of_shape, who = shape_called(declared, shape), declared.contender(contender)
     check(declared, of_shape, who)
+    _empty_cache()
     return Trial(declared, of_shape, who, input_sets(declared, of_shape))
 
 

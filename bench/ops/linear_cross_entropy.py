@@ -125,7 +125,7 @@ OP = Op(
     truth=truth,
     contenders=(
         Contender("eager", "baseline", function(eager)),
-        Contender("torch.compile", "baseline", compiled, compiled=True, quick=False),
+        Contender("torch.compile", "baseline", compiled, quick=False),
         Contender("native", "peer", native, no_native),
         Contender("native, chunked", "peer", native_chunked, no_native),
         Contender("Liger", "peer", liger, needs_gpu("liger_kernel")),

@@ -106,7 +106,7 @@ OP = Op(
     truth=eager,
     contenders=(
         Contender("eager", "baseline", function(eager)),
-        Contender("torch.compile", "baseline", compiled, compiled=True, quick=False),
+        Contender("torch.compile", "baseline", compiled, quick=False),
         Contender("PEFT", "peer", peft, no_peft),
         Contender("addmm", "peer", function(_Addmm.apply)),
     ),

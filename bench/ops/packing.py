@@ -111,7 +111,9 @@ def padded_to_128(shape: Shape, values: Inputs) -> Callable[[], Tensor]:
             targets[row, : len(window.targets)] = torch.tensor(window.targets)
         ids, targets = ids.to(shape.device), targets.to(shape.device)
         logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
+        )
 
     return call
 

@@ -6,6 +6,7 @@ tokens of each sentence and without padding.
 
 from __future__ import annotations
 
+import gc
 import random
 import tempfile
 import time
@@ -173,6 +174,7 @@ class HfTrainer:
 
     def __init__(self, setting: Setting, batch: int):
         self._setting, self._batch = setting, batch
+        self._folder = tempfile.TemporaryDirectory()
         self.model = setting.model()
         self.steps = max(2, 128 // batch)
         self._seeds = count()
@@ -188,8 +190,9 @@ class HfTrainer:
         return random.Random(seed).sample(batches, len(batches))
 
     def train(self, steps: int | None, observe: Observe) -> None:
-        setting = self._setting
-        most = steps or len(self._setting.windows) // self._batch * setting.recipe.train.epochs
+        """Makes a new Trainer; of a sample its first step, which makes the optimizer's states, is extra."""
+        setting, batch = self._setting, self._batch
+        most = steps + 1 if steps else len(setting.windows) // batch * setting.recipe.train.epochs
         rows, sizes = [], []
         for _ in range(most):
             windows = [setting.windows[i] for i in next(self._batches)]
@@ -198,15 +201,16 @@ class HfTrainer:
 
         class Watch(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                observe(0, 0)  # the clock starts behind the Trainer's own preparations
+                observe(0, 0)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                done = observe(sizes[state.global_step - 1], len(rows) // most)
+                warming = steps is not None and state.global_step == 1
+                done = observe(0 if warming else sizes[state.global_step - 1], batch)
                 control.should_training_stop = control.should_training_stop or done
 
         arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=self._batch,
+            output_dir=self._folder.name,
+            per_device_train_batch_size=batch,
             max_steps=most,
             learning_rate=PLAIN_RATE,
             train_sampling_strategy="sequential",
@@ -226,6 +230,7 @@ class HfTrainer:
             train_dataset=rows,
             callbacks=[Watch()],
         ).train()
+        gc.collect()  # a Trainer and its states hold each other
 
 
 class Fangyan:
@@ -253,12 +258,11 @@ class Fangyan:
 
 @dataclass(frozen=True)
 class StepContender:
-    """Who trains; ``equal_tokens`` is whether its steps hold as many tokens as fangyan's."""
+    """Who trains, and whether ``--quick`` times it."""
 
     role: Role
     make: Callable[[Setting], Any]
     quick: bool = True
-    equal_tokens: bool = False
 
 
 def equal_batch(setting: Setting) -> int:
@@ -275,10 +279,10 @@ CONTENDERS = {
     "tutorial loop": StepContender("baseline", Tutorial),
     "HF Trainer, batch 16": StepContender("peer", lambda setting: HfTrainer(setting, 16)),
     "HF Trainer, equal tokens": StepContender(
-        "peer", lambda setting: HfTrainer(setting, equal_batch(setting)), equal_tokens=True
+        "peer", lambda setting: HfTrainer(setting, equal_batch(setting))
     ),
-    "fangyan without its kernels": StepContender("ours", without_kernels, quick=False, equal_tokens=True),
-    "fangyan": StepContender("ours", lambda setting: Fangyan(setting.recipe), equal_tokens=True),
+    "fangyan without its kernels": StepContender("ours", without_kernels, quick=False),
+    "fangyan": StepContender("ours", lambda setting: Fangyan(setting.recipe)),
 }
 
 
@@ -291,8 +295,7 @@ class StepTrial:
         start = time.perf_counter()
         self._contender = CONTENDERS[contender].make(self._setting)
         self._steps(1)
-        self.first_call_seconds = time.perf_counter() - start
-        self._tokens = self._sentences = 0
+        self._first_call_seconds = time.perf_counter() - start
 
     def calibrate(self, which: str) -> float:
         return self._steps(self._contender.steps)[0]
@@ -309,18 +312,23 @@ class StepTrial:
         return high_water_mark() - self._before
 
     def describe(self) -> dict[str, float]:
-        """Sentences a token, and operations a token (6 a weight of a product: Chowdhery et al. 2022)."""
+        """What it took to start; sentences and operations a token (6 a weight: Chowdhery et al. 2022)."""
         weights = sum(m.weight.numel() for m in self._contender.model.modules() if isinstance(m, nn.Linear))
         windows = self._setting.windows
-        return {"sentences_per_token": len(windows) / _tokens(windows), "flops_per_token": 6.0 * weights}
+        return {
+            "first_call_seconds": self._first_call_seconds,
+            "sentences_per_token": len(windows) / _tokens(windows),
+            "flops_per_token": 6.0 * weights,
+        }
 
     def seconds_until(self, score: float) -> float | None:
-        """Training time until a dev score; None if an epoch's end or the patience comes first."""
+        """Training time until a dev score; None if the epochs or the minutes are over before."""
         clock = _Clock()
         reached: list[bool] = []
 
         def observe(tokens: int, sentences: int) -> bool:
-            clock.stop(tokens)
+            if tokens:
+                clock.stop(tokens)
             due = clock.tokens // EVALUATE_EVERY > (clock.tokens - tokens) // EVALUATE_EVERY
             if due and self._score() >= score:
                 reached.append(True)

@@ -37,7 +37,7 @@ def repository(tmp_path):
         if source.is_dir():
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
-            shutil.copy(source, tree)
+            shutil.copy2(source, tree)
     git(tree, "init", "--quiet")
     git(tree, "add", "--all")
     git(tree, "-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "--message", "before")

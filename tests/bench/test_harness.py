@@ -9,6 +9,7 @@ import torch
 
 from harness import memory
 from harness.check import WrongValues, check
+from harness.machine import cache_bytes
 from harness.op import CALL, Contender, Op, Shape, Work, function
 from harness.statistics import median_interval, ratio, slope
 from harness.timing import Effort, Trial, input_sets, interleave
@@ -62,6 +63,19 @@ def test_wrong_values_are_not_timed(call, complaint):
     assert "peer" in str(caught.value)
 
 
+def test_a_wrong_baseline_is_not_its_own_budget():
+    wrong = replace(OP, contenders=(Contender("eager", "baseline", function(lambda x: 1.1 * square(x))),))
+    with pytest.raises(WrongValues, match="eager: value is off by 0.1 of its norm"):
+        check(wrong, SHAPE, wrong.baseline)
+
+
+def test_gradients_of_a_tensor_start_from_the_same_noise_in_every_dtype():
+    op = replace(
+        OP, truth=lambda x: x * x, contenders=(Contender("eager", "baseline", function(lambda x: x * x)),)
+    )
+    check(op, SHAPE, op.baseline)
+
+
 def test_right_values_pass():
     check(OP, SHAPE, OP.baseline)
     check(OP, SHAPE, Contender("other", "peer", function(lambda x: (x**2).sum())))
@@ -85,9 +99,9 @@ def test_contenders_take_turns_and_slow_ones_show():
     found = ratio(times["b"], times["a"])
     assert found.clear
     assert 2.0 < found.median < 3.5
-    # The last rounds: neither contender runs twice its share before the other has had its turn.
+    # One contender's rounds after the other's would be 6 turns, with those of the preparation.
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    assert len(turns) >= 6
+    assert len(turns) >= 9
 
 
 def test_a_backward_is_timed_without_its_forward():
@@ -104,7 +118,7 @@ def test_a_backward_is_timed_without_its_forward():
 def test_input_sets_exceed_the_cache():
     shape = Shape("large", {"T": 1 << 20, "H": 4})
     sets = input_sets(OP, shape)
-    assert 2 <= len(sets) <= 32
+    assert len(sets) == 32 or sum(x.nbytes for (x,) in sets) > cache_bytes("cpu")
     assert not torch.equal(sets[0][0], sets[1][0])
 
 

@@ -5,6 +5,7 @@ no command misses a thread of it.
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 def server():
     """The context whose processes are forks of the server."""
+    multiprocessing.forkserver._forkserver._stop()  # another's, with other imports
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fangyan.loop", "fangyan.predict", "fangyan.cli", "bitsandbytes"])
     return context

@@ -1,6 +1,7 @@
 """Two real ranks: the same losses and the same model as one, at every ZeRO stage."""
 
 import json
+from pathlib import Path
 
 import fangyan
 import pytest
@@ -62,3 +63,4 @@ def test_more_ranks_than_sentences_in_a_step(cli):
     data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
     cli.train(*data, "train.batch_tokens=1", "train.epochs=1", "engine.zero_stage=3", ranks=2)
     assert len(cli.losses()) == 12
+    assert not list(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")), "left in memory"

@@ -37,7 +37,21 @@ def start_distributed() -> tuple[int, int]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         os.environ["LOCAL_RANK"] = "0"  # deepspeed.initialize asks for it
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name())
+    _unlink_shared_memory()
     return dist.get_rank(), dist.get_world_size()
+
+
+def _unlink_shared_memory() -> None:
+    """Frees the names of DeepSpeed's buffers between CPU ranks: it leaves 69 MB of memory a rank and run.
+
+    Every rank has mapped all of them by now, and keeps them until it ends, however it ends.
+    """
+    if dist.get_world_size() == 1 or get_accelerator().device_name() != "cpu":
+        return
+    dist.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def device() -> torch.device:

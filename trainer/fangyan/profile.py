@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from fangyan.report import Reporter
@@ -74,11 +75,16 @@ class StepProfile:
 
 def costliest(averages: Any) -> Table:
     """The parts that took most time themselves, a row each, and what our kernels took together."""
-    on_gpu = any(part.self_device_time_total for part in averages)
+    # A kernel is a row of its own and counted in the operator that launched it: operators alone, here.
+    parts = [
+        part
+        for part in averages
+        if part.device_type == DeviceType.CPU and not part.key.startswith("ProfilerStep")
+    ]
+    on_gpu = any(part.self_device_time_total for part in parts)
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     whole = "device_time_total" if on_gpu else "cpu_time_total"
     memory = "self_device_memory_usage" if on_gpu else "self_cpu_memory_usage"
-    parts = [part for part in averages if not part.key.startswith("ProfilerStep")]
     total = sum(getattr(part, own) for part in parts) or 1.0
     table = Table(title=f"The {COSTLIEST} costliest parts of a step", title_justify="left")
     table.add_column("part", overflow="fold")
