@@ -53,9 +53,7 @@ class StepProfile:
         if self._profiler is not None:
             self._profiler.__exit__(kind, error, trace)
             if error is None and self._steps < NEEDED:
-                self._report.say(
-                    f"--profile: {self._steps} steps, expected {NEEDED} for a trace; none written"
-                )
+                self._report.say(f"--profile: {self._steps} steps, expected {NEEDED}; no trace")
 
     def step(self) -> None:
         """To be called after every optimizer step."""
