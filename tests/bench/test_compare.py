@@ -12,10 +12,8 @@ ROOT = Path(__file__).parents[2]
 KEPT = ("kernels", "trainer", "bench", "csrc", "recipes", "setup.py", "pyproject.toml")
 
 # Three more products with the head's weight: the op takes about twice its time.
-PLANTED = (
-    "    logits_TC = F.linear(",
-    "    for _ in range(3):\n        F.linear(input_TH.detach(), weight_CH.detach())\n    logits_TC = F.linear(",
-)
+LINE = "    logits_TC = F.linear("
+PLANTED = "    for _ in range(3):\n        F.linear(input_TH.detach(), weight_CH.detach())\n" + LINE
 
 COMPARE = """
 import json, sys
@@ -65,8 +63,8 @@ def test_a_planted_slowdown_fails_and_no_change_passes(repository):
 
     reference = repository / "kernels" / "fangyan_kernels" / "linear_cross_entropy" / "reference.py"
     source = reference.read_text()
-    assert PLANTED[0] in source
-    reference.write_text(source.replace(*PLANTED))
+    assert LINE in source
+    reference.write_text(source.replace(LINE, PLANTED))
     slower = compare(repository, "HEAD")
     assert slower.returncode == 0, slower.stderr
     verdicts, sentence = slower.stdout.splitlines()
