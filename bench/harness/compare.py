@@ -29,6 +29,10 @@ CONFIDENCE = 0.99
 LEAST_CHANGE = 0.01  # less is of no interest, however sure
 MEMORY_CHANGE, MEMORY_BYTES = 1.05, 1 << 20
 
+# Threads that spin while they wait add noise: in a few runs there was about half as much without. It
+# also slows what makes many short calls, so that comparisons between contenders do without.
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 THIS, REF, AGAIN = "this tree", "the ref", "the ref again"
 
 
@@ -171,7 +175,7 @@ def _measure(tree: Path, chosen: Sequence[Case], effort: Effort) -> list[Verdict
         return []
     with ExitStack() as stack:
         trees = {THIS: ROOT, REF: tree, AGAIN: tree}
-        workers = {name: stack.enter_context(Worker(path)) for name, path in trees.items()}
+        workers = {name: stack.enter_context(Worker(path, QUIET)) for name, path in trees.items()}
         for worker in workers.values():
             worker.ready()
         return [_verdict(case, workers, effort) for case in chosen]
@@ -186,21 +190,20 @@ def _verdict(case: Case, workers: dict[str, Worker], effort: Effort) -> Verdict:
         trials[THIS].close()
         return Verdict(case, unmeasured=str(error))
     times = interleave(trials, case.which, effort)
-    change = [own / ref for own, ref in zip(times[THIS], times[REF], strict=True)]
+    change = [this / ref for this, ref in zip(times[THIS], times[REF], strict=True)]
     null = [again / ref for again, ref in zip(times[AGAIN], times[REF], strict=True)]
     low, high = median_interval(change, CONFIDENCE)
     null_low, null_high = median_interval(null, CONFIDENCE)
-    memory = {name: trials[name].peak_memory() for name in (THIS, REF)}
+    own, *refs = (trials[name].peak_memory() for name in (THIS, REF, AGAIN))
     for trial in trials.values():
         trial.close()
-    grown = memory[THIS] - memory[REF] > MEMORY_BYTES
     return Verdict(
         case,
         ratio=statistics.median(change),
         low=low,
         high=high,
         noise=max(null_high - 1, 1 - null_low, 0.0),
-        memory=memory[THIS] / memory[REF] if grown else 1.0,
+        memory=own / max(refs) if own - max(refs) > MEMORY_BYTES else 1.0,
     )
 
 

@@ -28,12 +28,12 @@ class WorkerError(Exception):
 class Worker:
     """Starts a worker on a source tree, and asks it; several may start side by side."""
 
-    def __init__(self, tree: Path):
+    def __init__(self, tree: Path, environment: dict[str, str] | None = None):
         paths = [tree / "kernels", tree / "trainer", BENCH]
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.worker"],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
