@@ -25,9 +25,8 @@ ELECTRA, BERT = "ELECTRA, 5.9 M", "BERT-base, 93 M"
 BASELINE, OURS = "tutorial loop", "fangyan"
 DEV_SCORE = 85.0  # joint F1
 
-# What a CPU must reach, below what is measured (10 and 1.4): rounds of a busy machine spread by a quarter.
-# A GPU spends its time elsewhere.
-CLAIMS = {"tutorial loop": 6.0, "HF Trainer, batch 16": 1.1}
+# What fangyan promises on a CPU; a GPU spends its time elsewhere.
+CLAIMS = {"tutorial loop": 8.0, "HF Trainer, batch 16": 1.25}
 
 
 def settings() -> str:
@@ -35,9 +34,13 @@ def settings() -> str:
     return f"{RECIPE} engine.precision={'bf16' if device() == 'cuda' else 'fp32'}"
 
 
+def contenders(quick: bool) -> list[str]:
+    return [name for name, contender in CONTENDERS.items() if contender.quick or not quick]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("quick")
-    names = [name for name, contender in CONTENDERS.items() if contender.quick or not quick]
+    names = contenders(quick)
     if "model" in metafunc.fixturenames:
         models = [ELECTRA] if quick else [ELECTRA, BERT]
         metafunc.parametrize(("model", "name"), [(model, name) for model in models for name in names])
@@ -62,8 +65,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> dict[str,
 
 @pytest.mark.benchmark(timer=recorded_time)
 def test_step(model: str, name: str, recipes: dict[str, str], suite: Suite, benchmark: Any) -> None:
-    chosen = [n for n, contender in CONTENDERS.items() if contender.quick or not suite.quick]
-    results = suite.steps("tagger", model, recipes[model], chosen)
+    results = suite.steps("tagger", model, recipes[model], contenders(suite.quick))
     result = results[name]
     times = sorted(result.seconds_per_token)
     tokens = 1 / times[len(times) // 2]
@@ -93,8 +95,7 @@ def test_step(model: str, name: str, recipes: dict[str, str], suite: Suite, benc
 @pytest.mark.skipif(device() == "cuda", reason="the ratios are promised of a CPU")
 @pytest.mark.parametrize("other", CLAIMS)
 def test_step_claim(other: str, recipes: dict[str, str], suite: Suite) -> None:
-    chosen = [n for n, contender in CONTENDERS.items() if contender.quick or not suite.quick]
-    results = suite.steps("tagger", ELECTRA, recipes[ELECTRA], chosen)
+    results = suite.steps("tagger", ELECTRA, recipes[ELECTRA], contenders(suite.quick))
     found = ratio(results[other].seconds_per_token, results[OURS].seconds_per_token)
     assert found.median >= CLAIMS[other], (
         f"fangyan is {found.median:.2f}x as fast as the {other} ({found.low:.2f}-{found.high:.2f}), "
@@ -111,7 +112,8 @@ def test_time_to_score(learner: str, recipes: dict[str, str], suite: Suite, benc
     if seconds is None:
         benchmark.skipped = True
         suite.lines.append(f"{learner}: dev joint F1 {DEV_SCORE} not within {MINUTES} minutes of training")
-        pytest.xfail(suite.lines[-1])
+        assert learner != OURS, suite.lines[-1]
+        pytest.skip(suite.lines[-1])
     suite.lines.append(f"{learner}: dev joint F1 {DEV_SCORE} after {seconds:.0f} s of training")
     replay(benchmark, [seconds])
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.compare import check_ref
 from harness.machine import device, machine_name
 from harness.suite import Suite
 
@@ -35,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_columns = ["median", "iqr", "rounds"]
     config.option.benchmark_sort = "name"
     config.option.benchmark_group_by = "group"
+    if config.option.compare is not None:
+        try:
+            check_ref(config.option.compare)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
     if config.getoption("results"):
         part = [config.option.quick, config.option.keyword, config.option.compare, config.option.markexpr]
         if any(part) or [Path(path).resolve() for path in config.args] != [HERE]:

@@ -127,6 +127,13 @@ def failed(verdicts: Sequence[Verdict]) -> bool:
     return any(verdict.worse for verdict in verdicts) or all(verdict.unmeasured for verdict in verdicts)
 
 
+def check_ref(ref: str) -> None:
+    """Raises ValueError if git knows no such ref."""
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True).returncode:
+        raise ValueError(f"--compare {ref}: git knows no such ref, expected a commit, branch or tag")
+
+
 @contextmanager
 def checked_out(ref: str) -> Iterator[Path]:
     """The ref in a worktree of its own, with its extension built.
@@ -134,11 +141,7 @@ def checked_out(ref: str) -> Iterator[Path]:
     Raises:
         ValueError: if git knows no such ref.
     """
-    known = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}"], cwd=ROOT, capture_output=True
-    )
-    if known.returncode:
-        raise ValueError(f"--compare {ref}: git knows no such ref")
+    check_ref(ref)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve() / "tree"
         _git("worktree", "add", "--detach", str(tree), ref)

@@ -136,8 +136,8 @@ OP = Op(
     work=work,
     scaling={"T": (256, 512, 1024, 2048), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
     claims=(
-        Claim("fangyan reference", "tags", "forward+backward", 0.7),
-        Claim("fangyan reference", "vocabulary", "forward+backward", 0.7),
+        Claim("fangyan reference", "tags", "forward+backward", 0.8),
+        Claim("fangyan reference", "vocabulary", "forward+backward", 0.8),
     ),
     counted=(
         ("fangyan cpp", Shape("tags", {"T": 64, "H": 64, "C": 93})),

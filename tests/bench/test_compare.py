@@ -75,4 +75,7 @@ def test_a_planted_slowdown_fails_and_no_change_passes(repository):
 def test_an_unknown_ref_is_one_sentence(repository):
     done = compare(repository, "no-such-ref")
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1] == "ValueError: --compare no-such-ref: git knows no such ref"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "ValueError: --compare no-such-ref: git knows no such ref, expected a commit, branch or tag"
+    )
