@@ -18,6 +18,7 @@ setup(
         CppExtension(
             "fangyan_kernels._C",
             ["csrc/module.cpp", "csrc/linear_cross_entropy.cpp"],
+            depends=["csrc/softmax_row.h", "csrc/tag_tiles.h", "csrc/tag_tiles.inc"],
             extra_compile_args={"cxx": FLAGS},
             py_limited_api=True,
         )

@@ -1,160 +1,455 @@
-// Forward of a linear head with softmax cross-entropy, float32, without a T x C buffer.
+// A linear head with softmax cross-entropy, and its gradients, a chunk of tokens at a time.
 //
-//   z_tc   = sum_h input_th weight_ch + bias_c,  m_t = max_c z_tc
-//   loss_t = log sum_c exp(z_tc - m_t) + (1 - eps) (m_t - z_t,target) + eps (m_t - mean_c z_tc)
+//   z_tc   = sum_h input_th weight_ch + bias_c,  capped as cap tanh(z / cap) if there is a cap
+//   loss_t = u_t ((1 - eps) w_y (lse - z_y) + eps / C sum_c w_c (lse - z_c) + z_loss lse^2)
+//   g_tc   = u_t / divisor ((S + 2 z_loss lse) p_tc - (1 - eps) w_y [c = y] - eps w_c / C)
 //
-// and 0 where the target is ignored; such rows cost no arithmetic. Reads input once and the weight
-// once a row tile, writes 4 bytes a token: 2 T H C flops, compute-bound from H of about 16 up.
-// Accumulates in float32, with an online softmax (Milakov & Gimelshein 2018). The maximum is
-// subtracted before the logarithm is added: a small loss is not a difference of large numbers.
+// with y the target, lse = log sum_c exp z_tc, p = softmax z, S = (1 - eps) w_y + eps / C sum_c w_c.
+// Then grad_input = g weight, grad_weight = g' input: three matrix products, 6 T H C operations, of
+// which labelled tokens alone take part. Reads input and weight and writes their gradients once, plus
+// grad_weight read and written again a chunk; a chunk's logits are meant to stay in the last cache and
+// are overwritten by their gradients, so that nothing of T x C is ever held. The products are those of
+// the libtorch that it runs in; everything is accumulated in float32.
 //
-// T tokens, H hidden, C classes.
+// T tokens, H hidden, C classes; R tokens of a chunk.
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <limits>
+#include <cstring>
 #include <optional>
+#include <string>
+#include <tuple>
 #include <vector>
 
-// One binary for every x86-64 machine: the loader picks the widest clone the processor has.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FANGYAN_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FANGYAN_CLONES
-#endif
+#include "softmax_row.h"
+#include "tag_tiles.h"
 
 namespace {
 
+using namespace fangyan;
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// 4 x 16 accumulators fill 8 of AVX2's 16 registers and leave room for the operands.
-constexpr int64_t kRows = 4;
-constexpr int64_t kClasses = 16;
+// Up to so many classes the tiles are faster than a library's products.
+constexpr int64_t kMostTags = 256;
+// Logits of a chunk: large enough for the products' speed, small enough for the last cache.
+constexpr int64_t kChunkBytes = 44 << 20;
 
-struct Problem {
-  const float* input_TH;
-  const float* weight_HP;  // transposed, C padded to P, a multiple of kClasses
-  const float* bias_P;
-  const int64_t* target_T;
-  float* loss_T;
-  int64_t hidden, classes, padded;
-  float smoothing;
-};
+FANGYAN_CLONES void rows(const Chunk& k, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) row(k, r);
+}
 
-// The labelled rows `row[0..count)`, count <= kRows; short tiles repeat their first row.
-FANGYAN_CLONES void forward_tile(const Problem& p, const int64_t* row, int64_t count) {
-  const float* input[kRows];
-  float maximum[kRows], sum_exp[kRows], sum_z[kRows], z_target[kRows];
-  for (int64_t r = 0; r < kRows; ++r) {
-    input[r] = p.input_TH + row[r < count ? r : 0] * p.hidden;
-    maximum[r] = -std::numeric_limits<float>::infinity();
-    sum_exp[r] = sum_z[r] = z_target[r] = 0.0f;
-  }
-  for (int64_t c0 = 0; c0 < p.padded; c0 += kClasses) {
-    float z[kRows][kClasses];
-    for (int64_t r = 0; r < kRows; ++r)
-      for (int64_t c = 0; c < kClasses; ++c) z[r][c] = p.bias_P[c0 + c];
-    for (int64_t h = 0; h < p.hidden; ++h) {
-      const float* w = p.weight_HP + h * p.padded + c0;
-      for (int64_t r = 0; r < kRows; ++r) {
-        const float x = input[r][h];
-        for (int64_t c = 0; c < kClasses; ++c) z[r][c] += x * w[c];
-      }
-    }
-    const int64_t width = std::min(kClasses, p.classes - c0);
-    for (int64_t r = 0; r < count; ++r) {
-      float tile_max = maximum[r];
-      for (int64_t c = 0; c < width; ++c) tile_max = std::max(tile_max, z[r][c]);
-      float tile_exp = sum_exp[r] * std::exp(maximum[r] - tile_max);
-      for (int64_t c = 0; c < width; ++c) {
-        tile_exp += std::exp(z[r][c] - tile_max);
-        sum_z[r] += z[r][c];
-      }
-      maximum[r] = tile_max;
-      sum_exp[r] = tile_exp;
-      const int64_t hit = p.target_T[row[r]] - c0;
-      if (hit >= 0 && hit < width) z_target[r] = z[r][hit];
-    }
-  }
+// total_c += sum_r g_rc for the classes [begin, end): in the order of the rows, whoever computes it.
+FANGYAN_CLONES void add_columns(const float* g_RC, int64_t count, int64_t classes, int64_t begin,
+                                int64_t end, float* total_C) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t c = begin; c < end; ++c) total_C[c] += g_RC[r * classes + c];
+}
+
+// Marks the classes [begin, end) that have a gradient of at least `filter` times its token's own scale.
+FANGYAN_CLONES void mark_columns(const Chunk& k, int64_t count, int64_t begin, int64_t end,
+                                 uint8_t* marked_C) {
   for (int64_t r = 0; r < count; ++r) {
-    const float mean_gap = maximum[r] - sum_z[r] / p.classes;
-    p.loss_T[row[r]] = std::log(sum_exp[r]) + (1.0f - p.smoothing) * (maximum[r] - z_target[r]) +
-                       p.smoothing * mean_gap;
+    const float weight = k.token_weight_T ? k.token_weight_T[k.token_R[r]] : 1.0f;
+    const float least = k.options.filter * std::fabs(weight * k.scale);
+    for (int64_t c = begin; c < end; ++c)
+      marked_C[c] |= !(std::fabs(k.logits_RC[r * k.classes + c]) < least);
   }
 }
 
-std::vector<int64_t> labelled_rows(const Tensor& target_T, int64_t classes, int64_t ignore_index) {
-  std::vector<int64_t> rows;
+template <class T>
+const T* data(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+float* floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+// A new tensor whose pages, where it has many, are large ones: most of the time that a fresh matrix takes
+// to be written is otherwise spent on its page faults (0.7 ms a megabyte on a virtual machine).
+Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  Tensor tensor = torch::stable::new_empty(like, sizes, dtype);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096;
+  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+  if (bytes >= 4 << 20) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+    const uintptr_t first = (start + kPage - 1) / kPage * kPage, last = (start + bytes) / kPage * kPage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: it may fail
+  }
+#endif
+  return tensor;
+}
+
+Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+void mm_out(Tensor& out, const Tensor& left, const Tensor& right) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+}
+
+// out = beta out + left right.
+void addmm_out(Tensor& out, const Tensor& left, const Tensor& right, double beta) {
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, 1.0));
+}
+
+// Rows of a matrix of any element type, to or from their places in another; row_R null is all of them.
+void copy_rows(const Tensor& from, const int64_t* from_R, Tensor& to, const int64_t* to_R, int64_t count) {
+  const int64_t bytes = from.size(1) * static_cast<int64_t>(from.element_size());
+  const char* source = static_cast<const char*>(from.const_data_ptr());
+  char* target = static_cast<char*>(to.mutable_data_ptr());
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(bytes, 1)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t r = begin; r < end; ++r)
+                                  std::memcpy(target + (to_R ? to_R[r] : r) * bytes,
+                                              source + (from_R ? from_R[r] : r) * bytes, bytes);
+                              });
+}
+
+std::vector<int64_t> labelled_tokens(const Tensor& target_T, int64_t classes, int64_t ignore_index) {
+  std::vector<int64_t> tokens;
+  tokens.reserve(target_T.numel());
   const int64_t* target = static_cast<const int64_t*>(target_T.const_data_ptr());
   for (int64_t t = 0; t < target_T.numel(); ++t) {
     if (target[t] == ignore_index) continue;
     STD_TORCH_CHECK(target[t] >= 0 && target[t] < classes, "linear_cross_entropy: target[", t,
                     "] is ", target[t], ", expected a class in [0, ", classes,
                     ") or ignore_index ", ignore_index);
-    rows.push_back(t);
+    tokens.push_back(t);
   }
-  return rows;
+  return tokens;
 }
 
 void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-           const Tensor& target) {
-  using torch::headeronly::ScalarType;
+           const Tensor& target, const std::optional<Tensor>& class_weight,
+           const std::optional<Tensor>& token_weight, const std::optional<Tensor>& divisor) {
+  const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && target.dim() == 1 &&
                       input.size(1) == weight.size(1) && input.size(0) == target.size(0),
                   "linear_cross_entropy: expected input (T, H), weight (C, H) and target (T)");
-  STD_TORCH_CHECK(input.scalar_type() == ScalarType::Float &&
-                      weight.scalar_type() == ScalarType::Float &&
-                      target.scalar_type() == ScalarType::Long,
-                  "linear_cross_entropy: expected float32 input and weight, int64 target");
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
-                            bias->scalar_type() == ScalarType::Float),
-                  "linear_cross_entropy: expected a float32 bias (C)");
+  STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                   dtype == ScalarType::Half) &&
+                      weight.scalar_type() == dtype && target.scalar_type() == ScalarType::Long,
+                  "linear_cross_entropy: expected input and weight of one dtype, float32, bfloat16 "
+                  "or float16, and an int64 target");
+  STD_TORCH_CHECK(
+      !bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) && bias->scalar_type() == dtype),
+      "linear_cross_entropy: expected a bias (C) of input's dtype");
+  const auto is_float = [](const std::optional<Tensor>& tensor, int64_t dim, int64_t size) {
+    return !tensor || (tensor->scalar_type() == ScalarType::Float && tensor->dim() == dim &&
+                       tensor->numel() == size);
+  };
+  STD_TORCH_CHECK(is_float(class_weight, 1, weight.size(0)) &&
+                      is_float(token_weight, 1, input.size(0)) && is_float(divisor, 0, 1),
+                  "linear_cross_entropy: expected float32 class weights (C), token weights (T) and "
+                  "divisor ()");
 }
 
-Tensor linear_cross_entropy_forward(Tensor input_TH, Tensor weight_CH, std::optional<Tensor> bias_C,
-                                    Tensor target_T, int64_t ignore_index, double label_smoothing) {
-  check(input_TH, weight_CH, bias_C, target_T);
-  const int64_t tokens = input_TH.size(0), hidden = input_TH.size(1), classes = weight_CH.size(0);
-  const int64_t padded = (classes + kClasses - 1) / kClasses * kClasses;
-  input_TH = torch::stable::contiguous(input_TH);
-  target_T = torch::stable::contiguous(target_T);
-  Tensor loss_T = torch::stable::new_zeros(input_TH, {tokens});
-  const std::vector<int64_t> rows = labelled_rows(target_T, classes, ignore_index);
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
 
-  Tensor weight_HP = torch::stable::new_zeros(input_TH, {hidden, padded});
-  Tensor weight_HC = torch::stable::narrow(weight_HP, 1, 0, classes);
-  torch::stable::copy_(weight_HC, torch::stable::transpose(weight_CH, 0, 1));
-  Tensor bias_P = torch::stable::new_zeros(input_TH, {padded});
-  if (bias_C) {
-    Tensor bias_valid = torch::stable::narrow(bias_P, 0, 0, classes);
-    torch::stable::copy_(bias_valid, *bias_C);
+std::optional<Tensor> as_float(const std::optional<Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(torch::stable::to(*tensor, ScalarType::Float));
+}
+
+double total_weight(const std::vector<int64_t>& tokens, const int64_t* target,
+                    const float* class_weight, const float* token_weight) {
+  double total = 0.0;
+  for (const int64_t t : tokens)
+    total += static_cast<double>(class_weight ? class_weight[target[t]] : 1.0f) *
+             static_cast<double>(token_weight ? token_weight[t] : 1.0f);
+  return total == 0.0 ? 1.0 : total;
+}
+
+// The gradients of one call, as its chunks arrive.
+class Gradients {
+ public:
+  Gradients(const Tensor& input_TH, const Tensor& weight_CH, bool input, bool weight, bool bias,
+            const std::vector<int64_t>& tokens)
+      : weight_CH_(weight_CH), tokens_(tokens), all_(static_cast<int64_t>(tokens.size()) == input_TH.size(0)) {
+    const int64_t classes = weight_CH.size(0), hidden = weight_CH.size(1);
+    if (input) input_TH_ = fresh(input_TH, {input_TH.size(0), hidden}, input_TH.scalar_type());
+    if (weight) weight_CH_sum_ = fresh(weight_CH, {classes, hidden}, ScalarType::Float);
+    if (bias) bias_C_sum_ = torch::stable::new_zeros(weight_CH, {classes}, ScalarType::Float);
+    if (input && !all_) clear_ignored();
+    if (weight && tokens.empty()) torch::stable::zero_(*weight_CH_sum_);
   }
-  const Problem problem{static_cast<const float*>(input_TH.const_data_ptr()),
-                        static_cast<const float*>(weight_HP.const_data_ptr()),
-                        static_cast<const float*>(bias_P.const_data_ptr()),
-                        static_cast<const int64_t*>(target_T.const_data_ptr()),
-                        static_cast<float*>(loss_T.mutable_data_ptr()),
-                        hidden,
-                        classes,
-                        padded,
-                        static_cast<float>(label_smoothing)};
-  const int64_t labelled = static_cast<int64_t>(rows.size());
-  const int64_t tiles = (labelled + kRows - 1) / kRows;
-  torch::stable::parallel_for(0, tiles, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      forward_tile(problem, rows.data() + i * kRows, std::min(kRows, labelled - i * kRows));
-  });
-  return loss_T;
+
+  const Tensor& head() const { return weight_CH_; }
+  bool wanted() const { return input_TH_ || weight_CH_sum_ || bias_C_sum_; }
+
+  // g_RC: gradients of the logits of the tokens [start, start + R), whose inputs are chunk_RH.
+  void add(const Chunk& k, Tensor& g_RC, const Tensor& chunk_RH, int64_t start) {
+    const int64_t count = g_RC.size(0);
+    if (bias_C_sum_) {
+      float* total = floats(*bias_C_sum_);
+      torch::stable::parallel_for(0, k.classes, kBlock, [&](int64_t begin, int64_t end) {
+        add_columns(k.logits_RC, count, k.classes, begin, end, total);
+      });
+    }
+    if (!input_TH_ && !weight_CH_sum_) return;
+    const std::vector<int64_t> classes = kept_classes(k, count);
+    if (classes.empty()) {
+      add_products(g_RC, chunk_RH, weight_CH_, weight_CH_sum_, start, start == 0 ? 0.0 : 1.0);
+      return;
+    }
+    if (weight_CH_sum_ && start == 0) torch::stable::zero_(*weight_CH_sum_);
+    // What is left of the classes is small enough to be gathered and scattered.
+    const int64_t kept = static_cast<int64_t>(classes.size()), hidden = weight_CH_.size(1);
+    Tensor g_RK = torch::stable::new_empty(g_RC, {count, kept});
+    float* target = floats(g_RK);
+    torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t i = 0; i < kept; ++i) target[r * kept + i] = k.logits_RC[r * k.classes + classes[i]];
+    });
+    Tensor weight_KH = torch::stable::new_empty(weight_CH_, {kept, hidden});
+    copy_rows(weight_CH_, classes.data(), weight_KH, nullptr, kept);
+    std::optional<Tensor> sum_KH;
+    if (weight_CH_sum_) sum_KH = torch::stable::new_empty(g_RC, {kept, hidden});
+    add_products(g_RK, chunk_RH, weight_KH, sum_KH, start, 0.0);
+    if (sum_KH) add_rows(*sum_KH, classes);
+  }
+
+  // The same for all tokens at once, a tile at a time. Tasks are as many as threads: the sums' order, and
+  // so their last bits, depend on the number of threads and on nothing else.
+  void add_tiles(const Chunk& k, const Tensor& input_TH) {
+    const int64_t hidden = weight_CH_.size(1), classes = k.classes;
+    const TagWeight weight(static_cast<const float*>(weight_CH_.const_data_ptr()), classes, hidden);
+    const TagTiles tiles{k,
+                         static_cast<const float*>(input_TH.const_data_ptr()),
+                         &weight,
+                         hidden,
+                         static_cast<int64_t>(tokens_.size()),
+                         input_TH_ ? floats(*input_TH_) : nullptr};
+    const int64_t number = (tiles.count + kTile - 1) / kTile;
+    const int64_t tasks = std::min<int64_t>(number, torch::stable::get_num_threads());
+    std::vector<TagSums> sums(tasks);
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        TagSums& own = sums[i];
+        own.logits.resize(kTile * classes);
+        own.unused_row.resize(weight.padded_hidden);
+        if (weight_CH_sum_) own.weight_CH.resize(classes * weight.padded_hidden);
+        if (bias_C_sum_) own.bias_C.resize(classes);
+        tag_tiles(tiles, i * number / tasks, (i + 1) * number / tasks, own);
+      }
+    });
+    for (int64_t c = 0; c < classes; ++c) {
+      for (const TagSums& own : sums)
+        if (bias_C_sum_) floats(*bias_C_sum_)[c] += own.bias_C[c];
+      if (!weight_CH_sum_) continue;
+      float* row = floats(*weight_CH_sum_) + c * hidden;
+      for (int64_t i = 0; i < tasks; ++i)
+        for (int64_t h = 0; h < hidden; ++h) {
+          const float part = sums[i].weight_CH[c * weight.padded_hidden + h];
+          row[h] = i == 0 ? part : row[h] + part;
+        }
+    }
+  }
+
+  Tensor input() const { return input_TH_ ? *input_TH_ : nothing(); }
+  Tensor weight() const { return weight_CH_sum_ ? narrowed(*weight_CH_sum_) : nothing(); }
+  Tensor bias() const { return bias_C_sum_ ? narrowed(*bias_C_sum_) : nothing(); }
+
+ private:
+  void add_products(Tensor& g_RK, const Tensor& chunk_RH, const Tensor& weight_KH,
+                    std::optional<Tensor>& sum_KH, int64_t start, double beta) {
+    const int64_t count = g_RK.size(0);
+    const bool narrow = weight_KH.scalar_type() != ScalarType::Float;
+    if (input_TH_) {
+      const Tensor g = narrow ? torch::stable::to(g_RK, weight_KH.scalar_type()) : g_RK;
+      if (all_) {
+        Tensor rows = torch::stable::narrow(*input_TH_, 0, start, count);
+        mm_out(rows, g, weight_KH);
+      } else {
+        Tensor rows = torch::stable::new_empty(weight_KH, {count, weight_KH.size(1)});
+        mm_out(rows, g, weight_KH);
+        copy_rows(rows, nullptr, *input_TH_, tokens_.data() + start, count);
+      }
+    }
+    if (sum_KH)
+      addmm_out(*sum_KH, transposed(g_RK), narrow ? torch::stable::to(chunk_RH, ScalarType::Float) : chunk_RH,
+                beta);
+  }
+
+  // The classes that a filter leaves, or none where there is no filter or it leaves most of them.
+  std::vector<int64_t> kept_classes(const Chunk& k, int64_t count) const {
+    std::vector<int64_t> kept;
+    if (k.options.filter == 0.0f) return kept;
+    std::vector<uint8_t> marked(k.classes);
+    torch::stable::parallel_for(0, k.classes, kBlock, [&](int64_t begin, int64_t end) {
+      mark_columns(k, count, begin, end, marked.data());
+    });
+    for (int64_t c = 0; c < k.classes; ++c)
+      if (marked[c]) kept.push_back(c);
+    if (2 * static_cast<int64_t>(kept.size()) > k.classes) kept.clear();
+    return kept;
+  }
+
+  void add_rows(Tensor& from_KH, const std::vector<int64_t>& classes) {
+    const int64_t hidden = from_KH.size(1);
+    const float* from = floats(from_KH);
+    float* to = floats(*weight_CH_sum_);
+    torch::stable::parallel_for(0, static_cast<int64_t>(classes.size()), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t h = 0; h < hidden; ++h) to[classes[i] * hidden + h] += from[i * hidden + h];
+    });
+  }
+
+  void clear_ignored() {
+    const int64_t tokens = input_TH_->size(0);
+    const int64_t bytes = input_TH_->size(1) * static_cast<int64_t>(input_TH_->element_size());
+    char* rows = static_cast<char*>(input_TH_->mutable_data_ptr());
+    int64_t next = 0;
+    for (size_t i = 0; i <= tokens_.size(); ++i) {  // the gaps between labelled tokens
+      const int64_t token = i < tokens_.size() ? tokens_[i] : tokens;
+      if (token > next) std::memset(rows + next * bytes, 0, (token - next) * bytes);
+      next = token + 1;
+    }
+  }
+
+  Tensor narrowed(const Tensor& sum) const { return torch::stable::to(sum, weight_CH_.scalar_type()); }
+  Tensor nothing() const { return torch::stable::new_empty(weight_CH_, {0}); }
+
+  Tensor weight_CH_;
+  const std::vector<int64_t>& tokens_;
+  bool all_;
+  std::optional<Tensor> input_TH_, weight_CH_sum_, bias_C_sum_;
+};
+
+// Logits, loss and gradients of all labelled tokens, a chunk at a time.
+void add_chunks(Chunk& k, const Tensor& input_TH, int64_t count, Gradients& gradients) {
+  const Tensor& weight_CH = gradients.head();
+  const int64_t hidden = input_TH.size(1);
+  const bool all = count == input_TH.size(0), narrow = input_TH.scalar_type() != ScalarType::Float;
+  const int64_t most = std::max<int64_t>(16, kChunkBytes / (4 * std::max<int64_t>(k.classes, 1)));
+  const int64_t chunks = (count + most - 1) / most, size = chunks ? (count + chunks - 1) / chunks : 0;
+  Tensor logits = fresh(input_TH, {size, k.classes}, ScalarType::Float);
+  Tensor gathered = fresh(input_TH, {all ? 0 : size, hidden}, input_TH.scalar_type());
+  const int64_t* labelled = k.token_R;
+  Tensor source = all ? input_TH : gathered;
+  for (int64_t start = 0; start < count; start += size) {
+    const int64_t here = std::min(size, count - start);
+    k.token_R = labelled + start;
+    Tensor chunk_RH = torch::stable::narrow(source, 0, all ? start : 0, here);
+    if (!all) copy_rows(input_TH, k.token_R, chunk_RH, nullptr, here);
+    Tensor logits_RC = torch::stable::narrow(logits, 0, 0, here);
+    if (narrow)
+      torch::stable::copy_(logits_RC, torch::stable::matmul(chunk_RH, transposed(weight_CH)));
+    else
+      mm_out(logits_RC, chunk_RH, transposed(weight_CH));
+    k.logits_RC = floats(logits_RC);
+    torch::stable::parallel_for(0, here, std::max<int64_t>(1, (1 << 14) / k.classes),
+                                [&](int64_t begin, int64_t end) { rows(k, begin, end); });
+    if (k.gradients) gradients.add(k, logits_RC, chunk_RH, start);
+  }
+}
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Results linear_cross_entropy(Tensor input_TH, Tensor weight_CH, std::optional<Tensor> bias_C,
+                             Tensor target_T, std::optional<Tensor> class_weight_C,
+                             std::optional<Tensor> token_weight_T, std::optional<Tensor> divisor,
+                             std::string reduction, int64_t ignore_index, double label_smoothing,
+                             double z_loss, double softcap, double gradient_filter,
+                             std::optional<int64_t> /*most_labelled: counted here*/,
+                             std::string /*regime: a GPU's*/, bool predict, bool grad_input,
+                             bool grad_weight, bool grad_bias) {
+  check(input_TH, weight_CH, bias_C, target_T, class_weight_C, token_weight_T, divisor);
+  const int64_t tokens = input_TH.size(0), classes = weight_CH.size(0);
+  input_TH = torch::stable::contiguous(input_TH);
+  weight_CH = torch::stable::contiguous(weight_CH);
+  target_T = torch::stable::contiguous(target_T);
+  bias_C = as_float(bias_C);
+  class_weight_C = contiguous(class_weight_C);
+  token_weight_T = contiguous(token_weight_T);
+  const std::vector<int64_t> labelled = labelled_tokens(target_T, classes, ignore_index);
+  const int64_t count = static_cast<int64_t>(labelled.size());
+  const bool narrow = input_TH.scalar_type() != ScalarType::Float;
+  const float* class_weight = data<float>(class_weight_C);
+  const int64_t* target = static_cast<const int64_t*>(target_T.const_data_ptr());
+
+  double total = 1.0;
+  if (reduction == "mean")
+    total = divisor ? *data<float>(divisor)
+                    : total_weight(labelled, target, class_weight, data<float>(token_weight_T));
+  double class_weight_sum = classes;
+  if (class_weight) {
+    class_weight_sum = 0.0;
+    for (int64_t c = 0; c < classes; ++c) class_weight_sum += static_cast<double>(class_weight[c]);
+  }
+
+  Tensor loss_T = torch::stable::new_zeros(input_TH, {tokens}, ScalarType::Float);
+  Tensor prediction_T = torch::stable::new_empty(target_T, {predict ? tokens : 0});
+  if (predict) torch::stable::fill_(prediction_T, static_cast<double>(ignore_index));
+  std::vector<uint8_t> correct(tokens);
+  Gradients gradients(input_TH, weight_CH, grad_input, grad_weight, grad_bias, labelled);
+
+  Chunk chunk{nullptr,
+              data<float>(bias_C),
+              class_weight,
+              labelled.data(),
+              target,
+              data<float>(token_weight_T),
+              classes,
+              static_cast<float>(class_weight_sum),
+              static_cast<float>(1.0 / total),
+              gradients.wanted(),
+              predict,
+              {ignore_index, static_cast<float>(label_smoothing), static_cast<float>(z_loss),
+               static_cast<float>(softcap), static_cast<float>(gradient_filter)},
+              floats(loss_T),
+              static_cast<int64_t*>(prediction_T.mutable_data_ptr()),
+              correct.data()};
+  if (count > 0 && classes <= kMostTags && !narrow)
+    gradients.add_tiles(chunk, input_TH);
+  else
+    add_chunks(chunk, input_TH, count, gradients);
+
+  Tensor loss = loss_T;
+  if (reduction != "none") {
+    double sum = 0.0;
+    for (int64_t t = 0; t < tokens; ++t) sum += static_cast<double>(floats(loss_T)[t]);
+    loss = torch::stable::new_empty(loss_T, {});
+    *floats(loss) = static_cast<float>(sum / total);
+  }
+  const auto number = [&](int64_t value) {
+    Tensor tensor = torch::stable::new_empty(target_T, {});
+    *static_cast<int64_t*>(tensor.mutable_data_ptr()) = value;
+    return tensor;
+  };
+  const int64_t right = std::count(correct.begin(), correct.end(), 1);
+  return {loss,           number(count),      number(right),    prediction_T,
+          gradients.input(), gradients.weight(), gradients.bias()};
+}
+
+void scale_gradients_(Tensor first, Tensor second, Tensor third, Tensor scale) {
+  const Tensor factor = torch::stable::to(scale, ScalarType::Float);
+  if (*static_cast<const float*>(factor.const_data_ptr()) == 1.0f) return;
+  for (Tensor* gradient : {&first, &second, &third}) {
+    std::array<StableIValue, 2> stack{torch::stable::detail::from(*gradient),
+                                      torch::stable::detail::from(scale)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul_", "Tensor", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // owns the returned handle
+  }
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fangyan, CPU, m) {
-  m.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy_forward));
+  m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy));
+  m.impl("scale_gradients_", TORCH_BOX(&scale_gradients_));
 }

@@ -99,6 +99,8 @@ class OfflineKernel:
     Attributes:
         signature: type of every argument that is no constant, such as ``*bf16`` or ``i32``.
         constants: value of every ``tl.constexpr`` argument.
+        multiples: integer arguments that are multiples of 16; as at a launch, the compiler is told so,
+            and that pointers are.
         options: ``num_warps``, ``num_stages`` and the like.
     """
 
@@ -106,6 +108,7 @@ class OfflineKernel:
     kernel: Any
     signature: Mapping[str, str]
     constants: Mapping[str, Any]
+    multiples: tuple[str, ...] = ()
     options: Mapping[str, int] = field(default_factory=dict)
 
 

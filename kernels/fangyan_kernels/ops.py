@@ -1,6 +1,7 @@
 """Schema, fake and autograd formula of every operator: the contract between Python and kernels.
 
-The CPU kernels behind these schemas are C++ (``csrc/``, in the extension ``_C``).
+The CPU kernels behind these schemas are C++ (``csrc/``, in the extension ``_C``), the CUDA kernels
+Triton.
 
 Shape suffixes: T tokens, H hidden, C classes.
 """
@@ -14,54 +15,125 @@ from torch import Tensor
 
 from fangyan_kernels import _C  # noqa: F401  (importing it registers the CPU kernels)
 
+# Gives the loss, () or (T) as ``reduction`` has it; the numbers of labelled and of correct tokens;
+# with ``predict`` the likeliest class of each token; and, of those asked for, the gradients of the
+# reduced loss, from the same pass. What is not asked for is empty.
 torch.library.define(
-    "fangyan::linear_cross_entropy_forward",
-    "(Tensor input_TH, Tensor weight_CH, Tensor? bias_C, Tensor target_T, int ignore_index,"
-    " float label_smoothing) -> Tensor",
+    "fangyan::linear_cross_entropy",
+    "(Tensor input_TH, Tensor weight_CH, Tensor? bias_C, Tensor target_T, Tensor? class_weight_C,"
+    " Tensor? token_weight_T, Tensor? divisor, str reduction, int ignore_index, float label_smoothing,"
+    " float z_loss, float softcap, float gradient_filter, SymInt? most_labelled, str regime, bool predict,"
+    " bool grad_input, bool grad_weight, bool grad_bias)"
+    " -> (Tensor loss, Tensor labelled, Tensor correct, Tensor prediction_T, Tensor grad_input_TH,"
+    " Tensor grad_weight_CH, Tensor grad_bias_C)",
+)
+
+# Multiplies gradients in place by a number on their device; does nothing, without asking the host,
+# where it is 1.
+torch.library.define(
+    "fangyan::scale_gradients_", "(Tensor(a!) first, Tensor(b!) second, Tensor(c!) third, Tensor scale) -> ()"
 )
 
 
-@torch.library.register_fake("fangyan::linear_cross_entropy_forward")
+@torch.library.register_fake("fangyan::linear_cross_entropy")
 def _linear_cross_entropy_fake(
     input_TH: Tensor,
     weight_CH: Tensor,
     bias_C: Tensor | None,
     target_T: Tensor,
+    class_weight_C: Tensor | None,
+    token_weight_T: Tensor | None,
+    divisor: Tensor | None,
+    reduction: str,
     ignore_index: int,
     label_smoothing: float,
-) -> Tensor:
-    return input_TH.new_empty(input_TH.shape[0])
-
-
-def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input_TH, weight_CH, bias_C, target_T, ctx.ignore_index, ctx.label_smoothing = inputs
-    ctx.save_for_backward(input_TH, weight_CH, bias_C, target_T)
-
-
-def _linear_cross_entropy_backward(ctx: Any, grad_loss_T: Tensor) -> tuple[Tensor | None, ...]:
-    """d loss_t / d logits_tc = softmax_tc - (1 - eps) [c = target_t] - eps / C; 0 on ignored rows."""
-    input_TH, weight_CH, bias_C, target_T = ctx.saved_tensors
+    z_loss: float,
+    softcap: float,
+    gradient_filter: float,
+    most_labelled: int | None,
+    regime: str,
+    predict: bool,
+    grad_input: bool,
+    grad_weight: bool,
+    grad_bias: bool,
+) -> tuple[Tensor, ...]:
+    tokens, hidden = input_TH.shape
     classes = weight_CH.shape[0]
-    valid_T = target_T != ctx.ignore_index
-    grad_TC = torch.nn.functional.linear(input_TH, weight_CH, bias_C).softmax(1)
-    grad_TC -= ctx.label_smoothing / classes
-    hit_T1 = torch.where(valid_T, target_T, 0)[:, None]
-    grad_TC.scatter_add_(1, hit_T1, grad_TC.new_full(hit_T1.shape, ctx.label_smoothing - 1.0))
-    # Not a product with zero: the logits of an ignored row may be inf or NaN, its gradient is 0.
-    grad_TC.mul_(grad_loss_T[:, None]).masked_fill_(~valid_T[:, None], 0.0)
-    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     return (
-        grad_TC @ weight_CH if need_input else None,
-        grad_TC.T @ input_TH if need_weight else None,
-        grad_TC.sum(0) if need_bias else None,
-        None,
-        None,
-        None,
+        input_TH.new_empty(tokens if reduction == "none" else (), dtype=torch.float32),
+        target_T.new_empty(()),
+        target_T.new_empty(()),
+        target_T.new_empty(tokens if predict else 0),
+        input_TH.new_empty((tokens, hidden) if grad_input else 0),
+        weight_CH.new_empty((classes, hidden) if grad_weight else 0),
+        weight_CH.new_empty(classes if grad_bias else 0),
     )
 
 
+@torch.library.register_fake("fangyan::scale_gradients_")
+def _scale_gradients_fake(first: Tensor, second: Tensor, third: Tensor, scale: Tensor) -> None:
+    return None
+
+
+def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, reduction = inputs[:8]
+    ctx.options = inputs[8:15]
+    ctx.reduced = reduction != "none"
+    ctx.reduction = reduction
+    gradients = output[4:] if ctx.reduced else ()
+    # ZeRO-3 needs the weight itself, not a view of it.
+    ctx.save_for_backward(*tensors, *gradients)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for them would be as large as the gradients
+    ctx.spent = False
+
+
+def _linear_cross_entropy_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    """Scales the gradients of the forward; computes them where the forward could not, or not again.
+
+    Without a reduction they depend on every token's upstream gradient. Those of the forward are
+    scaled in place, once: a second backward through the same graph computes its own.
+    """
+    inputs, gradients = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    wanted = ctx.needs_input_grad[:3]
+    if not ctx.reduced:
+        token_weight_T = inputs[5]
+        factor_T = grad_loss if token_weight_T is None else grad_loss * token_weight_T
+        gradients = _gradients((*inputs[:5], factor_T, None, "sum"), ctx.options, wanted)
+    else:
+        if ctx.spent:
+            gradients = _gradients((*inputs, ctx.reduction), ctx.options, wanted)
+        ctx.spent = True
+        torch.ops.fangyan.scale_gradients_(*gradients, grad_loss)
+    found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+    return (found[0], found[1], found[2], *[None] * 16)
+
+
+def _gradients(
+    inputs: tuple[Any, ...], options: tuple[Any, ...], wanted: tuple[bool, ...]
+) -> tuple[Tensor, ...]:
+    return torch.ops.fangyan.linear_cross_entropy(*inputs, *options, False, *wanted)[4:]  # type: ignore[no-any-return]
+
+
 torch.library.register_autograd(
-    "fangyan::linear_cross_entropy_forward",
+    "fangyan::linear_cross_entropy",
     _linear_cross_entropy_backward,
     setup_context=_linear_cross_entropy_setup,
 )
+
+
+# Triton is imported with the first tensor on a GPU.
+@torch.library.impl("fangyan::linear_cross_entropy", "CUDA")
+def _linear_cross_entropy_cuda(*arguments: Any) -> tuple[Tensor, ...]:
+    from fangyan_kernels.linear_cross_entropy import triton
+
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+        return triton.linear_cross_entropy(*arguments)
+
+
+@torch.library.impl("fangyan::scale_gradients_", "CUDA")
+def _scale_gradients_cuda(*arguments: Any) -> None:
+    from fangyan_kernels.linear_cross_entropy import triton
+
+    with torch.cuda.device_of(arguments[0]):
+        triton.scale_gradients_(*arguments)

@@ -26,7 +26,7 @@ def product(p_left, p_right, p_out, inner, BLOCK: tl.constexpr):
 
 def kernel(block, warps):
     signature = {"p_left": "*bf16", "p_right": "*bf16", "p_out": "*fp32", "inner": "i32"}
-    return OfflineKernel("product", product, signature, {"BLOCK": block}, {"num_warps": warps})
+    return OfflineKernel("product", product, signature, {"BLOCK": block}, options={"num_warps": warps})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,0 +1,237 @@
+"""What both regimes of the Triton kernels share: the call's options, its divisor, its totals.
+
+Prefixes inside kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block.
+Shape suffixes: T tokens, H hidden, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Programs that each add up a part of the targets' weights; whoever needs the sum adds the parts.
+PARTS = 64
+PART_BLOCK = 1024
+TOTALS_BLOCK = 4096
+SCALE_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Call:
+    """The operator's arguments (see ``ops.py``), contiguous, and the parts of what it divides by."""
+
+    input_TH: Tensor
+    weight_CH: Tensor
+    bias_C: Tensor | None
+    target_T: Tensor
+    class_weight_C: Tensor | None
+    token_weight_T: Tensor | None
+    parts: Tensor | None
+    given: bool
+    reduction: str
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float
+    predict: bool
+    grad_input: bool
+    grad_weight: bool
+    grad_bias: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.input_TH.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        return self.input_TH.shape[1]
+
+    @property
+    def classes(self) -> int:
+        return self.weight_CH.shape[0]
+
+    @property
+    def gradients(self) -> bool:
+        return self.grad_input or self.grad_weight or self.grad_bias
+
+    def pointer(self, tensor: Tensor | None) -> Tensor:
+        """The tensor, or something a kernel that does not read it may be given in its place."""
+        return self.target_T if tensor is None else tensor
+
+    def options(self) -> dict[str, object]:
+        """What both regimes' kernels take besides sizes and results."""
+        return {
+            "p_bias": self.pointer(self.bias_C),
+            "p_target": self.target_T,
+            "p_class_weight": self.pointer(self.class_weight_C),
+            "p_token_weight": self.pointer(self.token_weight_T),
+            "p_parts": self.pointer(self.parts),
+            "n_parts": 0 if self.parts is None else self.parts.numel(),
+            "ignore_index": self.ignore_index,
+            "smoothing": self.label_smoothing,
+            "z_loss": self.z_loss,
+            "softcap": self.softcap,
+            "HAS_BIAS": self.bias_C is not None,
+            "HAS_CLASS_WEIGHT": self.class_weight_C is not None,
+            "HAS_TOKEN_WEIGHT": self.token_weight_T is not None,
+            "GIVEN": self.given,
+            "HAS_SMOOTHING": self.label_smoothing > 0.0,
+            "HAS_SOFTCAP": self.softcap > 0.0,
+            "PREDICT": self.predict,
+        }
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; a few under the interpreter, which runs one program after another."""
+    if device.type != "cuda":
+        return 3
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@triton.jit
+def tanh(x):
+    """By its series near 0, where the quotient would cancel."""
+    s = x * x
+    near = x * (1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835)))))
+    e = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(tl.abs(x) < 0.3, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def token_loss(lse, gap, distance, hit, spread, class_weight_sum, z_loss):
+    """A token's loss, of weight 1: gap = lse - z_target, distance = sum_c w_c (z_target - z_c)."""
+    return hit * gap + spread * (class_weight_sum * gap + distance) + z_loss * lse * lse
+
+
+@triton.jit
+def divisor(p_parts, n_parts, GIVEN: tl.constexpr, PARTS: tl.constexpr):
+    """What the loss is divided by: the sum of the parts; 1 where there is nothing to divide."""
+    i = tl.arange(0, PARTS)
+    total = tl.sum(tl.load(p_parts + i, mask=i < n_parts, other=0.0), 0)
+    if GIVEN:
+        return total
+    return tl.where((total == 0.0) | (n_parts == 0), 1.0, total)
+
+
+@triton.jit(do_not_specialize=["tokens", "ignore_index"], debug=True)
+def weigh_targets(
+    p_target,
+    p_class_weight,
+    p_token_weight,
+    p_parts,
+    tokens,
+    classes,
+    ignore_index,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_TOKEN_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """parts_i = the weights of a share of the labelled targets, summed; every target is checked.
+
+    Reads 8 bytes a token.
+    """
+    total = 0.0
+    for o in range(tl.program_id(0) * BLOCK, tokens, BLOCK * tl.num_programs(0)):
+        i_t = o + tl.arange(0, BLOCK)
+        target = tl.load(p_target + i_t, mask=i_t < tokens, other=ignore_index)
+        m_labelled = target != ignore_index
+        tl.device_assert(
+            (target >= 0) & (target < classes), "linear_cross_entropy: a target is no class", mask=m_labelled
+        )
+        weight = m_labelled.to(tl.float32)
+        if HAS_CLASS_WEIGHT:
+            weight *= tl.load(p_class_weight + target, mask=m_labelled, other=0.0)
+        if HAS_TOKEN_WEIGHT:
+            weight *= tl.load(p_token_weight + i_t, mask=m_labelled, other=0.0)
+        total += tl.sum(weight, 0)
+    tl.store(p_parts + tl.program_id(0), total)
+
+
+@triton.jit(do_not_specialize=["tokens", "ignore_index"])
+def add_totals(
+    p_token_loss,
+    p_correct,
+    p_target,
+    p_parts,
+    p_loss,
+    p_labelled_total,
+    p_correct_total,
+    tokens,
+    n_parts,
+    ignore_index,
+    REDUCE: tl.constexpr,
+    GIVEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The reduced loss and the two counts, by one program in a fixed order; 13 bytes a token."""
+    loss = tl.zeros((BLOCK,), tl.float32)
+    labelled = tl.zeros((BLOCK,), tl.int32)
+    correct = tl.zeros((BLOCK,), tl.int32)
+    for o in range(0, tokens, BLOCK):
+        i_t = o + tl.arange(0, BLOCK)
+        m_t = i_t < tokens
+        loss += tl.load(p_token_loss + i_t, mask=m_t, other=0.0)
+        correct += tl.load(p_correct + i_t, mask=m_t, other=0).to(tl.int32)
+        labelled += (tl.load(p_target + i_t, mask=m_t, other=ignore_index) != ignore_index).to(tl.int32)
+    if REDUCE:
+        tl.store(p_loss, tl.sum(loss, 0) / divisor(p_parts, n_parts, GIVEN, PARTS))
+    tl.store(p_labelled_total, tl.sum(labelled, 0).to(tl.int64))
+    tl.store(p_correct_total, tl.sum(correct, 0).to(tl.int64))
+
+
+@triton.jit
+def scale_three(
+    p_first, p_second, p_third, n_first, n_second, n_third, p_scale, BLOCK: tl.constexpr
+):
+    """x *= scale for three tensors; reads the scale alone where it is 1."""
+    scale = tl.load(p_scale).to(tl.float32)
+    if scale != 1.0:
+        step = tl.num_programs(0).to(tl.int64) * BLOCK
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        for o in range(start, n_first, step):
+            i = o + tl.arange(0, BLOCK)
+            value = tl.load(p_first + i, mask=i < n_first).to(tl.float32) * scale
+            tl.store(p_first + i, value.to(p_first.dtype.element_ty), mask=i < n_first)
+        for o in range(start, n_second, step):
+            i = o + tl.arange(0, BLOCK)
+            value = tl.load(p_second + i, mask=i < n_second).to(tl.float32) * scale
+            tl.store(p_second + i, value.to(p_second.dtype.element_ty), mask=i < n_second)
+        for o in range(start, n_third, step):
+            i = o + tl.arange(0, BLOCK)
+            value = tl.load(p_third + i, mask=i < n_third).to(tl.float32) * scale
+            tl.store(p_third + i, value.to(p_third.dtype.element_ty), mask=i < n_third)
+
+
+def weigh(
+    target_T: Tensor,
+    class_weight_C: Tensor | None,
+    token_weight_T: Tensor | None,
+    classes: int,
+    ignore_index: int,
+) -> Tensor:
+    """The parts of the labelled targets' weight, (up to PARTS,); checks the targets."""
+    tokens = target_T.numel()
+    parts = torch.empty(
+        min(PARTS, max(1, triton.cdiv(tokens, PART_BLOCK))), dtype=torch.float32, device=target_T.device
+    )
+    weigh_targets[(parts.numel(),)](
+        target_T,
+        target_T if class_weight_C is None else class_weight_C,
+        target_T if token_weight_T is None else token_weight_T,
+        parts,
+        tokens,
+        classes,
+        ignore_index,
+        HAS_CLASS_WEIGHT=class_weight_C is not None,
+        HAS_TOKEN_WEIGHT=token_weight_T is not None,
+        BLOCK=PART_BLOCK,
+    )
+    return parts
