@@ -242,7 +242,7 @@ class Gradients {
         TagSums& own = sums[i];
         own.logits.resize(kTile * classes);
         own.unused_row.resize(weight.padded_hidden);
-        if (weight_CH_sum_) own.weight_CH.resize(classes * weight.padded_hidden);
+        if (weight_CH_sum_) own.weight_CH.resize((classes + kGroup) * weight.padded_hidden);
         if (bias_C_sum_) own.bias_C.resize(classes);
         tag_tiles(tiles, i * number / tasks, (i + 1) * number / tasks, own);
       }

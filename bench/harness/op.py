@@ -67,6 +67,7 @@ class Contender:
         tolerance: the largest error relative to the truth's norm, for what is approximate by
             design; None holds it to the error budget.
         quick: whether ``--quick`` times it.
+        computes: False for a part of the work that is no implementation: its values are not checked.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Contender:
     missing: Callable[[Shape], str | None] = always
     tolerance: float | None = None
     quick: bool = True
+    computes: bool = True
 
 
 def function(call: Callable[..., Any]) -> Callable[[Shape, Inputs], Callable[[], Any]]:
@@ -84,7 +86,11 @@ def function(call: Callable[..., Any]) -> Callable[[Shape, Inputs], Callable[[],
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio that ``--quick`` asserts: the baseline's time over the contender's is at least this."""
+    """A ratio that ``--quick`` asserts: the baseline's time over the contender's is at least this.
+
+    Attributes:
+        shape: the shape's name and sizes, as :class:`Shape` prints them but for the dtype.
+    """
 
     contender: str
     shape: str
@@ -123,6 +129,7 @@ class Op:
         passes: :data:`DIFFERENTIABLE` or :data:`CALL`.
         work: the floor of a pass.
         calls_checked: calls after which a value is compared with the truth.
+        checked_at: by letter, the largest sizes at which values are compared: the truth has no chunks.
         scaling: by letter, the sizes over which cost is fitted; the first shape of the device is
             the base.
         claims: ratios that ``--quick`` asserts.
@@ -138,6 +145,7 @@ class Op:
     work: Callable[[Shape, str], Work]
     passes: tuple[str, ...] = DIFFERENTIABLE
     calls_checked: int = 1
+    checked_at: Mapping[str, int] = field(default_factory=dict)
     scaling: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     counted: tuple[tuple[str, Shape], ...] = ()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from harness import stepping, timing
 from harness.check import WrongValues, check
 from harness.machine import Ceilings, measure_ceilings
@@ -57,7 +59,7 @@ class Suite:
         """Times and memory of every contender."""
         key = op.name, str(shape)
         if key not in self._ops:
-            effort = timing.QUICK if self.quick else timing.FULL
+            effort = timing.QUICK if self.quick else timing.full(shape.device)
             self._ops[key] = _measure(op, shape, contenders(op, self.quick), effort, memory=True)
         return self._ops[key]
 
@@ -113,11 +115,16 @@ def _measure(
         if reason := contender.missing(shape):
             measured.missing[contender.name] = reason
             continue
-        seconds = timing.first_call_seconds(op, shape, contender, sets[0])
         try:
-            check(op, shape, contender)
+            seconds = timing.first_call_seconds(op, shape, contender, sets[0])
+            if contender.computes:
+                check(op, shape, contender)
         except WrongValues as error:
             measured.wrong[contender.name] = str(error)
+            continue
+        except torch.OutOfMemoryError:
+            measured.missing[contender.name] = "it needs more memory than this GPU has"
+            torch.cuda.empty_cache()
             continue
         trials[contender.name] = timing.Trial(op, shape, contender, sets)
         measured.first_call_seconds[contender.name] = seconds

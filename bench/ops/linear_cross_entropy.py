@@ -1,6 +1,8 @@
 """A linear head with softmax cross-entropy: token tags, and vocabularies.
 
-T tokens, H hidden, C classes. 15% of the targets are ignored, as special tokens and padding are.
+T tokens, H hidden, C classes, L percent of the targets labelled: sub-word continuations, special tokens
+and padding are not, and of a masked language model's tokens 15% are. Ours, like all that keep no logits,
+computes the gradients in its forward: compare forward and backward together.
 """
 
 from __future__ import annotations
@@ -13,22 +15,94 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
+from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS
 from torch import Tensor
 
-from harness.op import Claim, Contender, Inputs, Op, Shape, Work, function
+from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, function
 
 IGNORE = -100
 
+# The letter L is the share of labelled targets in percent: 15 is masked language modelling.
 SHAPES = (
-    Shape("tags", {"T": 2048, "H": 256, "C": 185}, quick=True),
-    Shape("tags", {"T": 2048, "H": 768, "C": 9}),
-    Shape("vocabulary", {"T": 512, "H": 256, "C": 8287}, quick=True),
-    Shape("vocabulary", {"T": 2048, "H": 256, "C": 21128}),
-    Shape("tags", {"T": 65536, "H": 1024, "C": 9}, "cuda", torch.bfloat16, quick=True),
-    Shape("tags", {"T": 65536, "H": 1024, "C": 185}, "cuda", torch.bfloat16),
-    Shape("vocabulary", {"T": 8192, "H": 768, "C": 21128}, "cuda", torch.bfloat16, quick=True),
-    Shape("vocabulary", {"T": 8192, "H": 4096, "C": 128256}, "cuda", torch.bfloat16),
+    Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 85}, quick=True),
+    Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 50}),
+    Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 100}),
+    Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 50}, quick=True),
+    Shape("tags", {"T": 2048, "H": 768, "C": 9, "L": 85}),
+    Shape("vocabulary", {"T": 512, "H": 256, "C": 8287, "L": 100}, quick=True),
+    Shape("vocabulary", {"T": 2048, "H": 256, "C": 21128, "L": 100}),
+    Shape("vocabulary", {"T": 2048, "H": 768, "C": 21128, "L": 100}),
+    Shape("masked", {"T": 1024, "H": 256, "C": 8287, "L": 15}, quick=True),
+    Shape("masked", {"T": 2048, "H": 256, "C": 21128, "L": 15}),
+    Shape("masked", {"T": 2048, "H": 768, "C": 21128, "L": 15}),
+    # Logits of a trained model's spread: most classes have next to no probability.
+    Shape("peaked", {"T": 2048, "H": 256, "C": 21128, "L": 100}),
+    *(
+        Shape("tags", {"T": 65536, "H": hidden, "C": classes, "L": 100}, "cuda", torch.bfloat16, quick)
+        for hidden, classes, quick in (
+            (768, 7, False),
+            (1024, 7, True),
+            (4096, 7, False),
+            (768, 32, False),
+            (1024, 32, False),
+            (4096, 32, False),
+            (768, 188, False),
+            (1024, 188, True),
+            (4096, 188, False),
+        )
+    ),
+    Shape("tags", {"T": 65536, "H": 1024, "C": 32, "L": 50}, "cuda", torch.bfloat16),
+    Shape("vocabulary", {"T": 8192, "H": 768, "C": 21128, "L": 100}, "cuda", torch.bfloat16, quick=True),
+    Shape("vocabulary", {"T": 8192, "H": 4096, "C": 128256, "L": 100}, "cuda", torch.bfloat16),
+    Shape("vocabulary", {"T": 16384, "H": 2048, "C": 248320, "L": 100}, "cuda", torch.bfloat16),
+    Shape("masked", {"T": 8192, "H": 768, "C": 21128, "L": 15}, "cuda", torch.bfloat16, quick=True),
+    Shape("masked", {"T": 8192, "H": 4096, "C": 128256, "L": 15}, "cuda", torch.bfloat16),
 )
+
+
+def _offline(name: str, kernel: Any, constants: dict[str, Any], options: dict[str, int]) -> OfflineKernel:
+    """The arguments that have the same type in every kernel of this op, by their names."""
+    integers = ("tokens", "hidden", "classes", "n_parts", "start", "ignore_index")
+    kinds = dict.fromkeys(integers, "i32") | dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
+    kinds |= dict.fromkeys(("p_target", "p_prediction"), "*i64") | {"p_counts": "*i32", "p_correct": "*i8"}
+    kinds |= dict.fromkeys(
+        ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits"), "*bf16"
+    )
+    kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
+    names = [argument for argument in kernel.arg_names if argument not in constants]
+    signature = {argument: kinds.get(argument, "*fp32") for argument in names}
+    multiples = tuple(argument for argument in ("hidden",) if argument in names)
+    return OfflineKernel(name, kernel, signature, constants, multiples, options)
+
+
+def _kernels() -> tuple[OfflineKernel, ...]:
+    """The two that do the work, with the options of a plain training step in bfloat16."""
+    flags = {
+        "HAS_BIAS": True,
+        "HAS_CLASS_WEIGHT": False,
+        "HAS_TOKEN_WEIGHT": False,
+        "GIVEN": False,
+        "HAS_SMOOTHING": False,
+        "HAS_SOFTCAP": False,
+        "PREDICT": False,
+        "PARTS": PARTS,
+    }
+    found = []
+    for classes in (9, 188):
+        config = triton_tags.choose_config(classes, 2)
+        own = {"LOSS_T": False, "GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
+        own |= {"PRECISION": "ieee", "SPAN": config.span, "BLOCK_T": config.block_t}
+        own |= {"BLOCK_H": config.block_h, "BLOCK_C": config.block_c}
+        options = triton_tags.launch_options(config)
+        found.append(_offline(f"tags-C{classes}", triton_tags.tag_spans, flags | own, options))
+    own = {"PACKED": True, "GRADIENTS": True, "BLOCK": triton_vocabulary.BLOCK}
+    options = {"num_warps": triton_vocabulary.WARPS}
+    found.append(_offline("vocabulary", triton_vocabulary.softmax_rows, flags | own, options))
+    return tuple(found)
+
+
+KERNELS = _kernels()
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
@@ -37,11 +111,28 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     def noise(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator, device=shape.device)
 
+    spread = 8.0 if shape.name == "peaked" else 1.0
     input_TH = noise(tokens, hidden).to(shape.dtype).requires_grad_()
-    weight_CH = (noise(classes, hidden) / hidden**0.5).to(shape.dtype).requires_grad_()
+    weight_CH = (spread * noise(classes, hidden) / hidden**0.5).to(shape.dtype).requires_grad_()
     target_T = torch.randint(classes, (tokens,), generator=generator, device=shape.device)
-    target_T[torch.rand(tokens, generator=generator, device=shape.device) < 0.15] = IGNORE
+    ignored = torch.rand(tokens, generator=generator, device=shape.device) >= shape["L"] / 100
+    target_T[ignored] = IGNORE
     return input_TH, weight_CH, target_T
+
+
+class _Products(torch.autograd.Function):
+    """The three matrix products alone, on whatever numbers: no loss is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, input_TH: Tensor, weight_CH: Tensor) -> Tensor:
+        logits_TC = input_TH @ weight_CH.T
+        ctx.save_for_backward(input_TH, weight_CH, logits_TC)
+        return input_TH.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        input_TH, weight_CH, logits_TC = ctx.saved_tensors
+        return logits_TC @ weight_CH, logits_TC.T @ input_TH
 
 
 def eager(input_TH: Tensor, weight_CH: Tensor, target_T: Tensor) -> Tensor:
@@ -100,23 +191,40 @@ def needs_gpu(package: str) -> Callable[[Shape], str | None]:
     return missing
 
 
-def ours(impl: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
-    return function(lambda *values: linear_cross_entropy(*values, impl=impl))
+def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
+    def prepare(shape: Shape, values: Inputs) -> Callable[[], Any]:
+        # Whoever makes a batch knows how many labels it has, before it is on the GPU.
+        labelled = int((values[2] != IGNORE).sum())
+        return lambda: linear_cross_entropy(*values, most_labelled=labelled, **options)
+
+    return prepare
 
 
-def cpu_only(shape: Shape) -> str | None:
-    return None if shape.device == "cpu" else "a CPU kernel"
+def uncounted(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    return lambda: linear_cross_entropy(*values)
+
+
+def only(name: str, device: str) -> Callable[[Shape], str | None]:
+    def missing(shape: Shape) -> str | None:
+        fits = shape.name == name and shape.device == device
+        return None if fits else f"it differs for {name} shapes on {device} alone"
+
+    return missing
 
 
 def work(shape: Shape, which: str) -> Work:
-    """Inputs read and gradients written once; a GEMM forward, two backward."""
-    tokens, hidden, classes = shape["T"], shape["H"], shape["C"]
+    """A GEMM of the labelled tokens forward, two backward; their inputs and the weight read, all written."""
+    hidden, classes = shape["H"], shape["C"]
+    labelled = shape["T"] * shape["L"] / 100
     element = torch.empty((), dtype=shape.dtype).element_size()
-    operands = element * (tokens * hidden + classes * hidden)
+    read = element * (labelled * hidden + classes * hidden)
+    written = element * (shape["T"] * hidden + classes * hidden)
     gemms = {"forward": 1, "backward": 2, "forward+backward": 3}[which]
-    traffic = {"forward": 1, "backward": 2, "forward+backward": 2}[which]
-    return Work(bytes=traffic * operands, flops=gemms * 2.0 * tokens * hidden * classes)
+    moved = {"forward": read, "backward": read + written, "forward+backward": read + written}[which]
+    return Work(bytes=moved, flops=gemms * 2.0 * labelled * hidden * classes)
 
+
+BOTH = "forward+backward"
 
 OP = Op(
     name="linear_cross_entropy",
@@ -126,21 +234,33 @@ OP = Op(
     contenders=(
         Contender("eager", "baseline", function(eager)),
         Contender("torch.compile", "baseline", compiled, quick=False),
+        Contender(
+            "products alone", "baseline", function(lambda x, w, _: _Products.apply(x, w)), computes=False
+        ),
         Contender("native", "peer", native, no_native),
         Contender("native, chunked", "peer", native_chunked, no_native),
         Contender("Liger", "peer", liger, needs_gpu("liger_kernel")),
         Contender("Cut Cross-Entropy", "peer", cut_cross_entropy, needs_gpu("cut_cross_entropy")),
-        Contender("fangyan reference", "ours", ours("reference")),
-        Contender("fangyan cpp", "ours", ours("cpp"), cpu_only),
+        Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
+        Contender("fangyan", "ours", ours()),
+        Contender("fangyan, labels not counted", "ours", uncounted, only("masked", "cuda")),
+        # Of the gradient's norm; what is left out is bounded by the test of the option.
+        Contender(
+            "fangyan, filtered", "ours", ours(gradient_filter=2**-12), only("peaked", "cpu"), tolerance=0.02
+        ),
     ),
     work=work,
-    scaling={"T": (256, 512, 1024, 2048), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
+    checked_at={"T": 2048},
+    scaling={"T": (512, 1024, 2048, 4096), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
     claims=(
-        Claim("fangyan reference", "tags", "forward+backward", 0.8),
-        Claim("fangyan reference", "vocabulary", "forward+backward", 0.8),
+        Claim("fangyan", "tags-T8192-H256-C188-L85", BOTH, 1.0),
+        Claim("fangyan", "tags-T8192-H768-C32-L50", BOTH, 1.6),
+        Claim("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.1),
+        Claim("fangyan", "masked-T1024-H256-C8287-L15", BOTH, 5.0),
     ),
     counted=(
-        ("fangyan cpp", Shape("tags", {"T": 64, "H": 64, "C": 93})),
-        ("fangyan cpp", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000})),
+        ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),
+        ("fangyan", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000, "L": 85})),
     ),
+    kernels=KERNELS,
 )

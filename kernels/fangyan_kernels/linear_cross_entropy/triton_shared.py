@@ -188,9 +188,7 @@ def add_totals(
 
 
 @triton.jit
-def scale_three(
-    p_first, p_second, p_third, n_first, n_second, n_third, p_scale, BLOCK: tl.constexpr
-):
+def scale_three(p_first, p_second, p_third, n_first, n_second, n_third, p_scale, BLOCK: tl.constexpr):
     """x *= scale for three tensors; reads the scale alone where it is 1."""
     scale = tl.load(p_scale).to(tl.float32)
     if scale != 1.0:

@@ -189,9 +189,7 @@ def tag_spans(
             for o_h in range(0, hidden, BLOCK_H):
                 i_h = o_h + lane_h
                 m_h = i_h < hidden
-                x = tl.load(
-                    p_input + o_rows + i_h[None, :], mask=m_t[:, None] & m_h[None, :], other=0.0
-                )
+                x = tl.load(p_input + o_rows + i_h[None, :], mask=m_t[:, None] & m_h[None, :], other=0.0)
                 w = tl.load(
                     p_weight + c[None, :] * hidden + i_h[:, None], mask=m_c[None, :] & m_h[:, None], other=0.0
                 )

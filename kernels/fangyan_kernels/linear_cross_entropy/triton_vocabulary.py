@@ -239,9 +239,7 @@ class _Sums:
             self._weight_CH = g_RC.T @ chunk_RH
         elif g_RC.dtype == torch.float32 or not g_RC.is_cuda:
             left, right = g_RC.T.float(), chunk_RH.float()
-            self._weight_CH = (
-                left @ right if self._weight_CH is None else self._weight_CH.addmm_(left, right)
-            )
+            self._weight_CH = left @ right if self._weight_CH is None else self._weight_CH.addmm_(left, right)
         elif self._weight_CH is None:
             self._weight_CH = torch.mm(g_RC.T, chunk_RH, out_dtype=torch.float32)
         else:

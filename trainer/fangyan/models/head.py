@@ -17,7 +17,8 @@ Kernels = Literal["auto", "reference"]
 class LossHead(nn.Linear):
     """A linear head that stays a plain one until it is given targets.
 
-    Given targets, ``forward`` returns the summed loss where the model expects logits: the loss then
+    Given targets, ``forward`` returns their summed loss over a divisor where the model expects logits
+    (divided later, every gradient would take one more pass). The loss then
     runs inside the head's own forward, where ZeRO-3 has gathered its weight and will gather it
     again for the backward, and whatever the model computes before its head stays the model's.
     """
@@ -29,10 +30,11 @@ class LossHead(nn.Linear):
         self.label_smoothing = label_smoothing
         self.kernels = kernels
         self._targets: Tensor | None = None
+        self._divisor = 1.0
 
     @contextmanager
-    def computing_loss(self, targets: Tensor) -> Iterator[None]:
-        self._targets = targets
+    def computing_loss(self, targets: Tensor, divisor: float) -> Iterator[None]:
+        self._targets, self._divisor = targets, divisor
         try:
             yield
         finally:
@@ -46,7 +48,8 @@ class LossHead(nn.Linear):
             self.weight,
             self._targets,
             linear_bias=self.bias,
-            reduction="sum",
+            reduction="mean",
+            divisor=self._divisor,
             label_smoothing=self.label_smoothing,
             impl=self.kernels,
         )

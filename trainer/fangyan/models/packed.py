@@ -62,12 +62,12 @@ class PackedModel(nn.Module):
         """What :func:`fangyan.data.packing.collate` takes for this layout."""
         return {"rows": ROW_WIDTH, "varlen": None, "padded": 0}[self.layout]
 
-    def forward(self, batch: Batch, with_loss: bool = True) -> Tensor:
-        """The summed loss over the batch's targets, or the logits, (R, W, C)."""
+    def forward(self, batch: Batch, with_loss: bool = True, divisor: float = 1.0) -> Tensor:
+        """The summed loss over the batch's targets, over ``divisor``, or the logits, (R, W, C)."""
         inputs = self._inputs(batch)
         if not with_loss:
             return self.model(**inputs).logits
-        with self.head.computing_loss(batch.targets):
+        with self.head.computing_loss(batch.targets, divisor):
             return self.model(**inputs).logits
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
