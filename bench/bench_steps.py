@@ -16,8 +16,9 @@ import torch
 
 from harness.machine import device
 from harness.statistics import ratio, slope
-from harness.stepping import ROOT, seconds_until
+from harness.stepping import ROOT, StepResult, seconds_until
 from harness.suite import Suite, recorded_time, replay
+from steps import masked_lm
 from steps.tagger import CONTENDERS, MINUTES, check_agreement, read_setting, write_bert_base
 
 RECIPE = str(ROOT / "recipes" / "cantonese-pos.yaml")
@@ -44,6 +45,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
         models = [ELECTRA] if quick else [ELECTRA, BERT]
         metafunc.parametrize(("model", "name"), [(model, name) for model in models for name in names])
+    if "size" in metafunc.fixturenames:
+        cells = [(size, name) for size in masked_lm.SIZES for name in masked_lm.contenders(size)]
+        metafunc.parametrize(("size", "name"), [] if quick else cells)
     if "learner" in metafunc.fixturenames:
         metafunc.parametrize(
             "learner", [] if quick else [n for n in names if n != "fangyan without its kernels"]
@@ -67,29 +71,65 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> dict[str,
 def test_step(model: str, name: str, recipes: dict[str, str], suite: Suite, benchmark: Any) -> None:
     results = suite.steps("tagger", model, recipes[model], contenders(suite.quick))
     result = results[name]
-    times = sorted(result.seconds_per_token)
-    tokens = 1 / times[len(times) // 2]
-    peak = suite.ceilings.flops[torch.bfloat16 if device() == "cuda" else torch.float32]
+    ours = results[OURS].seconds_per_token
     benchmark.group = f"a tagger's whole step, {model}, seconds a token"
     benchmark.extra_info.update(
-        kind="step",
+        **described(result, results[BASELINE], suite),
+        task="tagger",
         model=model,
         contender=name,
         role=CONTENDERS[name].role,
-        baseline=BASELINE,
-        ratio=ratio(results[BASELINE].seconds_per_token, result.seconds_per_token).as_dict(),
-        ours=ratio(result.seconds_per_token, results[OURS].seconds_per_token).as_dict(),
-        tokens_per_second=tokens,
-        samples_per_second=tokens * result.sentences_per_token,
-        flops_utilisation=tokens * result.flops_per_token / peak,
-        peak_memory=result.peak_memory,
-        first_call_seconds=result.first_call_seconds,
+        ours=ratio(result.seconds_per_token, ours).as_dict(),
     )
     if name != OURS:
-        ours = ratio(result.seconds_per_token, results[OURS].seconds_per_token)
-        said = f"{ours.median:.2f}x as fast as" if ours.clear else "as fast, within the spread, as"
-        suite.lines.append(f"{model}: fangyan is {said} the {name}")
+        suite.lines.append(compared(f"{model}: fangyan", result.seconds_per_token, ours, f"the {name}"))
     replay(benchmark, result.seconds_per_token)
+
+
+def described(result: StepResult, baseline: StepResult, suite: Suite) -> dict[str, Any]:
+    """What is stored of any whole step."""
+    tokens = 1 / statistics.median(result.seconds_per_token)
+    peak = suite.ceilings.flops[torch.bfloat16 if device() == "cuda" else torch.float32]
+    return {
+        "kind": "step",
+        "ratio": ratio(baseline.seconds_per_token, result.seconds_per_token).as_dict(),
+        "tokens_per_second": tokens,
+        "samples_per_second": tokens * result.sentences_per_token,
+        "flops_utilisation": tokens * result.flops_per_token / peak,
+        "peak_memory": result.peak_memory,
+        "first_call_seconds": result.first_call_seconds,
+    }
+
+
+def compared(who: str, other: list[float], own: list[float], whom: str) -> str:
+    found = ratio(other, own)
+    return f"{who} is {f'{found.median:.2f}x as fast as' if found.clear else 'as fast, within the spread, as'} {whom}"
+
+
+@pytest.mark.benchmark(timer=recorded_time)
+def test_masked_lm_step(size: str, name: str, agreed: None, suite: Suite, benchmark: Any) -> None:
+    """The whole step behind the vocabulary's head: less is gained than of the head alone."""
+    names = list(masked_lm.contenders(size))
+    results = suite.steps("masked_lm", f"BERT, {size}", f"{size} {settings()}", names)
+    result, ours = results[name], results[masked_lm.OURS].seconds_per_token
+    benchmark.group = f"a masked language model's whole step, {size}, seconds a token"
+    benchmark.extra_info.update(
+        **described(result, results[masked_lm.BASELINE], suite),
+        task="masked language model",
+        model=f"BERT, {size}",
+        contender=name,
+        role=masked_lm.contenders(size)[name].role,
+        ours=ratio(result.seconds_per_token, ours).as_dict(),
+    )
+    if name == masked_lm.BASELINE:
+        other = result.seconds_per_token
+        suite.lines.append(compared(f"masked LM, {size}: fangyan's head", other, ours, "the plain model"))
+    replay(benchmark, result.seconds_per_token)
+
+
+@pytest.fixture(scope="session")
+def agreed() -> None:
+    masked_lm.check_agreement(read_setting(RECIPE))
 
 
 @pytest.mark.skipif(device() == "cuda", reason="the ratios are promised of a CPU")

@@ -98,7 +98,7 @@ def op_tables(rows: list[Row]) -> str:
 def step_tables(rows: list[Row]) -> str:
     text = ""
     for model, members in groups(of_kind(rows, "step"), lambda row: str(row["model"])):
-        text += f"\n### A tagger's whole step, {model}\n\n"
+        text += f"\n### A {members[0]['task']}'s whole step, {model}\n\n"
         text += markdown(
             ["who", "tokens/s", "sentences/s", "fangyan is", "of peak FLOP/s", "peak memory"],
             (
@@ -106,7 +106,7 @@ def step_tables(rows: list[Row]) -> str:
                     row["contender"],
                     f"{row['tokens_per_second']:,.0f}",
                     f"{row['samples_per_second']:,.0f}",
-                    "" if row["contender"] == "fangyan" else ratio(row["ours"]),
+                    "" if row["role"] == "ours" else ratio(row["ours"]),
                     f"{row['flops_utilisation']:.0%}",
                     size(row["peak_memory"]),
                 ]

@@ -78,7 +78,7 @@ def _offline(name: str, kernel: Any, constants: dict[str, Any], options: dict[st
 
 def _kernels() -> tuple[OfflineKernel, ...]:
     """The two that do the work, with the options of a plain training step in bfloat16."""
-    flags = {
+    flags: dict[str, Any] = {
         "HAS_BIAS": True,
         "HAS_CLASS_WEIGHT": False,
         "HAS_TOKEN_WEIGHT": False,
@@ -91,7 +91,7 @@ def _kernels() -> tuple[OfflineKernel, ...]:
     found = []
     for classes in (9, 188):
         config = triton_tags.choose_config(classes, 2)
-        own = {"LOSS_T": False, "GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
+        own: dict[str, Any] = {"LOSS_T": False, "GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
         own |= {"PRECISION": "ieee", "SPAN": config.span, "BLOCK_T": config.block_t}
         own |= {"BLOCK_H": config.block_h, "BLOCK_C": config.block_c}
         options = triton_tags.launch_options(config)

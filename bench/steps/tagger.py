@@ -289,11 +289,11 @@ CONTENDERS = {
 class StepTrial:
     """A contender's steps in this process, with the methods of :class:`harness.timing.Trial`."""
 
-    def __init__(self, contender: str, recipe: str):
-        self._setting = read_setting(recipe)
+    def __init__(self, contender: StepContender, setting: Setting):
+        self._setting = setting
         self._before = settle()
         start = time.perf_counter()
-        self._contender = CONTENDERS[contender].make(self._setting)
+        self._contender = contender.make(self._setting)
         self._steps(1)
         self._first_call_seconds = time.perf_counter() - start
 
@@ -376,7 +376,7 @@ class _Clock:
 
 
 def open_contender(contender: str, recipe: str) -> StepTrial:
-    return StepTrial(contender, recipe)
+    return StepTrial(CONTENDERS[contender], read_setting(recipe))
 
 
 def _tokens(windows: list[Window]) -> int:

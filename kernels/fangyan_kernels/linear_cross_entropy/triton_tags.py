@@ -327,15 +327,19 @@ def finish(
             total += tl.load(p_own_bias + i_program * classes + i, mask=m, other=0.0)
         tl.store(p_grad_bias + i, total.to(p_grad_bias.dtype.element_ty), mask=m)
     if tl.program_id(0) == 0:
-        loss, labelled, correct = 0.0, 0, 0
-        for i_program in range(0, programs):
-            loss += tl.load(p_loss_sum + i_program)
-            labelled += tl.load(p_counts + 2 * i_program)
-            correct += tl.load(p_counts + 2 * i_program + 1)
+        lane = tl.arange(0, BLOCK)
+        loss = tl.zeros((BLOCK,), tl.float32)
+        labelled = tl.zeros((BLOCK,), tl.int32)
+        correct = tl.zeros((BLOCK,), tl.int32)
+        for o in range(0, programs, BLOCK):
+            m_own = o + lane < programs
+            loss += tl.load(p_loss_sum + o + lane, mask=m_own, other=0.0)
+            labelled += tl.load(p_counts + 2 * (o + lane), mask=m_own, other=0)
+            correct += tl.load(p_counts + 2 * (o + lane) + 1, mask=m_own, other=0)
         if REDUCE:
-            tl.store(p_loss, loss / divisor(p_parts, n_parts, GIVEN, PARTS))
-        tl.store(p_labelled, labelled.to(tl.int64))
-        tl.store(p_correct, correct.to(tl.int64))
+            tl.store(p_loss, tl.sum(loss, 0) / divisor(p_parts, n_parts, GIVEN, PARTS))
+        tl.store(p_labelled, tl.sum(labelled, 0).to(tl.int64))
+        tl.store(p_correct, tl.sum(correct, 0).to(tl.int64))
 
 
 def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:

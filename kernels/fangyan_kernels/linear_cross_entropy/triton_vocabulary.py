@@ -169,8 +169,8 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     token_L = _labelled(call, count) if packed else None
     input_LH = input_TH if token_L is None else input_TH.index_select(0, token_L.clamp(min=0))
 
-    device, single = input_TH.device, {"dtype": torch.float32, "device": input_TH.device}
-    loss_T = torch.zeros(tokens, **single)  # type: ignore[arg-type]
+    device = input_TH.device
+    loss_T = torch.zeros(tokens, dtype=torch.float32, device=device)
     correct_T = torch.zeros(tokens, dtype=torch.int8, device=device)
     prediction_T = torch.full_like(call.target_T, call.ignore_index) if call.predict else call.target_T[:0]
     grad_LH = torch.empty_like(input_LH) if call.grad_input else None
@@ -200,7 +200,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
             torch.mm(logits_RC, weight_CH, out=grad_LH[start : start + size])
         sums.add(logits_RC, chunk_RH, chunks)
 
-    loss = loss_T if call.reduction == "none" else torch.empty((), **single)  # type: ignore[arg-type]
+    loss = loss_T if call.reduction == "none" else loss_T.new_empty(())
     labelled, correct = (torch.empty((), dtype=torch.int64, device=device) for _ in range(2))
     add_totals[(1,)](
         loss_T,
