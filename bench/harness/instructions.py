@@ -3,7 +3,7 @@
 Valgrind presents an AVX2 processor whatever the machine has, and one thread runs, so that a count
 changes only with the kernel and its compiler.
 
-    python -m harness.instructions RESULT.json      (what count_instructions starts)
+    python -m harness.instructions OP …      (what count_instructions starts)
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from harness.registry import op_called, ops
 
 EXTENSION = "fangyan_kernels/_C"
 
@@ -31,11 +33,12 @@ def compiler() -> str:
 
 def count_instructions() -> dict[str, int]:
     """Instructions inside the extension, by op, contender and shape; a forward and a backward each."""
+    counted = [op.name for op in ops().values() if op.counted]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder, "callgrind")
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={dump}"]
         done = subprocess.run(
-            [*command, sys.executable, "-m", "harness.instructions"],
+            [*command, sys.executable, "-m", "harness.instructions", *counted],
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
             capture_output=True,
             text=True,
@@ -71,10 +74,10 @@ def _main() -> None:
 
     from harness.memory import run_once
     from harness.op import draw
-    from harness.registry import ops
 
     torch.set_num_threads(1)
-    for op in ops().values():
+    # An op alone: whatever else is imported takes its time under Valgrind.
+    for op in map(op_called, sys.argv[1:]):
         for name, shape in op.counted:
             contender, inputs = op.contender(name), draw(op, shape, 0)
             run_once(op, shape, contender, inputs)  # loads, and fills the allocator's caches

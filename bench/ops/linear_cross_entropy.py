@@ -238,7 +238,7 @@ OP = Op(
             "products alone", "baseline", function(lambda x, w, _: _Products.apply(x, w)), computes=False
         ),
         Contender("native", "peer", native, no_native),
-        Contender("native, chunked", "peer", native_chunked, no_native),
+        Contender("native, chunked", "peer", native_chunked, no_native, quick=False),
         Contender("Liger", "peer", liger, needs_gpu("liger_kernel")),
         Contender("Cut Cross-Entropy", "peer", cut_cross_entropy, needs_gpu("cut_cross_entropy")),
         Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),

@@ -45,7 +45,7 @@ from harness.op import Role
 TUTORIAL_LENGTH, TUTORIAL_BATCH = 128, 16
 PLAIN_RATE = 5e-4  # the best of those tried for a plain fine-tuning of the small ELECTRA
 EVALUATE_EVERY = 8192  # tokens, while training until a dev score
-MINUTES = 8  # until it gives up
+MINUTES = 5  # until it gives up
 
 Observe = Callable[[int, int], bool]  # after a step: its tokens and sentences; True to stop
 
