@@ -103,7 +103,8 @@ def described(result: StepResult, baseline: StepResult, suite: Suite) -> dict[st
 
 def compared(who: str, other: list[float], own: list[float], whom: str) -> str:
     found = ratio(other, own)
-    return f"{who} is {f'{found.median:.2f}x as fast as' if found.clear else 'as fast, within the spread, as'} {whom}"
+    how = f"{found.median:.2f}x as fast as" if found.clear else "as fast, within the spread, as"
+    return f"{who} is {how} {whom}"
 
 
 @pytest.mark.benchmark(timer=recorded_time)

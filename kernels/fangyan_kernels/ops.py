@@ -94,7 +94,8 @@ def _linear_cross_entropy_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tupl
     Without a reduction they depend on every token's upstream gradient. Those of the forward are
     scaled in place, once: a second backward through the same graph computes its own.
     """
-    inputs, gradients = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    saved = ctx.saved_tensors
+    inputs, gradients = saved[:7], saved[7:]
     wanted = ctx.needs_input_grad[:3]
     if not ctx.reduced:
         token_weight_T = inputs[5]
@@ -104,9 +105,17 @@ def _linear_cross_entropy_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tupl
         if ctx.spent:
             gradients = _gradients((*inputs, ctx.reduction), ctx.options, wanted)
         ctx.spent = True
-        torch.ops.fangyan.scale_gradients_(*gradients, grad_loss)
+        gradients = _scaled(gradients, grad_loss)
     found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
     return (found[0], found[1], found[2], *[None] * 16)
+
+
+def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
+    # A tracer's tensors: what it traces must not write to the forward's results.
+    if type(scale) is not Tensor:
+        return tuple(gradient * scale for gradient in gradients)
+    torch.ops.fangyan.scale_gradients_(*gradients, scale)
+    return gradients
 
 
 def _gradients(

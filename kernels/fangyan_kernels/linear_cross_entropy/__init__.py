@@ -199,7 +199,8 @@ def _choose(impl: str, input: Tensor) -> str:
     needed = "cpu" if impl == "cpp" else "cuda"
     if device != needed or not fits:
         raise ValueError(
-            f"impl={impl!r} takes float32, bfloat16 and float16 on {needed}, input is {input.dtype} on {device}"
+            f"impl={impl!r} takes float32, bfloat16 and float16 on {needed}, "
+            f"input is {input.dtype} on {device}"
         )
     return "triton_auto" if impl == "triton" else impl
 

@@ -64,7 +64,8 @@ def linear_cross_entropy(
     most = triton_tags.most_tags(input_TH.element_size())
     if regime == "tags" and classes > most:
         raise ValueError(
-            f"impl='triton_tags' takes {most} classes of {input_TH.dtype} at most, linear_weight has {classes}"
+            f"impl='triton_tags' takes {most} classes of {input_TH.dtype} at most, "
+            f"linear_weight has {classes}"
         )
     if regime == "tags" or (regime == "auto" and classes <= most):
         return triton_tags.linear_cross_entropy(call)

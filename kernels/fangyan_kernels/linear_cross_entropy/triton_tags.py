@@ -362,6 +362,8 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
     token = torch.empty(programs * config.span, dtype=torch.int32, device=device)
     grad_logits = input_TH.new_empty(programs * config.span * config.block_c if call.grad_weight else 0)
     own_weight = single(programs, classes * hidden if call.grad_weight else 0)
+    if tokens == 0:
+        own_weight.zero_()  # no span writes it
     own_bias = single(programs, classes if call.grad_bias else 0)
     loss_sum, counts = single(programs), torch.empty(2 * programs, dtype=torch.int32, device=device)
     tag_spans[(programs,)](

@@ -167,7 +167,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     packed = most_labelled is not None and most_labelled < tokens
     count = most_labelled if packed and most_labelled is not None else tokens
     token_L = _labelled(call, count) if packed else None
-    input_LH = input_TH if token_L is None else input_TH.index_select(0, token_L.clamp(min=0))
+    input_LH = _inputs(call, token_L)
 
     device = input_TH.device
     loss_T = torch.zeros(tokens, dtype=torch.float32, device=device)
@@ -265,6 +265,15 @@ def _labelled(call: Call, count: int) -> Tensor:
     """The labelled tokens, (count,), int64, and -1 for what is too many of them; no host waits for it."""
     mask_T = call.target_T != call.ignore_index
     return torch.nonzero_static(mask_T, size=count, fill_value=-1)[:, 0]
+
+
+def _inputs(call: Call, token_L: Tensor | None) -> Tensor:
+    """The rows of the products; zeros where no label is: a NaN there times a gradient of 0 would be NaN."""
+    if token_L is None:
+        labelled, input_LH = call.target_T != call.ignore_index, call.input_TH
+    else:
+        labelled, input_LH = token_L >= 0, call.input_TH.index_select(0, token_L.clamp(min=0))
+    return torch.where(labelled[:, None], input_LH, 0.0)
 
 
 def _unpacked(call: Call, grad_LH: Tensor | None, token_L: Tensor | None) -> Tensor:
