@@ -355,7 +355,7 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
 
     loss = single() if reduce else single(tokens)
     labelled, correct = (torch.empty((), dtype=torch.int64, device=device) for _ in range(2))
-    prediction_T = torch.empty_like(target_T) if call.predict else target_T[:0]
+    prediction_T = torch.empty_like(target_T) if call.predict else target_T.new_empty(0)
     grad_input = torch.empty_like(input_TH) if call.grad_input else input_TH.new_empty(0)
     grad_weight = torch.empty_like(weight_CH) if call.grad_weight else weight_CH.new_empty(0)
     grad_bias = weight_CH.new_empty(classes if call.grad_bias else 0)

@@ -172,7 +172,9 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     device = input_TH.device
     loss_T = torch.zeros(tokens, dtype=torch.float32, device=device)
     correct_T = torch.zeros(tokens, dtype=torch.int8, device=device)
-    prediction_T = torch.full_like(call.target_T, call.ignore_index) if call.predict else call.target_T[:0]
+    prediction_T = (
+        torch.full_like(call.target_T, call.ignore_index) if call.predict else call.target_T.new_empty(0)
+    )
     grad_LH = torch.empty_like(input_LH) if call.grad_input else None
     sums = _Sums(call)
     most = max(LEAST_CHUNK, CHUNK_BYTES // (max(1, call.classes) * input_TH.element_size()))
