@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
 from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
-from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS
+from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
 from torch import Tensor
 
 from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, function
@@ -61,48 +61,61 @@ SHAPES = (
 )
 
 
-def _offline(name: str, kernel: Any, constants: dict[str, Any], options: dict[str, int]) -> OfflineKernel:
-    """The arguments that have the same type in every kernel of this op, by their names."""
-    integers = ("tokens", "hidden", "classes", "n_parts", "start", "ignore_index")
-    kinds = dict.fromkeys(integers, "i32") | dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
-    kinds |= dict.fromkeys(("p_target", "p_prediction"), "*i64") | {"p_counts": "*i32", "p_correct": "*i8"}
-    kinds |= dict.fromkeys(
-        ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits"), "*bf16"
-    )
-    kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
-    names = [argument for argument in kernel.arg_names if argument not in constants]
-    signature = {argument: kinds.get(argument, "*fp32") for argument in names}
-    multiples = tuple(argument for argument in ("hidden",) if argument in names)
-    return OfflineKernel(name, kernel, signature, constants, multiples, options)
+# The options of a plain training step.
+FLAGS = {
+    "HAS_BIAS": True,
+    "HAS_CLASS_WEIGHT": False,
+    "HAS_TOKEN_WEIGHT": False,
+    "GIVEN": False,
+    "HAS_SMOOTHING": False,
+    "HAS_SOFTCAP": False,
+    "PREDICT": False,
+    "PARTS": PARTS,
+}
 
 
-def _kernels() -> tuple[OfflineKernel, ...]:
-    """The two that do the work, with the options of a plain training step in bfloat16."""
-    flags: dict[str, Any] = {
-        "HAS_BIAS": True,
-        "HAS_CLASS_WEIGHT": False,
-        "HAS_TOKEN_WEIGHT": False,
-        "GIVEN": False,
-        "HAS_SMOOTHING": False,
-        "HAS_SOFTCAP": False,
-        "PREDICT": False,
-        "PARTS": PARTS,
+def tags_kernel(classes: int, element_size: int) -> OfflineKernel:
+    """The kernel of so many tags, with loss and every gradient."""
+    config = triton_tags.choose_config(classes, element_size)
+    constants = FLAGS | {
+        "LOSS_T": False,
+        "GRAD_INPUT": True,
+        "GRAD_WEIGHT": True,
+        "GRAD_BIAS": True,
+        "PRECISION": "ieee",
+        "SPAN": config.span,
+        "BLOCK_T": config.block_t,
+        "BLOCK_H": config.block_h,
+        "BLOCK_C": config.block_c,
     }
-    found = []
-    for classes in (9, 188):
-        config = triton_tags.choose_config(classes, 2)
-        own: dict[str, Any] = {"LOSS_T": False, "GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
-        own |= {"PRECISION": "ieee", "SPAN": config.span, "BLOCK_T": config.block_t}
-        own |= {"BLOCK_H": config.block_h, "BLOCK_C": config.block_c}
-        options = triton_tags.launch_options(config)
-        found.append(_offline(f"tags-C{classes}", triton_tags.tag_spans, flags | own, options))
-    own = {"PACKED": True, "GRADIENTS": True, "BLOCK": triton_vocabulary.BLOCK}
-    options = {"num_warps": triton_vocabulary.WARPS}
-    found.append(_offline("vocabulary", triton_vocabulary.softmax_rows, flags | own, options))
-    return tuple(found)
+    options = launch_options(config.warps, config.stages)
+    return _offline(f"tags-C{classes}", triton_tags.tag_spans, constants, options, element_size)
 
 
-KERNELS = _kernels()
+def vocabulary_kernel() -> OfflineKernel:
+    """The softmax between a vocabulary's products."""
+    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "BLOCK": triton_vocabulary.BLOCK}
+    return _offline(
+        "vocabulary", triton_vocabulary.softmax_rows, constants, launch_options(triton_vocabulary.WARPS), 2
+    )
+
+
+def _offline(
+    name: str, kernel: Any, constants: dict[str, Any], options: dict[str, int], element_size: int
+) -> OfflineKernel:
+    """An argument has the same type in every kernel of this op: it follows from its name."""
+    element = "*bf16" if element_size == 2 else "*fp32"
+    elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
+    kinds = dict.fromkeys(elements, element)
+    kinds |= dict.fromkeys(("tokens", "hidden", "classes", "n_parts", "start", "ignore_index"), "i32")
+    kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
+    kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
+    kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
+    signature = {
+        argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
+    }
+    multiples = tuple(argument for argument in signature if argument == "hidden")
+    return OfflineKernel(name, kernel, signature, constants, multiples, options)
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
@@ -262,5 +275,5 @@ OP = Op(
         ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),
         ("fangyan", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000, "L": 85})),
     ),
-    kernels=KERNELS,
+    kernels=(tags_kernel(9, 2), tags_kernel(188, 2), vocabulary_kernel()),
 )

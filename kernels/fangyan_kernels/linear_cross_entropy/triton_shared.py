@@ -94,6 +94,12 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
+    """For up to 8 warps. Left to itself ptxas spills a few registers to fit a block more than there is."""
+    options = {"num_warps": warps, "num_stages": stages}
+    return options if torch.version.hip else {**options, "maxnreg": 255}
+
+
 @triton.jit
 def tanh(x):
     """By its series near 0, where the quotient would cancel."""

@@ -26,6 +26,7 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import (
     PARTS,
     Call,
     divisor,
+    launch_options,
     processors,
     tanh,
     token_loss,
@@ -83,12 +84,6 @@ def most_tags(element_size: int) -> int:
 
 def choose_config(classes: int, element_size: int) -> Config:
     return CONFIGS[element_size][max(16, triton.next_power_of_2(classes))]
-
-
-def launch_options(config: Config) -> dict[str, int]:
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    # Left to itself ptxas spills a few registers to fit one more block, which is not there to fit.
-    return options if torch.version.hip else {**options, "maxnreg": 255}
 
 
 @triton.jit(do_not_specialize=["tokens", "ignore_index"])
@@ -392,7 +387,7 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
         BLOCK_T=config.block_t,
         BLOCK_H=config.block_h,
         BLOCK_C=config.block_c,
-        **launch_options(config),
+        **launch_options(config.warps, config.stages),
         **call.options(),
     )
     elements = max(classes * hidden if call.grad_weight else 0, classes if call.grad_bias else 0, 1)

@@ -24,6 +24,7 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import (
     Call,
     add_totals,
     divisor,
+    launch_options,
     tanh,
     token_loss,
 )
@@ -195,7 +196,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
             GRADIENTS=call.gradients,
             PARTS=PARTS,
             BLOCK=min(BLOCK, triton.next_power_of_2(call.classes)),
-            num_warps=WARPS,
+            **launch_options(WARPS),
             **call.options(),
         )
         if grad_LH is not None:
