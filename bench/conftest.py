@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--results",
         action="store_true",
-        help="replace what is committed under bench/results for this machine, and the static reports",
+        help="replace what bench/results holds of this machine; of a part (-k, a file) that part alone",
     )
 
 
@@ -42,9 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
     if config.getoption("results"):
-        part = [config.option.quick, config.option.keyword, config.option.compare, config.option.markexpr]
-        if any(part) or [Path(path).resolve() for path in config.args] != [HERE]:
-            raise pytest.UsageError("--results replaces a machine's results: it takes a whole run of bench/")
+        if config.option.quick or config.option.compare:
+            raise pytest.UsageError("--results takes the full shapes of this tree: no --quick, no --compare")
         folder = HERE / "results" / machine_name()
         folder.mkdir(parents=True, exist_ok=True)
         config.option.benchmark_json = folder / "benchmarks.json"
@@ -91,6 +91,27 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     machine_info = output_json["machine_info"]
     machine_info.pop("node", None)  # a host's name says nothing of its speed
     machine_info["cpu"].pop("flags", None)
+    commit = output_json["commit_info"]
+    for entry in output_json["benchmarks"]:
+        entry["extra_info"]["commit"] = commit["id"][:10] + (
+            " and uncommitted changes" if commit["dirty"] else ""
+        )
+    if config.getoption("results") and _is_part(config):
+        output_json["benchmarks"] += _others(Path(config.option.benchmark_json), output_json["benchmarks"])
+
+
+def _is_part(config: pytest.Config) -> bool:
+    """Whether what is measured is less than a whole run of bench/."""
+    chosen = config.option.keyword or config.option.markexpr
+    return bool(chosen) or [Path(path).resolve() for path in config.args] != [HERE]
+
+
+def _others(path: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What an earlier run measured and this one did not."""
+    if not path.exists():
+        return []
+    names = {entry["fullname"] for entry in found}
+    return [entry for entry in json.loads(path.read_text())["benchmarks"] if entry["fullname"] not in names]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

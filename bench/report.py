@@ -206,11 +206,10 @@ def page(run: dict[str, Any], rows: list[Row]) -> str:
     machine = run["machine_info"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     ceilings = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in machine["flops"].items())
-    commit = run["commit_info"]
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
     return (
         f"# {machine['name']}\n\n"
-        f"`pytest bench/ --results`, {run['datetime'][:10]}, commit {commit['id'][:10]}"
-        f"{' and uncommitted changes' if commit['dirty'] else ''}; "
+        f"`pytest bench/ --results`, {run['datetime'][:10]}, commit {commits}; "
         f"Python {machine['python_version']}, {versions}, {machine['threads']} threads. "
         f"Ceilings measured at the start: {machine['bytes_per_second'] / 1e9:.1f} GB/s, {ceilings}.\n\n"
         "Medians of rounds in which all take turns. `=`: the spread of the rounds is larger than the "

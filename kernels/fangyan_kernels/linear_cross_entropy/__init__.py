@@ -158,8 +158,10 @@ def linear_cross_entropy(
     chosen = _choose(impl, input)
 
     wide = torch.promote_types(input.dtype, torch.float32)
-    if divisor is not None:
-        divisor = torch.as_tensor(divisor, dtype=wide, device=input.device).detach()
+    if isinstance(divisor, Tensor):
+        divisor = divisor.detach().reshape(()).to(input.device, wide)
+    elif divisor is not None:  # filled there: a copy would make the host wait
+        divisor = torch.full((), divisor, dtype=wide, device=input.device)
     tensors = (
         input.reshape(-1, input.shape[-1]),
         linear_weight,

@@ -165,8 +165,8 @@ def softmax_rows(
 def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor, ...]:
     """The operator's results; rows are packed where ``most_labelled`` says that it pays."""
     input_TH, weight_CH, tokens = call.input_TH, call.weight_CH, call.tokens
-    packed = most_labelled is not None and most_labelled < tokens
-    count = most_labelled if packed and most_labelled is not None else tokens
+    count = tokens if most_labelled is None else min(most_labelled, tokens)
+    packed = count < tokens
     token_L = _labelled(call, count) if packed else None
     input_LH = _inputs(call, token_L)
 
@@ -181,9 +181,10 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     most = max(LEAST_CHUNK, CHUNK_BYTES // (max(1, call.classes) * input_TH.element_size()))
     chunks = triton.cdiv(count, most)
     size = triton.cdiv(count, max(1, chunks))
+    logits = input_TH.new_empty(size, call.classes)
     for start in range(0, count, max(1, size)):
         chunk_RH = input_LH[start : start + size]
-        logits_RC = chunk_RH @ weight_CH.T
+        logits_RC = torch.mm(chunk_RH, weight_CH.T, out=logits[: chunk_RH.shape[0]])
         softmax_rows[(chunk_RH.shape[0],)](
             logits_RC,
             p_token=call.pointer(token_L),
