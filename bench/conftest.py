@@ -93,6 +93,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     machine_info["cpu"].pop("flags", None)
     commit = output_json["commit_info"]
     for entry in output_json["benchmarks"]:
+        entry.pop("params")  # the whole declaration of the op, in every entry
         entry["extra_info"]["commit"] = commit["id"][:10] + (
             " and uncommitted changes" if commit["dirty"] else ""
         )

@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 from harness.machine import machine_name
 
 RESULTS = Path(__file__).parent / "results"
+PLOTS = ("ops", "memory", "steps", "scaling")
 COLOURS = {"baseline": "#9aa0a6", "peer": "#5b8db8", "ours": "#d1495b"}
 
 Row = dict[str, Any]
@@ -140,42 +141,54 @@ def scaling_table(rows: list[Row]) -> str:
     )
 
 
-def bars(folder: Path, name: str, titled: list[tuple[str, list[Row]]], value: str, label: str) -> None:
-    """Horizontal bars, a panel a group."""
+def bars(
+    path: Path, titled: list[tuple[str, list[Row]]], value: str, text: Callable[[Row], str], label: str
+) -> None:
+    """Horizontal bars, a panel a group; the text at a bar's end says what may be said of it."""
     if not titled:
         return
-    heights = [len(members) for _, members in titled]
+    columns = min(3, len(titled))
+    lines = -(-len(titled) // columns)
+    most = max(len(members) for _, members in titled)
     figure, axes = plt.subplots(
-        len(titled),
-        1,
-        figsize=(8, 0.34 * sum(heights) + 0.75 * len(titled)),
-        height_ratios=heights,
-        squeeze=False,
+        lines, columns, figsize=(5.2 * columns, lines * (0.6 + 0.24 * most)), squeeze=False
     )
-    for axis, (title, members) in zip(axes[:, 0], titled, strict=True):
+    for axis in axes.flat[len(titled) :]:
+        axis.set_visible(False)
+    for axis, (title, members) in zip(axes.flat, titled, strict=False):
         names = [row["contender"] for row in members]
-        values = [row[value] for row in members]
-        axis.barh(names, values, color=[COLOURS[row["role"]] for row in members])
+        axis.barh(names, [row[value] for row in members], color=[COLOURS[row["role"]] for row in members])
         axis.invert_yaxis()
-        axis.set_title(title, loc="left", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.bar_label(axis.containers[0], fmt="{:,.3g}", fontsize=8, padding=2)
-        axis.margins(x=0.12)
+        axis.set_title(title, loc="left", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.bar_label(axis.containers[0], labels=[text(row) for row in members], fontsize=7, padding=2)
+        axis.margins(x=0.16)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel(label, fontsize=9)
-    save(figure, folder / name)
+    figure.supxlabel(label, fontsize=9)
+    save(figure, path)
 
 
 def plot(folder: Path, rows: list[Row]) -> None:
     both = [
-        row | {"speed": row["ratio"]["median"]} for row in of_kind(rows, "op") if row["which"] != "forward"
+        row | {"speed": row["ratio"]["median"], "group": row["group"].replace(", forward+backward", "")}
+        for row in of_kind(rows, "op")
+        if row["which"] in ("forward+backward", "call")
     ]
-    both = [row | {"megabytes": row["peak_memory"] / 1e6} for row in both if row["which"] != "backward"]
     titled = [(name, members) for name, members in groups(both, lambda row: str(row["group"]))]
-    bars(folder, "ops.png", titled, "speed", "speed, the first baseline is 1")
-    bars(folder, "memory.png", titled, "megabytes", "peak memory, MB")
-    steps = list(groups(of_kind(rows, "step"), lambda row: str(row["model"])))
-    bars(folder, "steps.png", steps, "tokens_per_second", "tokens per second, optimizer included")
+    speed = (
+        "speed of forward and backward, the first baseline is 1; =: the spread is larger than the difference"
+    )
+    bars(folder / "ops.png", titled, "speed", lambda row: ratio(row["ratio"]), speed)
+    memory = "peak memory of forward and backward"
+    bars(folder / "memory.png", titled, "peak_memory", lambda row: size(row["peak_memory"]), memory)
+    steps = list(groups(of_kind(rows, "step"), lambda row: f"{row['task']}, {row['model']}"))
+    bars(
+        folder / "steps.png",
+        steps,
+        "tokens_per_second",
+        lambda row: f"{row['tokens_per_second']:,.0f}",
+        "tokens per second of whole steps, optimizer included",
+    )
     plot_scaling(folder, of_kind(rows, "scaling"))
 
 
@@ -202,7 +215,7 @@ def save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def page(run: dict[str, Any], rows: list[Row]) -> str:
+def page(folder: Path, run: dict[str, Any], rows: list[Row]) -> str:
     machine = run["machine_info"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     ceilings = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in machine["flops"].items())
@@ -214,8 +227,8 @@ def page(run: dict[str, Any], rows: list[Row]) -> str:
         f"Ceilings measured at the start: {machine['bytes_per_second'] / 1e9:.1f} GB/s, {ceilings}.\n\n"
         "Medians of rounds in which all take turns. `=`: the spread of the rounds is larger than the "
         "difference. First call: preparation and compilation.\n\n"
-        "![speed](ops.png)\n![memory](memory.png)\n![steps](steps.png)\n![scaling](scaling.png)\n"
-        f"\n## Whole steps\n{step_tables(rows)}\n## Ops\n{op_tables(rows)}{scaling_table(rows)}"
+        + "".join(f"![{name}]({name}.png)\n" for name in PLOTS if (folder / f"{name}.png").exists())
+        + f"\n## Whole steps\n{step_tables(rows)}\n## Ops\n{op_tables(rows)}{scaling_table(rows)}"
     )
 
 
@@ -227,7 +240,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     run, rows = read(folder)
     plot(folder, rows)
-    (folder / "README.md").write_text(page(run, rows))
+    (folder / "README.md").write_text(page(folder, run, rows))
     print(f"wrote {folder}/README.md and its plots")
 
 

@@ -335,7 +335,9 @@ void add_chunks(Chunk& k, const Tensor& input_TH, int64_t count, Gradients& grad
   const Tensor& weight_CH = gradients.head();
   const int64_t hidden = input_TH.size(1);
   const bool all = count == input_TH.size(0), narrow = input_TH.scalar_type() != ScalarType::Float;
-  const int64_t most = std::max<int64_t>(16, kChunkBytes / (4 * std::max<int64_t>(k.classes, 1)));
+  // The fewer tokens, the fewer classes that any of them needs, for a filter to leave.
+  const int64_t bytes = k.options.filter > 0.0f ? kChunkBytes / 2 : kChunkBytes;
+  const int64_t most = std::max<int64_t>(16, bytes / (4 * std::max<int64_t>(k.classes, 1)));
   const int64_t chunks = (count + most - 1) / most, size = chunks ? (count + chunks - 1) / chunks : 0;
   Tensor logits = fresh(input_TH, {size, k.classes}, ScalarType::Float);
   Tensor gathered = fresh(input_TH, {all ? 0 : size, hidden}, input_TH.scalar_type());

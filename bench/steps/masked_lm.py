@@ -47,9 +47,12 @@ class MaskedLm:
         self._batches = self._shuffled()
 
     def loss(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Of a batch that is not on the GPU yet."""
+        labelled = int((labels != IGNORE).sum())
+        input_ids, labels = input_ids.to(device()), labels.to(device())
         if self._head is None:
             return self.model(input_ids=input_ids, labels=labels).loss
-        with self._head.computing_loss(labels, int((labels != IGNORE).sum())):
+        with self._head.computing_loss(labels, labelled, labelled):
             return self.model(input_ids=input_ids).logits
 
     def train(self, steps: int | None, observe: Observe) -> None:
@@ -57,7 +60,7 @@ class MaskedLm:
         for _ in range(steps):
             input_ids, labels = next(self._batches)
             with torch.autocast(device(), torch.bfloat16, enabled=self._half):
-                loss = self.loss(input_ids.to(device()), labels.to(device()))
+                loss = self.loss(input_ids, labels)
             loss.backward()
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -81,7 +84,7 @@ def check_agreement(setting: Setting) -> None:
     losses = []
     for step in (plain, fused):
         step.model.eval()
-        losses.append(step.loss(*(part.to(device()) for part in batch)))
+        losses.append(step.loss(*batch))
         losses[-1].backward()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
     pairs = zip(plain.model.named_parameters(), fused.model.named_parameters(), strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from fangyan_kernels import _C  # noqa: F401  (importing it registers the CPU kernels)
 
@@ -94,6 +95,11 @@ def _linear_cross_entropy_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tupl
     Without a reduction they depend on every token's upstream gradient. Those of the forward are
     scaled in place, once: a second backward through the same graph computes its own.
     """
+    if torch.is_grad_enabled() and type(grad_loss) is Tensor:
+        raise RuntimeError(
+            "linear_cross_entropy: the gradient of a gradient (create_graph=True) is not implemented by "
+            "its kernels, expected impl='reference'"
+        )
     saved = ctx.saved_tensors
     inputs, gradients = saved[:7], saved[7:]
     wanted = ctx.needs_input_grad[:3]
@@ -114,7 +120,9 @@ def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
     # A tracer's tensors: what it traces must not write to the forward's results.
     if type(scale) is not Tensor:
         return tuple(gradient * scale for gradient in gradients)
-    torch.ops.fangyan.scale_gradients_(*gradients, scale)
+    # They are saved for a backward that will not use them again.
+    with _unsafe_preserve_version_counter(gradients):
+        torch.ops.fangyan.scale_gradients_(*gradients, scale)
     return gradients
 
 

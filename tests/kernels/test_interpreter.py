@@ -12,7 +12,7 @@ import torch
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU has run them as they are")
 def test_triton_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-k", "triton", "-q", "-x"]
-    command += ["--deselect", __file__, "-p", "no:cacheprovider"]
+    command += ["--ignore", __file__, "-p", "no:cacheprovider"]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500
     )

@@ -108,7 +108,8 @@ def linear_cross_entropy(
     as ``linear`` casts them.
 
     The gradients of a reduced loss come from the same pass as the loss, for an upstream gradient of
-    1; another costs one more pass over them. So divide by ``divisor`` here, not afterwards.
+    1; another costs one more pass over them. So divide by ``divisor`` here, not afterwards. In
+    float16 they wait for the upstream gradient, and with it for the loss scale.
 
     Args:
         input: hidden states, ``(..., H)``, floating point.
@@ -128,11 +129,14 @@ def linear_cross_entropy(
             of all ranks and accumulation steps, say.
         gradient_filter: leaves out of the gradients' products what is smaller, in a fraction of its
             token's weight, for a whole chunk of tokens (after Wijmans et al. 2024, arXiv 2411.09009).
-            An element of the gradient of ``input`` is then off by at most this times the sum of the
-            absolute values of its column of ``linear_weight``, and alike for ``linear_weight``.
-            2**-12 is below what bfloat16 resolves. Implemented by ``cpp``; others compute exactly.
+            An element of the gradient of ``input`` is then off by at most this, times its token's
+            weight over the divisor, times the sum of the absolute values of its column of
+            ``linear_weight``; one of ``linear_weight`` by at most this times its column of ``input``,
+            weighted so, in absolute values. 2**-12 is below what bfloat16 resolves. Implemented by
+            ``cpp``; others compute exactly.
         most_labelled: how many targets are not ignored, at most, where the caller knows it. Spares a
-            GPU the vocabulary's work on ignored tokens, without asking the GPU for their number.
+            GPU the vocabulary's work on ignored tokens, without asking the GPU for their number. Labels
+            beyond it are lost there: it must not be too small.
         statistics: ``counts`` also returns how many tokens are labelled and correct, ``predictions``
             their classes too.
         impl: ``reference`` (PyTorch, any device and dtype), ``cpp`` (CPU) and ``triton`` (CUDA; tags or
@@ -171,16 +175,21 @@ def linear_cross_entropy(
         None if token_weight is None else token_weight.reshape(-1).to(wide),
         divisor,
     )
-    options = (reduction, ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
+    # A float16 gradient of a mean is too small for its dtype until a loss scale has come down from above.
+    late = input.dtype == torch.float16 and reduction != "none" and torch.is_grad_enabled()
+    reduce = "none" if late and chosen != "reference" else reduction
+    options = (reduce, ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
     predict = statistics == "predictions"
     if chosen == "reference":
         loss, labelled, correct, predictions = reference.linear_cross_entropy(*tensors, *options, predict)
     else:
         regime = chosen.removeprefix("triton_") if chosen != "cpp" else "auto"
-        wanted = _wanted_gradients(reduction, input, linear_weight, linear_bias)
+        wanted = _wanted_gradients(reduce, input, linear_weight, linear_bias)
         loss, labelled, correct, predictions, *_ = torch.ops.fangyan.linear_cross_entropy(
             *tensors, *options, float(gradient_filter), most_labelled, regime, predict, *wanted
         )
+        if reduce != reduction:
+            loss = reference.reduced(loss, reduction, *tensors[3:], ignore_index)
     if reduction == "none":
         loss = loss.reshape(target.shape)
     if statistics == "none":
@@ -244,7 +253,13 @@ def _validate_tensors(
     for name, value in (("weight", weight), ("token_weight", token_weight)):
         if value is not None and value.requires_grad:
             raise ValueError(f"{name} requires a gradient, which this op does not give; expected a constant")
-    for name, value in (("linear_weight", linear_weight), ("target", target), ("linear_bias", linear_bias)):
+    for name, value in (
+        ("linear_weight", linear_weight),
+        ("target", target),
+        ("linear_bias", linear_bias),
+        ("weight", weight),
+        ("token_weight", token_weight),
+    ):
         if value is not None and value.device != input.device:
             raise ValueError(f"{name} is on {value.device}, expected input's {input.device}")
 

@@ -53,31 +53,43 @@ def linear_cross_entropy(
     if z_loss:
         loss_T = loss_T + z_loss * torch.where(labelled_T, logits_TC.logsumexp(1).square(), 0.0)
     if token_weight_T is not None:
-        loss_T = loss_T * token_weight_T
+        loss_T = loss_T * torch.where(labelled_T, token_weight_T, 0.0)
     prediction_T = logits_TC.argmax(1) if logits_TC.numel() else target_T
     labelled, correct = labelled_T.sum(), ((prediction_T == target_T) & labelled_T).sum()
     prediction_T = torch.where(labelled_T, prediction_T, ignore_index) if predict else target_T[:0]
-    if reduction == "none":
-        return loss_T, labelled, correct, prediction_T
-    total = loss_T.sum()
-    if reduction == "mean":
-        if divisor is None:
-            divisor = _total_weight(target_T, labelled_T, class_weight_C, token_weight_T, loss_T.dtype)
-        total = total / divisor
-    return total, labelled, correct, prediction_T
+    if reduction != "none":
+        weights = target_T, class_weight_C, token_weight_T, divisor
+        loss_T = reduced(loss_T, reduction, *weights, ignore_index)
+    return loss_T, labelled, correct, prediction_T
+
+
+def reduced(
+    loss_T: Tensor,
+    reduction: str,
+    target_T: Tensor,
+    class_weight_C: Tensor | None,
+    token_weight_T: Tensor | None,
+    divisor: Tensor | None,
+    ignore_index: int,
+) -> Tensor:
+    """The sum or the mean of the tokens' losses."""
+    if reduction == "mean" and divisor is None:
+        divisor = _total_weight(target_T, ignore_index, class_weight_C, token_weight_T, loss_T.dtype)
+    return loss_T.sum() if divisor is None else loss_T.sum() / divisor
 
 
 def _total_weight(
     target_T: Tensor,
-    labelled_T: Tensor,
+    ignore_index: int,
     class_weight_C: Tensor | None,
     token_weight_T: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """What ``mean`` divides by; 1 where it would be 0, so that no label is a loss of 0 and not NaN."""
+    labelled_T = target_T != ignore_index
     factor_T = labelled_T.to(dtype)
     if class_weight_C is not None:
-        factor_T = factor_T * class_weight_C[torch.where(labelled_T, target_T, 0)]
+        factor_T = factor_T * class_weight_C.to(dtype)[torch.where(labelled_T, target_T, 0)]
     if token_weight_T is not None:
         factor_T = torch.where(labelled_T, factor_T * token_weight_T, 0.0)
     total = factor_T.sum()

@@ -8,7 +8,7 @@ A program takes spans of tokens. In each it lists the labelled ones, so that ign
 bytes and the zeros of their gradient; then, a tile of labelled tokens at a time, logits, loss and the
 gradients of logits and input; then the span's part of the gradient of the weight, for which it reads
 the span's input again, from the cache. The parts of all programs are summed by a second kernel, in a
-fixed order.
+fixed order: 4 P C H bytes more, written and read.
 
 Shape suffixes: T tokens, H hidden, C classes, P programs, S tokens of a span.
 """
@@ -342,7 +342,10 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
     input_TH, weight_CH, target_T = call.input_TH, call.weight_CH, call.target_T
     device, tokens, hidden, classes = input_TH.device, call.tokens, call.hidden, call.classes
     config = choose_config(classes, input_TH.element_size())
-    programs = max(1, min(triton.cdiv(tokens, config.span), config.programs * processors(device)))
+    most = config.programs * processors(device)
+    # Few tokens: shorter spans, so that every multiprocessor has some. Two sizes alone, each compiled once.
+    span = config.span if triton.cdiv(tokens, config.span) >= most else config.block_t
+    programs = max(1, min(triton.cdiv(tokens, span), most))
     reduce = call.reduction != "none"
 
     def single(*sizes: int) -> Tensor:
@@ -354,8 +357,8 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
     grad_input = torch.empty_like(input_TH) if call.grad_input else input_TH.new_empty(0)
     grad_weight = torch.empty_like(weight_CH) if call.grad_weight else weight_CH.new_empty(0)
     grad_bias = weight_CH.new_empty(classes if call.grad_bias else 0)
-    token = torch.empty(programs * config.span, dtype=torch.int32, device=device)
-    grad_logits = input_TH.new_empty(programs * config.span * config.block_c if call.grad_weight else 0)
+    token = torch.empty(programs * span, dtype=torch.int32, device=device)
+    grad_logits = input_TH.new_empty(programs * span * config.block_c if call.grad_weight else 0)
     own_weight = single(programs, classes * hidden if call.grad_weight else 0)
     if tokens == 0:
         own_weight.zero_()  # no span writes it
@@ -383,7 +386,7 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
         # Without tensor cores in float32, as torch.mm computes unless told otherwise.
         PRECISION="ieee",
         PARTS=PARTS,
-        SPAN=config.span,
+        SPAN=span,
         BLOCK_T=config.block_t,
         BLOCK_H=config.block_h,
         BLOCK_C=config.block_c,

@@ -231,6 +231,13 @@ def test_ignored_rows_may_hold_anything(impl):
     found = with_gradients(linear_cross_entropy, dirty.requires_grad_(), weight, bias, target, impl=impl)
     for left, right in zip(found, clean, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
+    factor = torch.ones(9, device=target.device)
+    factor[4] = float("inf")
+    weighted = with_gradients(
+        linear_cross_entropy, dirty, weight, bias, target, impl=impl, token_weight=factor
+    )
+    for left, right in zip(weighted, clean, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
 
 
 @implementations()
@@ -300,12 +307,35 @@ def test_another_upstream_gradient_and_a_second_backward(impl):
     input, weight, bias, target = make(impl, 30, 16, 6)
     leaves = (input, weight, bias)
     loss = linear_cross_entropy(input, weight, target, linear_bias=bias, impl=impl)
-    once = torch.autograd.grad(loss, leaves, retain_graph=True)
-    kept = [gradient.clone() for gradient in once]
-    twice = torch.autograd.grad(loss, leaves, torch.full_like(loss, -2.5), retain_graph=True)
-    for left, right, copy in zip(twice, once, kept, strict=True):
-        assert torch.equal(right, copy)  # what was handed out is left alone
-        torch.testing.assert_close(left, -2.5 * right, rtol=1e-6, atol=1e-8)
+    first = torch.autograd.grad(loss, leaves, torch.full_like(loss, -2.5), retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    second = torch.autograd.grad(loss, leaves, retain_graph=True)
+    third = torch.autograd.grad(loss, leaves, torch.full_like(loss, 4.0))
+    for scaled, plain, again, copy in zip(first, second, third, kept, strict=True):
+        assert torch.equal(scaled, copy)  # what was handed out is left alone
+        torch.testing.assert_close(scaled, -2.5 * plain, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(again, 4.0 * plain, rtol=1e-6, atol=1e-8)
+
+
+@implementations(*FUSED)
+def test_no_gradient_of_a_gradient(impl):
+    input, weight, _, target = make(impl, 8, 6, 4)
+    loss = linear_cross_entropy(input, weight, target, impl=impl)
+    with pytest.raises(RuntimeError, match="create_graph=True.* expected impl='reference'"):
+        torch.autograd.grad(loss, input, create_graph=True)
+
+
+@implementations()
+def test_float16_gradients_wait_for_the_loss_scale(impl):
+    """Of a mean over many tokens most elements are less than the smallest float16."""
+    input, weight, bias, target = make(impl, 600, 8, 40, dtype=torch.float16, scale=0.1)
+    loss = linear_cross_entropy(input, weight, target, linear_bias=bias, divisor=1e6, impl=impl)
+    doubles = [leaf.detach().double().requires_grad_() for leaf in (input, weight, bias)]
+    truth = linear_cross_entropy(*doubles[:2], target, linear_bias=doubles[2], divisor=1e6, impl="reference")
+    found = torch.autograd.grad(loss, (input, weight, bias), torch.full_like(loss, 2.0**16))
+    expected = torch.autograd.grad(truth, doubles, torch.full_like(truth, 2.0**16))
+    for left, right in zip(found, expected, strict=True):
+        assert (left.double() - right).norm() < 5e-3 * right.norm()
 
 
 @implementations(*FUSED)
@@ -392,7 +422,7 @@ def test_autocast_casts_as_linear_does(impl):
 
 
 @implementations("triton_vocabulary")
-@pytest.mark.parametrize("more", [0, 3, 100])
+@pytest.mark.parametrize("more", [0, 3, 100], ids=str)
 def test_rows_are_packed_by_the_number_of_labels(impl, more):
     """An upper bound does: what is too much of it is no token."""
     input, weight, bias, target = make(impl, 40, 16, 300, ignored=0.8)
@@ -408,12 +438,21 @@ def test_rows_are_packed_by_the_number_of_labels(impl, more):
 
 
 @implementations("triton_vocabulary")
-def test_triton_chunks_are_summed(impl, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_triton_chunks_are_summed(impl, dtype, monkeypatch):
     from fangyan_kernels.linear_cross_entropy import triton_vocabulary
 
     monkeypatch.setattr(triton_vocabulary, "LEAST_CHUNK", 16)
-    monkeypatch.setattr(triton_vocabulary, "CHUNK_BYTES", 16 * 300 * 4)
-    check_against_truth(impl, make(impl, 50, 16, 300), reduction="mean")
+    monkeypatch.setattr(triton_vocabulary, "CHUNK_BYTES", 16 * 300 * dtype.itemsize)
+    check_against_truth(impl, make(impl, 50, 16, 300, dtype=dtype), reduction="mean")
+
+
+@implementations("triton_vocabulary")
+def test_no_label_at_all_is_known(impl):
+    input, weight, bias, target = make(impl, 9, 8, 300)
+    target.fill_(IGNORE)
+    found = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, most_labelled=0)
+    assert all(tensor.abs().sum() == 0 for tensor in found)
 
 
 @implementations("cpp")
@@ -460,7 +499,7 @@ def test_a_filter_has_nothing_to_leave_out_of_flat_gradients(impl):
 
 @implementations("cpp")
 @pytest.mark.parametrize("classes", [9, 2000])
-def test_values_do_not_depend_on_the_number_of_threads(impl, classes):
+def test_values_are_right_for_any_number_of_threads(impl, classes):
     case = make(impl, 333, 64, classes)
     threads = torch.get_num_threads()
     try:

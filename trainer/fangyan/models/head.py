@@ -18,9 +18,9 @@ class LossHead(nn.Linear):
     """A linear head that stays a plain one until it is given targets.
 
     Given targets, ``forward`` returns their summed loss over a divisor where the model expects logits
-    (divided later, every gradient would take one more pass). The loss then
-    runs inside the head's own forward, where ZeRO-3 has gathered its weight and will gather it
-    again for the backward, and whatever the model computes before its head stays the model's.
+    (divided later, every gradient would take one more pass). The loss then runs inside the head's
+    own forward, where ZeRO-3 has gathered its weight and will gather it again for the backward, and
+    whatever the model computes before its head stays the model's.
     """
 
     def __init__(self, linear: nn.Linear, label_smoothing: float, kernels: Kernels):
@@ -31,10 +31,14 @@ class LossHead(nn.Linear):
         self.kernels = kernels
         self._targets: Tensor | None = None
         self._divisor = 1.0
+        self._most_labelled: int | None = None
 
     @contextmanager
-    def computing_loss(self, targets: Tensor, divisor: float) -> Iterator[None]:
-        self._targets, self._divisor = targets, divisor
+    def computing_loss(
+        self, targets: Tensor, divisor: float, most_labelled: int | None = None
+    ) -> Iterator[None]:
+        """``most_labelled``: how many targets count, where the caller knows it before a GPU does."""
+        self._targets, self._divisor, self._most_labelled = targets, divisor, most_labelled
         try:
             yield
         finally:
@@ -50,6 +54,7 @@ class LossHead(nn.Linear):
             linear_bias=self.bias,
             reduction="mean",
             divisor=self._divisor,
+            most_labelled=self._most_labelled,
             label_smoothing=self.label_smoothing,
             impl=self.kernels,
         )
