@@ -50,7 +50,7 @@ def linear_cross_entropy(
         class_weight_C=class_weight_C,
         token_weight_T=token_weight_T,
         parts=None if reduction != "mean" else parts if divisor is None else divisor.reshape(1),
-        given=divisor is not None,
+        given=reduction == "mean" and divisor is not None,
         reduction=reduction,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
