@@ -301,12 +301,12 @@ def train_step(run: Run, step: list[int], number: int) -> torch.Tensor:
         batch = collate(chosen, run.tokenizer.pad_token_id, run.packed.row_width)
         if settings.token_masking:
             batch = mask_tokens(batch, settings.token_masking, run.tokenizer.mask_token_id)
-        # DeepSpeed divides by the ranks; the loss is divided by all their tokens already.
-        loss = engine(batch.to(device()), divisor=max(labelled, 1) / ranks)
-        engine.backward(loss, scale_wrt_gas=False)
+        # DeepSpeed divides by the ranks and the passes; the loss is divided by all their tokens already.
+        loss = engine(batch.to(device()), divisor=max(labelled, 1) / (ranks * passes))
+        engine.backward(loss)
         engine.step()
         total += loss.detach()
-    return total / ranks
+    return total / (ranks * passes)
 
 
 class _Losses:
