@@ -26,9 +26,9 @@ IGNORE = -100
 # The letter L is the share of labelled targets in percent: 15 is masked language modelling.
 SHAPES = (
     Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 85}, quick=True),
-    Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 50}),
+    Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 50}, quick=True),
     Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 100}),
-    Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 50}, quick=True),
+    Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 50}),
     Shape("tags", {"T": 2048, "H": 768, "C": 9, "L": 85}),
     Shape("vocabulary", {"T": 512, "H": 256, "C": 8287, "L": 100}, quick=True),
     Shape("vocabulary", {"T": 2048, "H": 256, "C": 21128, "L": 100}),
@@ -267,8 +267,8 @@ OP = Op(
     scaling={"T": (512, 1024, 2048, 4096), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
     claims=(
         Claim("fangyan", "tags-T8192-H256-C188-L85", BOTH, 1.0),
-        Claim("fangyan", "tags-T8192-H768-C32-L50", BOTH, 1.6),
-        Claim("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.1),
+        Claim("fangyan", "tags-T8192-H256-C188-L50", BOTH, 1.6),
+        Claim("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.0),
         Claim("fangyan", "masked-T1024-H256-C8287-L15", BOTH, 5.0),
     ),
     counted=(
