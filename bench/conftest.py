@@ -60,6 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.timeout(0))  # a case takes what it takes
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A run that times nothing (``bench_static.py``) leaves the timings alone: the plugin warns of it."""
+    if not any("benchmark" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config._benchmarksession.json = None  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
     suite = request.config.stash[SUITE]
