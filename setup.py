@@ -1,5 +1,7 @@
 """The C++ extension; everything else is in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -17,8 +19,8 @@ setup(
     ext_modules=[
         CppExtension(
             "fangyan_kernels._C",
-            ["csrc/module.cpp", "csrc/linear_cross_entropy.cpp"],
-            depends=["csrc/softmax_row.h", "csrc/tag_tiles.h", "csrc/tag_tiles.inc"],
+            [str(path) for path in sorted(Path("csrc").glob("*.cpp"))],
+            depends=[str(path) for path in Path("csrc").glob("*.*") if path.suffix != ".cpp"],
             extra_compile_args={"cxx": FLAGS},
             py_limited_api=True,
         )

@@ -227,7 +227,7 @@ class Gradients {
   // so their last bits, depend on the number of threads and on nothing else.
   void add_tiles(const Chunk& k, const Tensor& input_TH) {
     const int64_t hidden = weight_CH_.size(1), classes = k.classes;
-    const TagWeight weight(static_cast<const float*>(weight_CH_.const_data_ptr()), classes, hidden);
+    const Factor weight(static_cast<const float*>(weight_CH_.const_data_ptr()), classes, hidden);
     const TagTiles tiles{k,
                          static_cast<const float*>(input_TH.const_data_ptr()),
                          &weight,
@@ -241,8 +241,8 @@ class Gradients {
       for (int64_t i = begin; i < end; ++i) {
         TagSums& own = sums[i];
         own.logits.resize(kTile * classes);
-        own.unused_row.resize(weight.padded_hidden);
-        if (weight_CH_sum_) own.weight_CH.resize((classes + kGroup) * weight.padded_hidden);
+        own.unused_row.resize(weight.padded);
+        if (weight_CH_sum_) own.weight_CH.resize(weight.sum_size());
         if (bias_C_sum_) own.bias_C.resize(classes);
         tag_tiles(tiles, i * number / tasks, (i + 1) * number / tasks, own);
       }
@@ -254,7 +254,7 @@ class Gradients {
       float* row = floats(*weight_CH_sum_) + c * hidden;
       for (int64_t i = 0; i < tasks; ++i)
         for (int64_t h = 0; h < hidden; ++h) {
-          const float part = sums[i].weight_CH[c * weight.padded_hidden + h];
+          const float part = sums[i].weight_CH[c * weight.padded + h];
           row[h] = i == 0 ? part : row[h] + part;
         }
     }

@@ -1,7 +1,8 @@
-"""A frozen linear layer with a low-rank adapter: y = x W' + s (x A') B'.
+"""A frozen linear layer with a low-rank adapter: y = x W' + s (D * x) A' B'.
 
-T tokens, K in, N out, R rank. The layer's weight has no gradient; x, A and B have.
-Hu et al. 2021 (arXiv 2106.09685); s = alpha / R with alpha = 2 R.
+T tokens, K in, N out, R rank, P percent of dropout. The layer's weight has no gradient; x, A and B have.
+Hu et al. 2021 (arXiv 2106.09685); s = alpha / R with alpha = 2 R. Everyone drops other elements, so
+values are compared without dropout; what ours drops is its tests' matter.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fangyan_kernels import lora_linear
 from torch import Tensor, nn
 
 from harness.op import Contender, Inputs, Op, Shape, Work, function
@@ -20,11 +22,23 @@ from harness.op import Contender, Inputs, Op, Shape, Work, function
 SCALE = 2.0
 
 SHAPES = (
-    Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8}, quick=True),
-    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16}),
-    Shape("feed-forward", {"T": 4096, "K": 256, "N": 1024, "R": 8}),
-    Shape("attention", {"T": 8192, "K": 4096, "N": 4096, "R": 16}, "cuda", torch.bfloat16, quick=True),
-    Shape("feed-forward", {"T": 8192, "K": 4096, "N": 11008, "R": 16}, "cuda", torch.bfloat16),
+    Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8, "P": 0}, quick=True),
+    Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8, "P": 10}, quick=True),
+    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16, "P": 0}),
+    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16, "P": 10}),
+    Shape("feed-forward", {"T": 4096, "K": 256, "N": 1024, "R": 8, "P": 0}),
+    Shape("feed-forward", {"T": 4096, "K": 256, "N": 1024, "R": 8, "P": 10}),
+    *(
+        Shape("attention", {"T": 8192, "K": k, "N": k, "R": r, "P": p}, "cuda", torch.bfloat16, quick)
+        for k, r, p, quick in (
+            (768, 16, 0, False),
+            (4096, 8, 0, False),
+            (4096, 16, 0, True),
+            (4096, 16, 10, True),
+            (4096, 64, 0, False),
+            (8192, 16, 0, False),
+        )
+    ),
 )
 
 
@@ -42,17 +56,42 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     )
 
 
-def eager(x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+def truth(x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
     return F.linear(x_TK, weight_NK) + SCALE * F.linear(F.linear(x_TK, a_RK), b_NR)
+
+
+def adapted(dropout: float, x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    low_TR = F.linear(F.dropout(x_TK, dropout), a_RK)
+    return F.linear(x_TK, weight_NK) + SCALE * F.linear(low_TR, b_NR)
+
+
+def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    dropout = shape["P"] / 100
+    return lambda: adapted(dropout, *values)
+
+
+def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """What a layer without an adapter costs: the floor of them all."""
+    x_TK, weight_NK, *_ = values
+    return lambda: F.linear(x_TK, weight_NK)
+
+
+def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
+    def prepare(shape: Shape, values: Inputs) -> Callable[[], Any]:
+        dropout = shape["P"] / 100
+        return lambda: lora_linear(*values, scaling=SCALE, dropout=dropout, **options)
+
+    return prepare
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(eager, dynamic=False)
+    return torch.compile(adapted, dynamic=False)
 
 
 def compiled(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    return lambda: _compiled()(*values)
+    dropout = shape["P"] / 100
+    return lambda: _compiled()(dropout, *values)
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
@@ -62,10 +101,14 @@ def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
     x_TK, weight_NK, a_RK, b_NR = values
     base = nn.Linear(shape["K"], shape["N"], bias=False, device="meta")
     base.weight = nn.Parameter(weight_NK, requires_grad=False)
-    config = LoraConfig(r=shape["R"], lora_alpha=int(SCALE * shape["R"]), lora_dropout=0.0)
+    config = LoraConfig(r=shape["R"], lora_alpha=int(SCALE * shape["R"]), lora_dropout=shape["P"] / 100)
     layer = Linear(base, "default", config=config, r=shape["R"], lora_alpha=config.lora_alpha)
     layer.lora_A["default"].weight, layer.lora_B["default"].weight = a_RK, b_NR
     return lambda: layer(x_TK)
+
+
+def no_dropout(shape: Shape) -> str | None:
+    return "it has no dropout" if shape["P"] else None
 
 
 def no_peft(shape: Shape) -> str | None:
@@ -103,13 +146,17 @@ OP = Op(
     name="lora_linear",
     shapes=SHAPES,
     inputs=inputs,
-    truth=eager,
+    truth=truth,
     contenders=(
-        Contender("eager", "baseline", function(eager)),
+        Contender("eager", "baseline", eager),
         Contender("torch.compile", "baseline", compiled, quick=False),
+        Contender("frozen linear", "baseline", frozen, computes=False),
         Contender("PEFT", "peer", peft, no_peft),
-        Contender("addmm", "peer", function(_Addmm.apply)),
+        Contender("addmm", "peer", function(_Addmm.apply), no_dropout),
+        Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
+        Contender("fangyan", "ours", ours()),
     ),
     work=work,
+    checked_at={"P": 0, "T": 2048},
     scaling={"R": (4, 8, 16, 32, 64)},
 )

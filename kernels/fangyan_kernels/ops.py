@@ -1,9 +1,9 @@
 """Schema, fake and autograd formula of every operator: the contract between Python and kernels.
 
 The CPU kernels behind these schemas are C++ (``csrc/``, in the extension ``_C``), the CUDA kernels
-Triton.
+Triton; the CPU's LoRA linears are PyTorch's own products in another order.
 
-Shape suffixes: T tokens, H hidden, C classes.
+Shape suffixes: T tokens, H hidden, C classes; K in, N out, R rank.
 """
 
 from __future__ import annotations
@@ -33,6 +33,34 @@ torch.library.define(
 # where it is 1.
 torch.library.define(
     "fangyan::scale_gradients_", "(Tensor(a!) first, Tensor(b!) second, Tensor(c!) third, Tensor scale) -> ()"
+)
+
+# Frozen linear layers of one input, each with a low-rank adapter: their outputs. Biases are none or one a
+# layer. ``seed`` is a number on the CPU, absent where nothing is dropped; ``scales``, ``blocks`` and
+# ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
+_LORA_INPUTS = (
+    "Tensor input_TK, Tensor[] weights, Tensor[] biases_N, Tensor[] a_RK, Tensor[] b_NR, float[] scalings,"
+    " float dropout, Tensor? seed, Tensor[] scales, int[] blocks, str quant_type"
+)
+torch.library.define("fangyan::lora_linear", f"({_LORA_INPUTS}) -> Tensor[]")
+
+# The gradients of input, of every A, B and bias; what is not wanted is empty.
+torch.library.define(
+    "fangyan::lora_linear_backward",
+    f"(Tensor[] grads_TN, {_LORA_INPUTS}, bool wants_input, bool wants_adapters, bool wants_biases)"
+    " -> (Tensor, Tensor[], Tensor[], Tensor[])",
+)
+
+# The low-rank part of one layer on the CPU, float32; b is s B'. Results are added in place; the gradients of
+# a and b, where wanted, are returned.
+torch.library.define(
+    "fangyan::lora_forward_",
+    "(Tensor(a!) output_TN, Tensor input_TK, Tensor a_RK, Tensor b_RN, Tensor? seed, float dropout) -> ()",
+)
+torch.library.define(
+    "fangyan::lora_backward_",
+    "(Tensor grad_TN, Tensor input_TK, Tensor a_RK, Tensor b_RN, Tensor? seed, float dropout,"
+    " Tensor(a!)? grad_input_TK, bool wants_adapter) -> (Tensor, Tensor)",
 )
 
 
@@ -154,3 +182,82 @@ def _scale_gradients_cuda(*arguments: Any) -> None:
 
     with torch.cuda.device_of(arguments[0]):
         triton.scale_gradients_(*arguments)
+
+
+@torch.library.register_fake("fangyan::lora_linear")
+def _lora_linear_fake(input_TK: Tensor, weights: Any, biases_N: Any, a_RK: Any, b_NR: Any, *_: Any) -> Any:
+    return [input_TK.new_empty(input_TK.shape[0], b.shape[0]) for b in b_NR]
+
+
+@torch.library.register_fake("fangyan::lora_linear_backward")
+def _lora_linear_backward_fake(grads_TN: Any, input_TK: Tensor, *rest: Any) -> Any:
+    _, biases_N, a_RK, b_NR, *_, wants_input, wants_adapters, wants_biases = rest
+    return (
+        torch.empty_like(input_TK) if wants_input else input_TK.new_empty(0),
+        [torch.empty_like(a) for a in a_RK] if wants_adapters else [],
+        [torch.empty_like(b) for b in b_NR] if wants_adapters else [],
+        [torch.empty_like(bias) for bias in biases_N] if wants_biases else [],
+    )
+
+
+def _lora_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    input_TK, weights, biases_N, a_RK, b_NR, scalings, dropout, seed, scales, blocks, quant_type = inputs
+    # ZeRO-3 needs the weights themselves, not views of them. Nothing of T x N is kept.
+    ctx.counts = [len(part) for part in (weights, biases_N, a_RK, b_NR, scales)]
+    ctx.save_for_backward(input_TK, seed, *weights, *biases_N, *a_RK, *b_NR, *scales)
+    ctx.options = scalings, dropout, blocks, quant_type
+
+
+def _lora_linear_backward(ctx: Any, grads_TN: list[Tensor]) -> tuple[Any, ...]:
+    if torch.is_grad_enabled() and type(grads_TN[0]) is Tensor:
+        raise RuntimeError(
+            "lora_linear: the gradient of a gradient (create_graph=True) is not implemented by its kernels, "
+            "expected impl='reference'"
+        )
+    input_TK, seed, *rest = ctx.saved_tensors
+    parts: list[list[Tensor]] = []
+    for count in ctx.counts:
+        parts.append(rest[:count])
+        rest = rest[count:]
+    weights, biases_N, a_RK, b_NR, scales = parts
+    scalings, dropout, blocks, quant_type = ctx.options
+    wants_input, _, wants_biases, wants_a, wants_b, *_ = ctx.needs_input_grad
+    wanted = wants_input, any([*wants_a, *wants_b]), any(wants_biases)
+    grad_input_TK, grads_a, grads_b, grads_bias = torch.ops.fangyan.lora_linear_backward(
+        grads_TN,
+        *(input_TK, weights, biases_N, a_RK, b_NR, scalings, dropout, seed, scales, blocks, quant_type),
+        *wanted,
+    )
+    return (
+        grad_input_TK if wants_input else None,
+        [None] * len(weights),
+        _wanted(grads_bias, wants_biases),
+        _wanted(grads_a, wants_a),
+        _wanted(grads_b, wants_b),
+        *(None, None, None, [None] * len(scales), None if blocks else [], None),
+    )
+
+
+def _wanted(gradients: list[Tensor], wants: list[bool]) -> list[Tensor | None]:
+    if not gradients:
+        return [None] * len(wants)
+    return [gradient if want else None for gradient, want in zip(gradients, wants, strict=True)]
+
+
+torch.library.register_autograd(
+    "fangyan::lora_linear", _lora_linear_backward, setup_context=_lora_linear_setup
+)
+
+
+@torch.library.impl("fangyan::lora_linear", "CPU")
+def _lora_linear_cpu(*arguments: Any) -> list[Tensor]:
+    from fangyan_kernels.lora_linear import cpu
+
+    return cpu.lora_linear(*arguments)
+
+
+@torch.library.impl("fangyan::lora_linear_backward", "CPU")
+def _lora_linear_backward_cpu(*arguments: Any) -> Any:
+    from fangyan_kernels.lora_linear import cpu
+
+    return cpu.lora_linear_backward(*arguments)

@@ -13,19 +13,32 @@ from fangyan.errors import UserError
 
 if TYPE_CHECKING:
     from fangyan.loop import Result, train
-    from fangyan.predict import Prediction, Predictor, load
+    from fangyan.predict import Generator, Prediction, Predictor, load, merge
     from fangyan.recipe import Recipe, load_recipe
 
-__all__ = ["Prediction", "Predictor", "Recipe", "Result", "UserError", "load", "load_recipe", "train"]
+__all__ = [
+    "Generator",
+    "Prediction",
+    "Predictor",
+    "Recipe",
+    "Result",
+    "UserError",
+    "load",
+    "load_recipe",
+    "merge",
+    "train",
+]
 
 # DeepSpeed and transformers take seconds to import: `fangyan --help` does without them.
 _HOMES = {
+    "Generator": "predict",
     "Prediction": "predict",
     "Predictor": "predict",
     "Recipe": "recipe",
     "Result": "loop",
     "load": "predict",
     "load_recipe": "recipe",
+    "merge": "predict",
     "train": "loop",
 }
 

@@ -42,11 +42,13 @@ class Checkpoints:
     Args:
         folder: ``runs/<name>/checkpoints``.
         keep: how many of the newest are kept, besides the best.
+        trained_alone: whether frozen weights, which the recipe gives again, are left out.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, trained_alone: bool = False):
         self.folder = folder
         self.keep = keep
+        self.trained_alone = trained_alone
 
     def save(self, engine: Any, state: State, best: bool = False) -> None:
         """Writes the engine and the state; with ``best`` also links ``best`` to them.
@@ -62,7 +64,12 @@ class Checkpoints:
                 shutil.rmtree(stale)
         dist.barrier()
         try:
-            engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+            engine.save_checkpoint(
+                str(self.folder),
+                tag=partial.name,
+                save_latest=False,
+                exclude_frozen_parameters=self.trained_alone,
+            )
             dist.barrier()
             if dist.get_rank() == 0:
                 self._publish(partial, self.folder / name, state, best)
@@ -140,7 +147,7 @@ class Checkpoints:
                 f"{path}: saved by {state.ranks} ranks with ZeRO {engine.zero_optimization_stage()}, "
                 f"which {ranks} cannot resume; expected {state.ranks} ranks"
             )
-        engine.load_checkpoint(str(path.parent), tag=path.name)
+        engine.load_checkpoint(str(path.parent), tag=path.name, load_module_strict=not self.trained_alone)
         return state
 
 

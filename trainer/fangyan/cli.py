@@ -84,10 +84,10 @@ def evaluate(
         typer.Option(help="A file of the run's format; may be repeated. By default the run's own test part."),
     ] = None,
 ) -> None:
-    """Scores a run's model, in percent."""
+    """Scores a run's model: a tagger's in percent."""
     from fangyan.predict import load
 
-    table = Table("score", "percent")
+    table = Table("score", "value")
     for name, value in load(run).evaluate(data).items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
     Console().print(table)
@@ -101,21 +101,45 @@ def predict(
         Path | None,
         typer.Option(help="A text file, a sentence a line; - is standard input.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines with tokens and tags.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON lines: tokens and tags, or text and continuation.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Most sub-words that a language model writes.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="Of a language model: 0 is the likeliest sub-word each time.")
+    ] = 0.0,
 ) -> None:
-    """Tags sentences, a line each, in order, as they come in."""
-    from fangyan.predict import load
+    """Tags sentences, or goes on from them: a line each, in order, as they come in."""
+    from fangyan.predict import Generator, load
 
     if not text and input is None:
         raise UserError("predict needs sentences, or --input with a file (- for standard input)")
     # Who writes to standard input waits for an answer a line; a file is faster in larger pieces.
     interactive = input == Path("-")
-    for prediction in load(run).stream(text or _lines(input), chunk=1 if interactive else 256):
+    model = load(run)
+    if isinstance(model, Generator):
+        _generate(model, text or _lines(input), as_json, max_new_tokens, temperature)
+        return
+    for prediction in model.stream(text or _lines(input), chunk=1 if interactive else 256):
         if as_json:
             line = json.dumps({"tokens": prediction.tokens, "tags": prediction.tags}, ensure_ascii=False)
         else:
             line = str(prediction)
         print(line, flush=interactive)
+
+
+def _generate(
+    model: Any, texts: Iterable[str], as_json: bool, max_new_tokens: int, temperature: float
+) -> None:
+    for text in texts:
+        pieces = model.stream(text, max_new_tokens, temperature)
+        if as_json:
+            print(json.dumps({"text": text, "continuation": "".join(pieces)}, ensure_ascii=False), flush=True)
+            continue
+        print(text, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
 
 
 def _lines(path: Path | None) -> Iterable[str]:
@@ -124,6 +148,30 @@ def _lines(path: Path | None) -> Iterable[str]:
     assert path is not None
     numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
     return (line for _, line in numbered)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge an adapter into its model, for plain transformers.")
+    ] = False,
+) -> None:
+    """Writes a run's model to a folder: what plain transformers or PEFT load."""
+    import shutil
+
+    if merge:
+        from fangyan.predict import merge as write
+
+        write(run, output)
+        return
+    source = run / "model" if (run / "recipe.yaml").is_file() else run
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source}: no exported model in it, expected a finished run or its model folder")
+    if output.exists():
+        raise UserError(f"{output}: it exists, expected a new folder")
+    shutil.copytree(source, output)
 
 
 @app.command()

@@ -98,10 +98,13 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
     return engine, optimizer
 
 
-def gathered_state_dict(engine: Any, model: nn.Module) -> dict[str, Tensor]:
-    """The whole model's weights on rank 0's CPU (ZeRO-3 shards them); empty on other ranks.
+def gathered_state_dict(engine: Any, model: nn.Module, trained_alone: bool = False) -> dict[str, Tensor]:
+    """The model's weights on rank 0's CPU (ZeRO-3 shards them); empty on other ranks.
 
     Every rank must call it.
+
+    Args:
+        trained_alone: leaves out what is frozen, and buffers.
     """
     rank = dist.get_rank()
     state: dict[str, Tensor] = {}
@@ -109,11 +112,13 @@ def gathered_state_dict(engine: Any, model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for parameter in model.parameters():
+        if trained_alone and not parameter.requires_grad:
+            continue
         with deepspeed.zero.GatheredParameters(parameter, enabled=engine.zero_optimization_stage() == 3):
             if rank == 0:
                 weight = parameter.detach().cpu().clone()
                 state.update(dict.fromkeys(names[id(parameter)], weight))
-    if rank == 0:
+    if rank == 0 and not trained_alone:
         buffers = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in state}
         state.update(buffers)
     return state

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fangyan.data.encode import Encoder, Window
+from fangyan.data.encode import IGNORE, Encoder, Window
 from fangyan.data.examples import Example
 from fangyan.data.order import length_batches
 from fangyan.data.packing import Batch, collate
+from fangyan.tasks.language_modelling import LanguageModelling
 from fangyan.tasks.scores import Scores
 from fangyan.tasks.token_tagging import TokenTagging
 
@@ -85,3 +86,40 @@ class Tagger:
             i: log_probabilities[row, [column + first for first in window.first]]
             for i, window, (row, column) in zip(members, chosen, batch.places, strict=True)
         }
+
+
+@dataclass(frozen=True)
+class Reader:
+    """All that gives a language model's perplexity on text.
+
+    Attributes:
+        loss: the model: a batch to the summed loss of its targets, ().
+        Others as those of :class:`Tagger`.
+    """
+
+    task: LanguageModelling
+    encoder: Encoder
+    loss: Callable[[Batch], Tensor]
+    device: torch.device
+    row_width: int | None
+    rank: int = 0
+    ranks: int = 1
+    batch_tokens: int = 4096
+
+    @torch.no_grad()
+    def score(self, examples: Sequence[Example]) -> Scores:
+        """Perplexities; with several ranks each must call it with the same examples."""
+        groups = self.task.encode(examples, self.encoder)
+        windows = [window for group in groups for window in group]
+        batches = length_batches([len(window.input_ids) for window in windows], self.batch_tokens)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        # As in Tagger: every rank makes the same number of forwards.
+        for first in range(0, len(batches), self.ranks):
+            mine = batches[first + self.rank] if first + self.rank < len(batches) else []
+            batch = collate([windows[i] for i in mine], self.encoder.pad_id, self.row_width)
+            total += self.loss(batch.to(self.device)).double()
+        if self.ranks > 1:
+            dist.all_reduce(total)
+        subwords = sum(target != IGNORE for window in windows for target in window.targets)
+        characters = sum(len(example.tokens[0]) for example in examples)
+        return self.task.scores(float(total), subwords, characters)

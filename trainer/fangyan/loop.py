@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fangyan.adapt.adapters import adapt, check_moved, quantize
 from fangyan.adapt.freeze import freeze
 from fangyan.checkpoint import Checkpoints, State, read_state
 from fangyan.data import load_parts
@@ -21,18 +22,22 @@ from fangyan.data.order import epoch_steps, split_step
 from fangyan.data.packing import collate, mask_tokens
 from fangyan.engine import build_engine, device, gathered_state_dict, peak_memory, start_distributed
 from fangyan.errors import UserError
-from fangyan.evaluate import Tagger
-from fangyan.export import export
-from fangyan.models import load_token_classifier, max_length
+from fangyan.evaluate import Reader, Tagger
+from fangyan.export import export, export_adapter
+from fangyan.models import load_causal_model, load_token_classifier, max_length
 from fangyan.models.dropout import use_byte_dropout
+from fangyan.models.head import head_name
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.optimizer import check_states, flat_parameters
 from fangyan.profile import StepProfile
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.report import Reporter, score_table
-from fangyan.tasks.token_tagging import TokenTagging
+from fangyan.tasks import LanguageModelling, Task, TokenTagging, build_task
 
 Scores = dict[str, float]
+
+# A warm-up's first step has a rate of 0.
+_STEPS_THAT_MOVE = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Result:
 
     Attributes:
         folder: the run folder.
-        before, after: scores in percent, by part of the data; after is of the best checkpoint.
+        before, after: scores, by part of the data; after is of the best checkpoint.
         steps: optimizer steps taken.
         tokens_per_second: sub-words trained on, over the time of the steps alone.
     """
@@ -69,7 +74,8 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
         recipe = load_recipe(recipe)
     rank, ranks = start_distributed()
     folder = recipe.folder
-    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
+    adapter = recipe.adapt.method != "full"
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints, trained_alone=adapter)
     start, notes = _find_start(recipe, checkpoints, resume)
     run = prepare(recipe)
     notes += run.notes
@@ -98,7 +104,8 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
                 scores = run.evaluate("dev")["dev"]
                 report.record("evaluation", state.step, state.epoch + 1, scores, "dev")
                 report.say(f"epoch {state.epoch + 1:2}  dev   {_format(scores)}")
-                best = _end_epoch(state, scores[run.metric], recipe.train.early_stopping)
+                score = scores[run.metric] * (-1 if run.task.lower_is_better else 1)
+                best = _end_epoch(state, score, recipe.train.early_stopping)
                 checkpoints.save(run.engine, state, best)
         report.stop()
 
@@ -108,7 +115,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
         for part, scores in after.items():
             report.record("evaluation", state.step, state.epoch, scores, f"{part}-best")
         run.export(folder / "model", state.before, after)
-        report.show(score_table(state.before, after))
+        report.show(score_table(state.before, after, run.task.unit))
         report.say(
             f"{state.step} steps, best at {state.best_step}, {meter.tokens_per_second:,.0f} tokens/s, "
             f"peak memory {peak_memory() / 1e9:.2f} GB"
@@ -128,7 +135,7 @@ class Run:
 
     recipe: Recipe
     parts: dict[str, list[Example]]
-    task: TokenTagging
+    task: Task
     metric: str
     tokenizer: Any
     frozen: int
@@ -138,7 +145,7 @@ class Run:
     packed: PackedModel
     engine: Any
     optimizer: torch.optim.Optimizer
-    tagger: Tagger
+    evaluator: Tagger | Reader
     notes: list[str]
 
     @property
@@ -148,30 +155,37 @@ class Run:
     def evaluate(self, *names: str) -> dict[str, Scores]:
         """Scores of the named parts that the data has. Every rank must call it."""
         self.engine.eval()
-        scores = {name: self.tagger.score(self.parts[name]) for name in names if name in self.parts}
+        scores = {name: self.evaluator.score(self.parts[name]) for name in names if name in self.parts}
         self.engine.train()
         return scores
 
     def export(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> None:
-        """Writes the model as plain transformers files. Every rank must call it."""
+        """Writes plain transformers files, or an adapter's as PEFT has them. Every rank must call it."""
         model = self.packed.model
-        weights = gathered_state_dict(self.engine, model)
+        adapter = self.recipe.adapt.method != "full"
+        weights = gathered_state_dict(self.engine, model, trained_alone=adapter)
         if dist.get_rank() == 0:
             layout: Layout = "rows" if self.recipe.train.packing else "padded"
             prediction = {
-                "scheme": self.task.scheme,
+                "task": self.task.name,
+                "base": self.recipe.adapt.base,
                 "tokens": self.recipe.data.tokens,
                 "layout": layout,
-                "max_length": min(self.tagger.encoder.max_length, max_length(model, None, layout)),
+                "max_length": min(
+                    self.evaluator.encoder.max_length, max_length(self.packed.base, None, layout)
+                ),
             }
-            export(folder, model, self.tokenizer, weights, self.recipe, prediction, before, after)
+            if isinstance(self.task, TokenTagging):
+                prediction["scheme"] = self.task.scheme
+            write = export_adapter if adapter else export
+            write(folder, model, self.tokenizer, weights, self.recipe, prediction, before, after)
         dist.barrier()
 
     def describe(self, ranks: int) -> str:
         sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in self.parts.items())
         engine = self.recipe.engine
         return (
-            f"{self.recipe.name}: sentences {sizes}; {type(self.packed.model).__name__} on {ranks} x "
+            f"{self.recipe.name}: sentences {sizes}; {type(self.packed.base).__name__} on {ranks} x "
             f"{device()}, ZeRO {engine.zero_stage}, {engine.precision}, {self.frozen:,} frozen parameters; "
             f"{self.total_steps:,} steps"
         )
@@ -180,11 +194,14 @@ class Run:
 def prepare(recipe: Recipe) -> Run:
     """Loads data and model and builds the engine, within the process group that there is."""
     parts = load_parts(recipe.data, recipe.seed)
-    task = TokenTagging.from_data(recipe.task, parts)
-    for example in (example for part in parts.values() for example in part):
-        task.classes(example)
+    task = build_task(recipe, parts)
     metric = _metric(recipe, task)
-    model, tokenizer = load_token_classifier(recipe.model, task.labels, recipe.seed)
+    if isinstance(task, TokenTagging):
+        model, tokenizer = load_token_classifier(recipe.model, task.labels, recipe.seed)
+        classes = len(task.labels)
+    else:
+        model, tokenizer = load_causal_model(recipe.model, recipe.seed)
+        classes = model.get_output_embeddings().out_features
     if recipe.train.token_masking and tokenizer.mask_token_id is None:
         raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
     frozen = freeze(model, recipe.freeze)
@@ -196,19 +213,28 @@ def prepare(recipe: Recipe) -> Run:
     plan = [
         epoch_steps(lengths, settings.batch_tokens, recipe.seed, epoch) for epoch in range(settings.epochs)
     ]
+    total_steps = sum(len(steps) for steps in plan)
+    # A tagger's head is new and has to be trained; a language model's is part of what is adapted.
+    head = head_name(model, classes) if isinstance(task, TokenTagging) else None
+    if recipe.adapt.base == "nf4":
+        quantize(model, head, torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32)
+    model = adapt(model, recipe.adapt, task.peft_type, head, total_steps, recipe.engine.kernels)
+    if recipe.adapt.method != "full":
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if device().type == "cpu":
         use_byte_dropout(model)
-    packed = PackedModel(model, len(task.labels), layout, recipe.task.label_smoothing, recipe.engine.kernels)
-    engine, optimizer = build_engine(recipe, packed, sum(len(steps) for steps in plan))
-    tagger = Tagger(
-        task,
-        encoder,
-        lambda batch: engine(batch, with_loss=False),
-        device(),
-        packed.row_width,
-        rank=dist.get_rank(),
-        ranks=dist.get_world_size(),
-    )
+    packed = PackedModel(model, classes, layout, recipe.task.label_smoothing, recipe.engine.kernels)
+    if settings.gradient_checkpointing:
+        packed.use_gradient_checkpointing()
+    engine, optimizer = build_engine(recipe, packed, total_steps)
+    share = {"rank": dist.get_rank(), "ranks": dist.get_world_size()}
+    evaluator: Tagger | Reader
+    if isinstance(task, LanguageModelling):
+        evaluator = Reader(task, encoder, lambda batch: engine(batch), device(), packed.row_width, **share)
+    else:
+        evaluator = Tagger(
+            task, encoder, lambda batch: engine(batch, with_loss=False), device(), packed.row_width, **share
+        )
     return Run(
         recipe=recipe,
         parts=parts,
@@ -222,7 +248,7 @@ def prepare(recipe: Recipe) -> Run:
         packed=packed,
         engine=engine,
         optimizer=optimizer,
-        tagger=tagger,
+        evaluator=evaluator,
         notes=_unseen_tags(parts),
     )
 
@@ -253,6 +279,8 @@ def _train_epoch(
         loss = train_step(run, step, state.step)
         if state.step_in_epoch == 0:
             check_states(run.engine, run.optimizer)
+        if state.step == _STEPS_THAT_MOVE:
+            check_moved(run.packed)
         state.step += 1
         state.step_in_epoch += 1
         losses.add(loss, rate)
@@ -304,6 +332,8 @@ def train_step(run: Run, step: list[int], number: int) -> torch.Tensor:
         # DeepSpeed divides by the ranks and the passes; the loss is divided by all their tokens already.
         loss = engine(batch.to(device()), divisor=max(labelled, 1) / (ranks * passes))
         engine.backward(loss)
+        if run.recipe.adapt.method == "adalora" and number_of_pass == passes - 1:
+            run.packed.model.base_model.update_and_allocate(number)
         engine.step()
         total += loss.detach()
     return total / (ranks * passes)
@@ -457,7 +487,7 @@ def _layout(recipe: Recipe) -> Layout:
     return "varlen" if device().type == "cuda" and recipe.engine.precision == "bf16" else "rows"
 
 
-def _metric(recipe: Recipe, task: TokenTagging) -> str:
+def _metric(recipe: Recipe, task: Task) -> str:
     if recipe.train.metric == "auto":
         return task.metric
     if recipe.train.metric not in task.score_names:

@@ -25,7 +25,10 @@ class Section(BaseModel):
 
 
 class Task(Section):
-    name: Literal["token_tagging"] = Field("token_tagging", description="What the model learns.")
+    name: Literal["token_tagging", "language_modelling"] = Field(
+        "token_tagging",
+        description="What the model learns: a tag a token, or the next sub-word of raw text (causal models).",
+    )
     scheme: Literal["auto", "words", "entities", "labels"] = Field(
         "auto",
         description="What the tags are, and so the scores: B-/I- on every token (words), IOB2 with O "
@@ -36,10 +39,11 @@ class Task(Section):
 
 
 class Data(Section):
-    format: Literal["hkcancor", "conll", "jsonl"] = Field(
+    format: Literal["hkcancor", "conll", "jsonl", "text", "common_voice"] = Field(
         ...,
         description="hkcancor: the corpus inside pycantonese. conll: a token and a tag a line. "
-        "jsonl: an object a line with lists tokens and tags.",
+        "jsonl: an object a line with lists tokens and tags. text: raw text, a document a line. "
+        "common_voice: the 9,444 Cantonese sentences inside pycantonese.",
     )
     tokens: Literal["words", "characters"] = Field(
         "words",
@@ -55,12 +59,14 @@ class Data(Section):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Data:
-        if self.format != "hkcancor" and self.train is None:
+        if self.format not in ("hkcancor", "common_voice") and self.train is None:
             raise ValueError(f"train is missing; format {self.format} needs the files to train on")
         if isinstance(self.train, float):
             raise ValueError(f"train is {self.train}, expected files; only dev and test may be fractions")
         if self.path is not None and self.format != "hkcancor":
             raise ValueError(f"path is only for format hkcancor, found format {self.format}")
+        if self.format == "common_voice" and not (self.train is None and isinstance(self.dev, float)):
+            raise ValueError("format common_voice is one list of sentences; expected no train, and fractions")
         return self
 
 
@@ -79,6 +85,39 @@ class Model(Section):
     max_length: Annotated[int, Field(ge=8)] | None = Field(
         None, description="Longest window, in sub-words; by default the model's. Longer input is windowed."
     )
+
+
+class Adapt(Section):
+    method: Literal["full", "lora", "dora", "adalora", "ia3", "prefix_tuning", "prompt_tuning"] = Field(
+        "full",
+        description="full trains every weight that freeze leaves. The others train an adapter beside frozen "
+        "weights, and the head if the task brings one: lora by fangyan's kernels, the rest by PEFT.",
+    )
+    rank: Annotated[int, Field(ge=1, le=256)] = Field(16, description="Rank of lora, dora and adalora.")
+    alpha: Annotated[float, Field(gt=0.0)] = Field(
+        32.0, description="Their updates are scaled by alpha / rank."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead, which suits large ranks.")
+    dropout: Fraction = Field(0.0, description="Share of an adapter's input that is dropped in training.")
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all-linear", description="Linear layers that get an adapter; or the last parts of their names."
+    )
+    base: Literal["fp32", "bf16", "nf4"] | None = Field(
+        None,
+        description="How the frozen weights are kept: nf4 takes 4 bits each (bitsandbytes); by default "
+        "engine.precision, which the other two have to equal.",
+    )
+    virtual_tokens: Annotated[int, Field(ge=1)] = Field(
+        20, description="Length of what prefix_tuning and prompt_tuning put before every sentence."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Adapt:
+        if self.method == "full" and self.base is not None:
+            raise ValueError(f"base is {self.base}, but method full trains the weights; expected an adapter")
+        if self.base == "nf4" and self.method not in ("lora", "dora"):
+            raise ValueError(f"base nf4 goes with lora and dora, found method {self.method}")
+        return self
 
 
 class Freeze(Section):
@@ -129,6 +168,9 @@ class Train(Section):
     gradient_clipping: Annotated[float, Field(ge=0.0)] = Field(
         1.0, description="Largest norm of the gradient; 0 does not clip."
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute a layer's activations twice instead of keeping them: less memory, slower."
+    )
     packing: bool = Field(True, description="Lay whole sequences side by side; false pads, one a row.")
     token_masking: Fraction = Field(
         0.0,
@@ -169,11 +211,34 @@ class Recipe(Section):
     task: Task = Field(default_factory=Task)
     data: Data
     model: Model = Field(default_factory=Model)
+    adapt: Adapt = Field(default_factory=Adapt)
     freeze: Freeze = Field(default_factory=Freeze)
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     train: Train = Field(default_factory=Train)
     engine: Engine = Field(default_factory=Engine)
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Recipe:
+        base = self.adapt.base
+        if base in ("fp32", "bf16") and base != self.engine.precision:
+            raise ValueError(f"adapt.base is {base}, expected engine.precision's {self.engine.precision}")
+        if self.adapt.method in ("prefix_tuning", "prompt_tuning") and self.train.packing:
+            raise ValueError(
+                f"train.packing is true, but {self.adapt.method} puts its own tokens before every sentence; "
+                "expected train.packing=false"
+            )
+        if self.adapt.method == "adalora" and self.engine.zero_stage > 0:
+            raise ValueError(
+                f"engine.zero_stage is {self.engine.zero_stage}, but adalora reads gradients; expected 0"
+            )
+        raw = self.data.format in ("text", "common_voice")
+        if raw != (self.task.name == "language_modelling"):
+            raise ValueError(
+                f"data.format is {self.data.format}, expected "
+                f"{'text or common_voice' if not raw else 'hkcancor, conll or jsonl'} for {self.task.name}"
+            )
+        return self
 
     @property
     def folder(self) -> Path:
@@ -272,7 +337,7 @@ def _sentence(error: pydantic.ValidationError) -> str:
         return f"{field}: missing; this field is required"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{field}: {message}"
+        return f"{field}: {message}" if field else message
     return f"{field}: {message[0].lower()}{message[1:]}, found {found[:80]}"
 
 

@@ -120,8 +120,8 @@ class Reporter:
             Console(file=file, width=100).print(table)
 
 
-def score_table(before: dict[str, Scores], after: dict[str, Scores]) -> Table:
-    table = Table(title="Before and after (percent)")
+def score_table(before: dict[str, Scores], after: dict[str, Scores], unit: str) -> Table:
+    table = Table(title=f"Before and after ({unit})" if unit else "Before and after")
     table.add_column("score")
     for part in after:
         for column in (f"{part} before", f"{part} after"):

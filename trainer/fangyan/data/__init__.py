@@ -9,12 +9,16 @@ from fangyan.data import hkcancor
 from fangyan.data.conll import read_conll
 from fangyan.data.examples import Example
 from fangyan.data.jsonl import read_jsonl
+from fangyan.data.text import common_voice, read_text
 from fangyan.errors import UserError
 from fangyan.recipe import Data, Part
 
 __all__ = ["Example", "load_parts", "read_files"]
 
 Parts = dict[str, list[Example]]
+
+# Of files; the sentences of common_voice are compared with those of other text files.
+_READERS = {"conll": read_conll, "jsonl": read_jsonl, "text": read_text, "common_voice": read_text}
 
 
 def load_parts(data: Data, seed: int) -> Parts:
@@ -29,6 +33,8 @@ def load_parts(data: Data, seed: int) -> Parts:
     named = {name: part for name in ("train", "dev", "test") if (part := getattr(data, name)) is not None}
     if data.format == "hkcancor":
         parts = _load_conversations(data, named)
+    elif data.format == "common_voice":
+        parts = {"train": common_voice()}
     else:
         parts = {
             name: read_files(part if isinstance(part, list) else [part], data)
@@ -53,7 +59,7 @@ def read_files(paths: list[str], data: Data) -> list[Example]:
         if data.format == "hkcancor":
             examples += hkcancor.read_conversation(path, data.tokens == "characters")
         else:
-            examples += read_conll(path) if data.format == "conll" else read_jsonl(path)
+            examples += _READERS[data.format](path)
     return examples
 
 

@@ -88,6 +88,24 @@ class Encoder:
             windows.append(self._window(pieces, classes, start, end, (left, right)))
         return windows
 
+    def text_windows(self, text: str) -> list[Window]:
+        """A document for a language model: each target is the next sub-word, the last the document's end.
+
+        What is longer than the model takes goes on in the next window, which begins with the last sub-word
+        of the one before.
+        """
+        tokenizer = self.tokenizer
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+        ids = [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+        step = self.max_length
+        windows = []
+        for start in range(0, max(len(ids) - 1, 1), step):
+            input_ids, targets = ids[start : start + step], ids[start + 1 : start + step + 1]
+            targets += [IGNORE] * (len(input_ids) - len(targets))
+            windows.append(Window(input_ids, [], 0, (0, 0), targets))
+        return windows
+
     def _bounds(self, sizes: list[int]) -> list[tuple[int, int]]:
         bounds: list[tuple[int, int]] = []
         start = 0

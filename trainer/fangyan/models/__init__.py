@@ -1,4 +1,4 @@
-"""Loading a pretrained model, or the same architecture at random, with a head for the task."""
+"""Loading a pretrained model, or the same architecture at random, with the head that a task needs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
     ElectraForTokenClassification,
 )
 
 from fangyan.errors import UserError
-from fangyan.models import electra_gguf
+from fangyan.models import electra_gguf, small_causal
 from fangyan.models.packed import Layout, position_offset
 from fangyan.recipe import Model
 
-__all__ = ["load_token_classifier", "max_length"]
+__all__ = ["comes_from_outside", "load_causal_model", "load_token_classifier", "max_length"]
 
 
 def load_token_classifier(settings: Model, labels: list[str], seed: int) -> tuple[Any, Any]:
@@ -46,19 +47,53 @@ def load_token_classifier(settings: Model, labels: list[str], seed: int) -> tupl
             assert not unexpected
             assert set(missing) == {"classifier.weight", "classifier.bias"}
         return model, tokenizer
+    model, tokenizer = _load(AutoModelForTokenClassification, settings, num_labels=len(labels), **names)
+    return model, tokenizer
+
+
+def load_causal_model(settings: Model, seed: int) -> tuple[Any, Any]:
+    """A causal language model in float32 and its fast tokenizer; arguments and errors as above."""
+    torch.manual_seed(seed)
+    if settings.path == small_causal.SCRATCH:
+        if settings.pretrained:
+            raise UserError(
+                f"model.pretrained: {small_causal.SCRATCH} is a configuration without weights, expected false"
+            )
+        config, tokenizer = small_causal.read_scratch()
+    elif settings.path == small_causal.SMOLLM2:
+        config, tokenizer, weights = small_causal.read_smollm2(settings.pretrained)
+    else:
+        return _load(AutoModelForCausalLM, settings)
+    _set_dropout(config, settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if settings.pretrained:
+        model.load_state_dict(weights)
+    return model, tokenizer
+
+
+def comes_from_outside(settings: Model) -> bool:
+    """Whether a folder or the hub holds the weights, so that others can load them by ``path``."""
+    inside = (electra_gguf.NAME, small_causal.SCRATCH, small_causal.SMOLLM2)
+    return settings.pretrained and settings.path not in inside
+
+
+def _load(auto_class: Any, settings: Model, **config_fields: Any) -> tuple[Any, Any]:
     try:
-        config = AutoConfig.from_pretrained(settings.path, num_labels=len(labels), **names)
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, use_fast=True, add_prefix_space=True)
+        config = AutoConfig.from_pretrained(settings.path, **config_fields)
+        # Taggers are given words: a byte-level tokenizer has to see the space before each.
+        spaces = {"add_prefix_space": True} if config_fields else {}
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, use_fast=True, **spaces)
         _set_dropout(config, settings)
         if settings.pretrained:
-            model = _from_pretrained(settings.path, config)
+            model = _from_pretrained(auto_class, settings.path, config)
         else:
-            model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+            model = auto_class.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         kind = "folder" if Path(settings.path).exists() else "hub name or folder"
+        what = "token classifier" if config_fields else "causal language model"
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"model.path: no token classifier can be loaded from the {kind} {settings.path!r}: {reason}"
+            f"model.path: no {what} can be loaded from the {kind} {settings.path!r}: {reason}"
         ) from None
     if not tokenizer.is_fast:
         raise UserError(f"model.path: {settings.path!r} has no fast tokenizer, expected a tokenizer.json")
@@ -85,9 +120,9 @@ def max_length(model: Any, requested: int | None, layout: Layout) -> int:
     return requested
 
 
-def _from_pretrained(path: str, config: Any) -> Any:
+def _from_pretrained(auto_class: Any, path: str, config: Any) -> Any:
     # A head for another tag set is dropped; any other weight that is absent or does not fit is an error.
-    model, report = AutoModelForTokenClassification.from_pretrained(
+    model, report = auto_class.from_pretrained(
         path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
     )
     bad = [key for key, *_ in report["mismatched_keys"]] + list(report["missing_keys"])

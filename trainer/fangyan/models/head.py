@@ -32,13 +32,15 @@ class LossHead(nn.Linear):
         self._targets: Tensor | None = None
         self._divisor = 1.0
         self._most_labelled: int | None = None
+        self._softcap: float | None = None
 
     @contextmanager
     def computing_loss(
-        self, targets: Tensor, divisor: float, most_labelled: int | None = None
+        self, targets: Tensor, divisor: float, most_labelled: int | None = None, softcap: float | None = None
     ) -> Iterator[None]:
         """``most_labelled``: how many targets count, where the caller knows it before a GPU does."""
         self._targets, self._divisor, self._most_labelled = targets, divisor, most_labelled
+        self._softcap = softcap
         try:
             yield
         finally:
@@ -47,6 +49,8 @@ class LossHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self._targets is None:
             return super().forward(hidden)
+        # Prompt tuning puts tokens of its own, without targets, before every row.
+        hidden = hidden[..., -self._targets.shape[-1] :, :]
         return linear_cross_entropy(
             hidden,
             self.weight,
@@ -56,16 +60,29 @@ class LossHead(nn.Linear):
             divisor=self._divisor,
             most_labelled=self._most_labelled,
             label_smoothing=self.label_smoothing,
+            softcap=self._softcap,
             impl=self.kernels,
         )
 
 
-def install_loss_head(model: nn.Module, classes: int, label_smoothing: float, kernels: Kernels) -> LossHead:
-    """Replaces the model's last ``nn.Linear`` with ``classes`` outputs; its parameters are kept."""
+def head_name(model: nn.Module, classes: int) -> str:
+    """Name of the model's last ``nn.Linear`` with ``classes`` outputs.
+
+    Raises:
+        UserError: if it has none.
+    """
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.Linear) and module.out_features == classes:
-            head = LossHead(module, label_smoothing, kernels)
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, head)
-            return head
+            return name
     raise UserError(f"model.path: {type(model).__name__} has no linear head with {classes} outputs")
+
+
+def install_loss_head(model: nn.Module, classes: int, label_smoothing: float, kernels: Kernels) -> LossHead:
+    """Has the model's head give its loss; its parameters are kept."""
+    name = head_name(model, classes)
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    head = LossHead(linear, label_smoothing, kernels)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, head)
+    return head

@@ -20,7 +20,7 @@ class PackedModel(nn.Module):
     """Runs a model on batches of any layout.
 
     Args:
-        model: a transformers model with a linear head.
+        model: a transformers model with a linear head, or PEFT's around one.
         classes: outputs of that head.
         layout: ``rows`` (short rows, block-diagonal mask), ``varlen`` (one row, variable-length
             kernel) or ``padded`` (one sequence a row).
@@ -40,6 +40,7 @@ class PackedModel(nn.Module):
         self.model = model
         self.layout = layout
         self.head = install_loss_head(model, classes, label_smoothing, kernels)
+        model = self.base
         self._position_offset = position_offset(model)
         self._causal = bool(getattr(model.config, "is_decoder", False)) or _is_causal(model)
         parameters = inspect.signature(model.forward).parameters
@@ -58,6 +59,20 @@ class PackedModel(nn.Module):
                 )
 
     @property
+    def base(self) -> Any:
+        """The transformers model itself."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def use_gradient_checkpointing(self) -> None:
+        """Layers keep their input alone; what is in them is computed again in the backward."""
+        base = self.base
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # With frozen embeddings a layer's input has no gradient, and an adapter in it would get none.
+        base.enable_input_require_grads()
+        if hasattr(base.config, "use_cache"):
+            base.config.use_cache = False
+
+    @property
     def row_width(self) -> int | None:
         """What :func:`fangyan.data.packing.collate` takes for this layout."""
         return {"rows": ROW_WIDTH, "varlen": None, "padded": 0}[self.layout]
@@ -66,12 +81,23 @@ class PackedModel(nn.Module):
         """The summed loss over the batch's targets, over ``divisor``, or the logits, (R, W, C)."""
         inputs = self._inputs(batch)
         if not with_loss:
-            return self.model(**inputs).logits
-        with self.head.computing_loss(batch.targets, divisor):
-            return self.model(**inputs).logits
+            return self.model(**inputs).logits[:, -batch.input_ids.shape[1] :]
+        # Gemma caps its logits after the head: here they are a loss by then.
+        config = self.base.config
+        softcap = getattr(config, "final_logit_softcapping", None)
+        try:
+            if softcap:
+                config.final_logit_softcapping = None
+            with self.head.computing_loss(batch.targets, divisor, softcap=softcap):
+                return self.model(**inputs).logits
+        finally:
+            if softcap:
+                config.final_logit_softcapping = softcap
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+        if self._causal and hasattr(self.base.config, "use_cache"):
+            inputs["use_cache"] = False
         if self.layout == "padded":
             inputs["attention_mask"] = (batch.sequence_ids > 0).long()
             return inputs
@@ -79,7 +105,7 @@ class PackedModel(nn.Module):
         if self.layout == "rows":
             # Additive, and made once: with a bool mask every layer's attention makes its own.
             mask = block_mask(batch.sequence_ids, self._causal)
-            blocked = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
+            blocked = torch.zeros(mask.shape, dtype=self.base.dtype, device=mask.device)
             inputs["attention_mask"] = blocked.masked_fill_(~mask, torch.finfo(blocked.dtype).min)
         else:
             offsets, longest = boundaries(batch.sequence_ids)

@@ -26,6 +26,11 @@ class TokenTagging:
         scheme: see :class:`fangyan.recipe.Task`.
     """
 
+    name = "token_tagging"
+    peft_type = "TOKEN_CLS"
+    lower_is_better = False
+    unit = "percent"
+
     def __init__(self, labels: list[str], scheme: Scheme):
         self.labels = labels
         self.scheme = scheme

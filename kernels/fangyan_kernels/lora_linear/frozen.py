@@ -1,0 +1,83 @@
+"""The frozen weights of an op: plain matrices, or 4-bit ones as bitsandbytes stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class FourBit(NamedTuple):
+    """What the operator is told of a ``bitsandbytes`` ``Params4bit`` beside its packed bytes.
+
+    Attributes:
+        scales: each block's largest absolute value, float32; or, nested, 8-bit codes of them, their
+            offset, their own blocks' scales and their code book.
+        blocks: numbers in a block; nested, also numbers in a block of scales.
+        quant_type: ``nf4`` or ``fp4``.
+    """
+
+    scales: list[Tensor]
+    blocks: list[int]
+    quant_type: str
+
+
+def take_apart(weight: Any) -> FourBit:
+    """The tensors and numbers of a ``Params4bit``'s ``quant_state``."""
+    state = weight.quant_state
+    if not state.nested:
+        return FourBit([state.absmax], [state.blocksize], state.quant_type)
+    nested = state.state2
+    scales = [state.absmax, state.offset, nested.absmax, nested.code]
+    return FourBit(scales, [state.blocksize, nested.blocksize], state.quant_type)
+
+
+class Frozen:
+    """The frozen weights of the projections of one input.
+
+    Args:
+        input_TK: gives the dtype, K and T.
+        weights: (N, K) each, or packed bytes.
+        b_NR: their adapters' second matrices, which give each N.
+        scales, blocks, quant_type: see :class:`FourBit`; of all projections one after another.
+    """
+
+    def __init__(
+        self,
+        input_TK: Tensor,
+        weights: Sequence[Tensor],
+        b_NR: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        blocks: Sequence[int],
+        quant_type: str,
+    ):
+        self.tokens, self.inner = input_TK.shape
+        self.outer = [b.shape[0] for b in b_NR]
+        self.dtype = input_TK.dtype
+        self.quant_type = quant_type
+        self._weights, self._blocks = weights, blocks
+        each = len(scales) // len(weights)
+        self._scales = [scales[i * each : (i + 1) * each] for i in range(len(weights))]
+
+    def dense(self, i: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight of projection ``i``, (N, K); of a 4-bit one a new matrix."""
+        if not self.quant_type:
+            return self._weights[i]
+        scales = self._scales[i]
+        absmax = scales[0]
+        if len(scales) > 1:
+            codes, offset, nested, code = scales
+            block = self._blocks[1]
+            absmax = torch.ops.bitsandbytes.dequantize_blockwise(codes, nested, code, block, torch.float32)
+            absmax = absmax + offset
+        shape = (self.outer[i], self.inner)
+        return torch.ops.bitsandbytes.dequantize_4bit(
+            self._weights[i], absmax, self._blocks[0], self.quant_type, shape, dtype or self.dtype
+        )
+
+    def merged(self, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+        """W + s B A of projection ``i``, (N, K), a new matrix: added in float32, rounded once."""
+        weight_NK = self.dense(i, torch.float32)
+        return torch.addmm(weight_NK, b_NR.float(), a_RK.float(), alpha=scaling).to(self.dtype)
