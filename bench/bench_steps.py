@@ -18,7 +18,7 @@ from harness.machine import device
 from harness.statistics import ratio, slope
 from harness.stepping import ROOT, StepResult, seconds_until
 from harness.suite import Suite, recorded_time, replay
-from steps import masked_lm
+from steps import lora_lm, masked_lm
 from steps.tagger import CONTENDERS, MINUTES, check_agreement, read_setting, write_bert_base
 
 RECIPE = str(ROOT / "recipes" / "cantonese-pos.yaml")
@@ -48,6 +48,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
         cells = [(size, name) for size in masked_lm.SIZES for name in masked_lm.contenders(size)]
         metafunc.parametrize(("size", "name"), [] if quick else cells)
+    if "adapted" in metafunc.fixturenames:
+        cells = [(size, name) for size in lora_lm.sizes() for name in lora_lm.contenders(size)]
+        metafunc.parametrize(("adapted", "name"), [] if quick else cells)
     if "learner" in metafunc.fixturenames:
         metafunc.parametrize(
             "learner", [] if quick else [n for n in names if n != "fangyan without its kernels"]
@@ -131,6 +134,32 @@ def test_masked_lm_step(size: str, name: str, agreed: None, suite: Suite, benchm
 @pytest.fixture(scope="session")
 def agreed() -> None:
     masked_lm.check_agreement(read_setting(RECIPE))
+
+
+@pytest.mark.benchmark(timer=recorded_time)
+def test_lora_lm_step(adapted: str, name: str, same_adapters: None, suite: Suite, benchmark: Any) -> None:
+    """The whole step of a causal model with LoRA."""
+    names = list(lora_lm.contenders(adapted))
+    results = suite.steps("lora_lm", f"Qwen3, {adapted}", f"{adapted}|{settings()}", names)
+    result, ours = results[name], results[lora_lm.OURS].seconds_per_token
+    benchmark.group = f"a causal model with LoRA, the whole step, {adapted}, seconds a token"
+    benchmark.extra_info.update(
+        **described(result, results[lora_lm.PEFT], suite),
+        task="causal LM with LoRA",
+        model=f"Qwen3, {adapted}",
+        contender=name,
+        role=lora_lm.contenders(adapted)[name].role,
+        ours=ratio(result.seconds_per_token, ours).as_dict(),
+    )
+    if name == lora_lm.PEFT:
+        other = result.seconds_per_token
+        suite.lines.append(compared(f"LoRA, {adapted}: fangyan", other, ours, "PEFT"))
+    replay(benchmark, result.seconds_per_token)
+
+
+@pytest.fixture(scope="session")
+def same_adapters() -> None:
+    lora_lm.check_agreement(read_setting(settings()))
 
 
 @pytest.mark.skipif(device() == "cuda", reason="the ratios are promised of a CPU")

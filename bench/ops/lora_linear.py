@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import lora_linear
+from fangyan_kernels.lora_linear import triton_tails
 from torch import Tensor, nn
 
-from harness.op import Contender, Inputs, Op, Shape, Work, function
+from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, function
 
 SCALE = 2.0
 
@@ -142,6 +143,24 @@ def work(shape: Shape, which: str) -> Work:
     return Work(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
 
 
+def tail(kernel: Any, rank: int = 16) -> OfflineKernel:
+    """A Triton kernel of the low-rank products, with dropout, in bfloat16."""
+    launch = triton_tails.launch(rank)
+    options = {name: launch.pop(name) for name in ("num_warps", "num_stages")}
+    constants = {"DROPOUT": True, "PRECISION": "tf32", **launch}
+    kinds = {"p_low": "*fp32", "p_sums": "*fp32", "scale": "fp32"}
+    signature = {
+        name: kinds.get(name, "*bf16" if name.startswith("p_") else "i32")
+        for name in kernel.arg_names
+        if name not in constants
+    }
+    return OfflineKernel(
+        f"lora-{kernel.fn.__name__}", kernel, signature, constants, ("inner", "rank"), options
+    )
+
+
+TAILS = (triton_tails.shrink, triton_tails.expand, triton_tails.outer)
+
 OP = Op(
     name="lora_linear",
     shapes=SHAPES,
@@ -159,4 +178,10 @@ OP = Op(
     work=work,
     checked_at={"P": 0, "T": 2048},
     scaling={"R": (4, 8, 16, 32, 64)},
+    claims=(
+        Claim("fangyan", "attention-T2048-K256-N256-R8-P0", "forward+backward", 1.0),
+        Claim("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
+    ),
+    counted=(("fangyan", Shape("attention", {"T": 128, "K": 64, "N": 96, "R": 8, "P": 10})),),
+    kernels=tuple(map(tail, TAILS)),
 )

@@ -7,6 +7,8 @@ from typing import Any
 
 def open_step(step: str, contender: str, recipe: str) -> Any:
     """Steps of a contender, ready to take their turn (see :class:`harness.timing.Timed`)."""
-    from steps import masked_lm, tagger
+    from steps import lora_lm, masked_lm, tagger
 
-    return {"masked_lm": masked_lm, "tagger": tagger}[step].open_contender(contender, recipe)
+    return {"lora_lm": lora_lm, "masked_lm": masked_lm, "tagger": tagger}[step].open_contender(
+        contender, recipe
+    )

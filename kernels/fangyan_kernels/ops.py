@@ -251,13 +251,29 @@ torch.library.register_autograd(
 
 @torch.library.impl("fangyan::lora_linear", "CPU")
 def _lora_linear_cpu(*arguments: Any) -> list[Tensor]:
-    from fangyan_kernels.lora_linear import cpu
+    from fangyan_kernels.lora_linear import cpu, products
 
-    return cpu.lora_linear(*arguments)
+    return products.forward(cpu, *arguments)
 
 
 @torch.library.impl("fangyan::lora_linear_backward", "CPU")
 def _lora_linear_backward_cpu(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import cpu
+    from fangyan_kernels.lora_linear import cpu, products
 
-    return cpu.lora_linear_backward(*arguments)
+    return products.backward(cpu, *arguments)
+
+
+@torch.library.impl("fangyan::lora_linear", "CUDA")
+def _lora_linear_cuda(*arguments: Any) -> list[Tensor]:
+    from fangyan_kernels.lora_linear import products, triton_tails
+
+    with torch.cuda.device_of(arguments[0]):
+        return products.forward(triton_tails, *arguments)
+
+
+@torch.library.impl("fangyan::lora_linear_backward", "CUDA")
+def _lora_linear_backward_cuda(*arguments: Any) -> Any:
+    from fangyan_kernels.lora_linear import products, triton_tails
+
+    with torch.cuda.device_of(arguments[1]):
+        return products.backward(triton_tails, *arguments)

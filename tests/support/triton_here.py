@@ -7,6 +7,7 @@ kernels or none.
 import contextlib
 import sys
 import warnings
+from functools import partial
 
 import torch
 import triton
@@ -27,25 +28,30 @@ def on_the_cpu(monkeypatch):
     if not INTERPRETED:
         yield
         return
-    from fangyan_kernels import linear_cross_entropy as public
+    from fangyan_kernels import linear_cross_entropy, lora_linear
     from fangyan_kernels.linear_cross_entropy import triton as kernels
+    from fangyan_kernels.lora_linear import products, triton_tails
 
-    module = sys.modules[public.__module__]
-    choose = module._choose
-    monkeypatch.setattr(
-        module,
-        "_choose",
-        lambda impl, input: (
-            {"triton": "triton_auto"}.get(impl, impl) if "triton" in impl else choose(impl, input)
-        ),
-    )
+    for function, names in ((linear_cross_entropy, {"triton": "triton_auto"}), (lora_linear, {})):
+        _allow_triton(monkeypatch, sys.modules[function.__module__], names)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
     with warnings.catch_warnings(), torch.library._scoped_library("fangyan", "IMPL") as library:
         warnings.simplefilter("ignore")  # the C++ kernels are overridden, on purpose
         library.impl("linear_cross_entropy", kernels.linear_cross_entropy, "CPU")
         library.impl("scale_gradients_", kernels.scale_gradients_, "CPU")
+        library.impl("lora_linear", partial(products.forward, triton_tails), "CPU")
+        library.impl("lora_linear_backward", partial(products.backward, triton_tails), "CPU")
         warnings.simplefilter("error")
         yield
+
+
+def _allow_triton(monkeypatch, module, names):
+    choose = module._choose
+    monkeypatch.setattr(
+        module,
+        "_choose",
+        lambda impl, input: names.get(impl, impl) if "triton" in impl else choose(impl, input),
+    )
 
 
 def _dot(original):

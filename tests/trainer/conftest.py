@@ -102,9 +102,15 @@ def server():
     return context
 
 
+@pytest.fixture(scope="session")
+def cli_in(server):
+    """The command, run in some folder."""
+    return lambda folder: Cli(folder, server)
+
+
 @pytest.fixture
-def cli(tmp_path, server):
-    return Cli(tmp_path, server)
+def cli(tmp_path, cli_in):
+    return cli_in(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-if not torch.cuda.is_available():
-    # DeepSpeed guesses when it is imported, and warns of a guess that is not a GPU.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 import deepspeed
+import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+import fangyan.accelerator  # noqa: F401  (before DeepSpeed)
 from fangyan.optimizer import build_optimizer, keep_full_precision_states, parameter_groups
 from fangyan.recipe import Recipe
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from fangyan_kernels import lora_linear
 from torch import Tensor, nn
 
+import fangyan.accelerator  # noqa: F401  (PEFT imports DeepSpeed)
 from fangyan.errors import UserError
 from fangyan.recipe import Adapt
 
@@ -102,8 +103,8 @@ def _targets(model: Any, settings: Adapt, head: str | None) -> list[str]:
         if not any(_ends(name, target) for name in linears):
             endings = sorted({name.rpartition(".")[2] for name in linears})
             raise UserError(
-                f"adapt.targets: {type(model).__name__} has no linear layer {target!r}, expected all-linear or some "
-                f"of {', '.join(endings)}"
+                f"adapt.targets: {type(model).__name__} has no linear layer {target!r}, expected all-linear "
+                f"or some of {', '.join(endings)}"
             )
     return chosen
 

@@ -11,6 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from tokenizers import decoders
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
@@ -45,6 +46,8 @@ def read_smollm2(weights: bool) -> tuple[Any, Any, dict[str, Tensor]]:
 def read_scratch() -> tuple[Any, Any]:
     """A Qwen3 configuration, and the ELECTRA's tokenizer: [CLS] begins a document and [SEP] ends it."""
     _, tokenizer, _ = electra_gguf.read_electra(electra_gguf.find_file())
+    # Characters of a text stand side by side; by itself the tokenizer puts a space between them.
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Replace("##", ""), decoders.Fuse()])
     tokenizer.add_special_tokens({"bos_token": tokenizer.cls_token, "eos_token": tokenizer.sep_token})
     config = Qwen3Config(
         vocab_size=len(tokenizer),

@@ -1,0 +1,220 @@
+"""Adapters of every method: they learn beside frozen weights, and compute as PEFT does."""
+
+import copy
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from fangyan.adapt.adapters import adapt, dequantize, fuse, quantize
+from fangyan.data.encode import IGNORE, Window
+from fangyan.data.packing import collate
+from fangyan.errors import UserError
+from fangyan.models.head import head_name
+from fangyan.models.packed import PackedModel
+from fangyan.recipe import Adapt
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    BertConfig,
+    ElectraConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Qwen3Config,
+    XLMRobertaConfig,
+)
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 100,
+    "pad_token_id": 0,
+}
+HEADS = {"num_key_value_heads": 2, "head_dim": 8}
+ENCODERS = {
+    "bert": BertConfig(num_labels=5, **SMALL),
+    "electra": ElectraConfig(embedding_size=16, num_labels=5, **SMALL),
+    "xlm-roberta": XLMRobertaConfig(type_vocab_size=1, num_labels=5, **SMALL),
+}
+CAUSAL = {
+    "llama": LlamaConfig(num_key_value_heads=2, **SMALL),
+    "qwen3": Qwen3Config(tie_word_embeddings=True, **HEADS, **SMALL),
+    "gemma2": Gemma2Config(sliding_window=64, final_logit_softcapping=2.0, **HEADS, **SMALL),
+    "gemma3": Gemma3TextConfig(sliding_window=64, **HEADS, **SMALL),
+}
+
+
+def build(name, settings, layout="rows", kernels="auto"):
+    """A packed model with an adapter, its base frozen; and the model before."""
+    torch.manual_seed(0)
+    causal = name in CAUSAL
+    kind = AutoModelForCausalLM if causal else AutoModelForTokenClassification
+    model = kind.from_config((CAUSAL | ENCODERS)[name], dtype=torch.float32)
+    classes = 60 if causal else 5
+    head = None if causal else head_name(model, classes)
+    before = copy.deepcopy(model)
+    if settings.base == "nf4":
+        quantize(model, head, torch.float32)
+    adapted = adapt(model, settings, "CAUSAL_LM" if causal else "TOKEN_CLS", head, 40, kernels)
+    return PackedModel(adapted, classes, layout, kernels=kernels), before
+
+
+def batch_of(name, layout="rows"):
+    generator = torch.Generator().manual_seed(1)
+    windows = []
+    for length in (7, 1, 20, 12):
+        ids = torch.randint(1, 60, (length,), generator=generator).tolist()
+        targets = [*ids[1:], IGNORE] if name in CAUSAL else [i % 5 for i in ids]
+        windows.append(Window(ids, list(range(length)), 0, (0, length), targets))
+    return collate(windows, 0, 0 if layout == "padded" else 32)
+
+
+def train(packed, batch, steps=25, rate=2e-2):
+    """Losses of some steps of plain AdamW."""
+    trained = [p for p in packed.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate)
+    losses = []
+    for step in range(steps):
+        loss = packed(batch, divisor=float((batch.targets != IGNORE).sum()))
+        loss.backward()
+        if hasattr(packed.model.base_model, "update_and_allocate"):
+            packed.model.base_model.update_and_allocate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *CAUSAL])
+@pytest.mark.parametrize("base", [None, "nf4"])
+def test_lora_learns_in_every_architecture_beside_frozen_weights(name, base):
+    packed, _ = build(name, Adapt(method="lora", rank=4, base=base))
+    assert sum(type(module).__module__ == "fangyan.adapt.adapters" for module in packed.modules()) >= 12
+    frozen = {n: p.detach().clone() for n, p in packed.named_parameters() if not p.requires_grad}
+    losses = train(packed.train(), batch_of(name))
+    assert losses[-1] < losses[0] / 1.2
+    for n, parameter in packed.named_parameters():
+        if n in frozen:
+            assert torch.equal(parameter.detach(), frozen[n]), n
+    trained = {n for n, p in packed.named_parameters() if p.requires_grad}
+    assert all("lora_" in n or "modules_to_save" in n for n in trained)
+    assert any("modules_to_save" in n for n in trained) == (name in ENCODERS)
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3", "gemma2"])
+@pytest.mark.parametrize("base", [None, "nf4"])
+def test_the_kernels_compute_what_peft_does(name, base):
+    settings = Adapt(method="lora", rank=4, base=base, rslora=True)
+    fused, _ = build(name, settings)
+    plain, _ = build(name, settings, kernels="reference")
+    batch = batch_of(name)
+    generator = torch.Generator().manual_seed(2)
+    state = {
+        n: 0.3 * torch.randn(p.shape, generator=generator)
+        for n, p in plain.named_parameters()
+        if p.requires_grad
+    }
+    results = []
+    for packed in (fused.train(), plain.train()):
+        with torch.no_grad():
+            for n, parameter in packed.named_parameters():
+                if n in state:
+                    parameter.copy_(state[n])
+        for module in packed.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        loss = packed(batch)
+        loss.backward()
+        gradients = {n: p.grad for n, p in packed.named_parameters() if p.requires_grad}
+        results.append((loss.detach(), gradients))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
+    for n, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][n], rtol=1e-3, atol=1e-4, msg=n)
+
+
+@pytest.mark.parametrize("method", ["dora", "adalora", "ia3", "prefix_tuning", "prompt_tuning"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_other_methods_learn(method, name):
+    layout = "padded" if method.endswith("_tuning") else "rows"
+    if method == "prefix_tuning" and name == "bert":
+        pytest.skip("transformers' BERT takes no prefix unless it is a decoder")
+    packed, _ = build(name, Adapt(method=method, rank=4, alpha=8.0, virtual_tokens=4), layout)
+    losses = train(packed.train(), batch_of(name, layout), steps=40, rate=5e-2)
+    assert losses[-1] < losses[0] / 1.02
+    logits = packed.eval()(batch_of(name, layout), with_loss=False)
+    assert logits.shape[:2] == batch_of(name, layout).input_ids.shape
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_gradient_checkpointing_trains_the_adapters(name):
+    """The same gradients, with frozen embeddings, as without it."""
+    gradients = []
+    for checkpointing in (False, True):
+        packed, _ = build(name, Adapt(method="lora", rank=4))
+        if checkpointing:
+            packed.use_gradient_checkpointing()
+        for module in packed.train().modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        packed(batch_of(name)).backward()
+        gradients.append({n: p.grad for n, p in packed.named_parameters() if "lora_B" in n})
+    assert all(gradient.any() for gradient in gradients[1].values())
+    for n, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][n], msg=n)
+
+
+def test_four_bits_by_type_and_back():
+    packed, before = build("bert", Adapt(method="lora", base="nf4"))
+    base = packed.base
+    layers = [module for module in base.modules() if type(module) is bnb.nn.Linear4bit]
+    assert len(layers) == 12
+    assert all(layer.weight.dtype == torch.uint8 for layer in layers)
+    plain = copy.deepcopy(before)
+    quantize(plain, "classifier", torch.float32)
+    assert type(plain.classifier) is nn.Linear
+    dequantize(plain)
+    for name, module in before.named_modules():
+        if isinstance(module, nn.Linear) and name != "classifier":
+            error = (plain.get_submodule(name).weight - module.weight).abs().max()
+            assert 0 < error < 0.2 * module.weight.abs().max()
+            assert plain.get_submodule(name).bias is module.bias or torch.equal(
+                plain.get_submodule(name).bias, module.bias
+            )
+
+
+def test_targets():
+    packed, _ = build("qwen3", Adapt(method="lora", targets=["q_proj", "v_proj"]))
+    with_adapter = {
+        n.split(".lora_A")[0].rpartition(".")[2] for n, _ in packed.named_parameters() if "lora_A" in n
+    }
+    assert with_adapter == {"q_proj", "v_proj"}
+    with pytest.raises(UserError, match=r"adapt.targets: .* no linear layer 'query'.* q_proj"):
+        build("qwen3", Adapt(method="lora", targets=["query"]))
+
+
+def test_what_is_no_plain_adapter_stays_pefts():
+    """Switched off, merged, or with two adapters at once: PEFT's own forward, the same class of layer."""
+    packed, before = build("bert", Adapt(method="lora", rank=2))
+    packed.eval()
+    batch = batch_of("bert")
+    with torch.no_grad():
+        for n, parameter in packed.named_parameters():
+            if "lora_B" in n:
+                parameter.normal_()
+        adapted = packed(batch, with_loss=False)
+        with packed.model.disable_adapter():
+            off = packed(batch, with_loss=False)
+        packed.model.merge_adapter()
+        merged = packed(batch, with_loss=False)
+        packed.model.unmerge_adapter()
+        back = packed(batch, with_loss=False)
+    assert not torch.allclose(adapted, off)
+    torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(back, adapted, rtol=1e-3, atol=1e-3)
+    plain = PackedModel(before.eval(), 5, "rows")
+    torch.testing.assert_close(off, plain(batch, with_loss=False).detach(), rtol=1e-4, atol=1e-4)
+    assert fuse(packed) == 0
