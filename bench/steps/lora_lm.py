@@ -87,7 +87,8 @@ class LoraLm:
         self.model = adapt(model, settings, "CAUSAL_LM", None, 1, kernels)  # type: ignore[arg-type]
         self.model.train()
         if size.device == "cuda":
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
             model.enable_input_require_grads()
         self._head = install_loss_head(self.model, config.vocab_size, 0.0, "auto") if fused else None
         self.trained = [p for p in self.model.parameters() if p.requires_grad]

@@ -112,7 +112,8 @@ def language_model(tmp_path_factory, cli_in):
     return cli
 
 
-def test_a_language_model_overfits_ten_sentences(language_model):
+def test_a_language_model_overfits_ten_sentences(language_model, monkeypatch):
+    monkeypatch.chdir(language_model.folder)  # where its data is
     run = language_model.folder / "run"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [r["character_perplexity"] for r in records if r["kind"] == "evaluation"]
@@ -142,19 +143,21 @@ def test_its_export_is_plain_transformers(language_model):
 
 
 @pytest.mark.parametrize("base", [None, "nf4"])
-def test_an_adapter_on_a_language_model(language_model, base):
-    """Teaches the model of ten sentences an eleventh."""
+def test_an_adapter_on_a_language_model(language_model, monkeypatch, base):
+    """Teaches the model of ten sentences an eleventh, of the same words."""
+    monkeypatch.chdir(language_model.folder)
     folder = language_model.folder
-    (folder / "new.txt").write_text("聽日我要去睇醫生\n")
+    (folder / "new.txt").write_text("佢哋今日去飲茶\n" * 10)
     run = f"lora-{base}"
-    options = ["model.path=run/model", "model.pretrained=true", "adapt.method=lora", "train.epochs=20"]
+    options = ["model.path=run/model", "model.pretrained=true", "adapt.method=lora", "train.epochs=8"]
     options += ["data.train=new.txt", "data.dev=new.txt", f"run_dir={run}", "optimizer.lr=1e-2"]
+    options += ["train.batch_tokens=10"]
     language_model("train", "lm.yaml", *options, *([f"adapt.base={base}"] if base else []))
     model = fangyan.load(folder / run)
     assert model.evaluate()["character_perplexity"] < 1.5
-    assert model.predict(["聽日我"]) == ["要去睇醫生"]
+    assert model.predict(["佢哋今"]) == ["日去飲茶"]
     language_model("export", run, f"{run}-merged", "--merge")
-    assert fangyan.load(folder / f"{run}-merged").predict(["聽日我"]) == ["要去睇醫生"]
+    assert fangyan.load(folder / f"{run}-merged").predict(["佢哋今"]) == ["日去飲茶"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def varlen_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function over one packed row.
@@ -43,6 +44,8 @@ def varlen_attention(
     """
     if dropout:
         raise UserError("model.attention_dropout: the variable-length kernel has no dropout, expected 0")
+    if softcap:
+        raise UserError("train.packing: the variable-length kernel has no softcap, expected false")
     assert cu_seq_lens_q is not None, "only packed batches come here"
     assert max_length_q is not None
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal

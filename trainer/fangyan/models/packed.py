@@ -51,7 +51,11 @@ class PackedModel(nn.Module):
             )
         if layout != "padded":
             wanted = attention.NAME if layout == "varlen" else "sdpa"
-            model.set_attn_implementation(wanted)
+            try:
+                model.set_attn_implementation(wanted)
+            except ValueError:  # Gemma 2 caps its attention's logits, which only the plain form can
+                wanted = "eager"
+                model.set_attn_implementation(wanted)
             if model.config._attn_implementation != wanted:
                 raise UserError(
                     f"train.packing: {type(model).__name__} has its own attention, which cannot keep packed "
@@ -66,7 +70,8 @@ class PackedModel(nn.Module):
     def use_gradient_checkpointing(self) -> None:
         """Layers keep their input alone; what is in them is computed again in the backward."""
         base = self.base
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(base, "activation_checkpointing_enable", None)  # its name since transformers 5.20
+        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
         # With frozen embeddings a layer's input has no gradient, and an adapter in it would get none.
         base.enable_input_require_grads()
         if hasattr(base.config, "use_cache"):

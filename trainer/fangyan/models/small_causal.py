@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import decoders
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config
 
 from fangyan.errors import UserError
 from fangyan.models import electra_gguf
@@ -45,10 +45,18 @@ def read_smollm2(weights: bool) -> tuple[Any, Any, dict[str, Tensor]]:
 
 def read_scratch() -> tuple[Any, Any]:
     """A Qwen3 configuration, and the ELECTRA's tokenizer: [CLS] begins a document and [SEP] ends it."""
-    _, tokenizer, _ = electra_gguf.read_electra(electra_gguf.find_file())
-    # Characters of a text stand side by side; by itself the tokenizer puts a space between them.
-    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Replace("##", ""), decoders.Fuse()])
-    tokenizer.add_special_tokens({"bos_token": tokenizer.cls_token, "eos_token": tokenizer.sep_token})
+    _, electra, _ = electra_gguf.read_electra(electra_gguf.find_file())
+    # Characters of a text stand side by side; the ELECTRA's own class would put a space between them.
+    backend = electra.backend_tokenizer
+    backend.decoder = decoders.Sequence([decoders.Replace("##", ""), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=electra.cls_token,
+        eos_token=electra.sep_token,
+        unk_token=electra.unk_token,
+        pad_token=electra.pad_token,
+        mask_token=electra.mask_token,
+    )
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=256,
