@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,23 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     commit = output_json["commit_info"]
     for entry in output_json["benchmarks"]:
         entry.pop("params")  # the whole declaration of the op, in every entry
-        entry["extra_info"]["commit"] = commit["id"][:10] + (
-            " and uncommitted changes" if commit["dirty"] else ""
-        )
+        entry["extra_info"]["commit"] = commit["id"][:10] + (" and uncommitted changes" if _changed() else "")
     if config.getoption("results") and _is_part(config):
         output_json["benchmarks"] += _others(Path(config.option.benchmark_json), output_json["benchmarks"])
+
+
+def _changed() -> bool:
+    """Whether anything but results differs from the commit."""
+    command = [
+        "git",
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(exclude,top)bench/results",
+    ]
+    return bool(subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip())
 
 
 def _is_part(config: pytest.Config) -> bool:

@@ -19,6 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from harness.machine import machine_name
 
@@ -201,6 +202,7 @@ def plot_scaling(folder: Path, rows: list[Row]) -> None:
             sizes, seconds = zip(*points, strict=True)
             label = f"{name}: {row['letter']}^{row['slopes'][name]:.2f}"
             axis.loglog(sizes, [1e3 * value for value in seconds], marker="o", markersize=3, label=label)
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{row['op']}", fontsize=9)
         axis.set_xlabel(row["letter"], fontsize=9)
         axis.tick_params(labelsize=7)
