@@ -4,8 +4,8 @@
 //   forward:   y += low s B',  low = (D * x) A'
 //   backward:  grad_low = g (s B')',  grad_x += D * (grad_low A),  grad_A = grad_low' (D * x),  grad_sB' = low' g
 //
-// Forward: 2 T R (K + N) operations; x is read, y read and written once. Backward: 4 T R (K + N), or
-// 2 T R (2 K + N) more operations than a read of x and g where grad_x, read and written once, is wanted.
+// Forward: 2 T R (K + N) operations; x is read, y read and written once. Backward: 4 T R (K + N) operations, and
+// 2 T R K more where grad_x is wanted; x and g are read, grad_x read and written once.
 //
 // T tokens, K in, N out, R rank.
 

@@ -107,6 +107,10 @@ class Adapt(Section):
         description="How the frozen weights are kept: nf4 takes 4 bits each (bitsandbytes); by default "
         "engine.precision, which the other two have to equal.",
     )
+    init: str | None = Field(
+        None,
+        description="A folder with an adapter as PEFT writes it, to go on from; its rank and targets hold.",
+    )
     virtual_tokens: Annotated[int, Field(ge=1)] = Field(
         20, description="Length of what prefix_tuning and prompt_tuning put before every sentence."
     )
@@ -115,6 +119,8 @@ class Adapt(Section):
     def _check(self) -> Adapt:
         if self.method == "full" and self.base is not None:
             raise ValueError(f"base is {self.base}, but method full trains the weights; expected an adapter")
+        if self.method == "full" and self.init is not None:
+            raise ValueError(f"init is {self.init!r}, but method full has no adapter; expected one that has")
         if self.base == "nf4" and self.method not in ("lora", "dora"):
             raise ValueError(f"base nf4 goes with lora and dora, found method {self.method}")
         return self

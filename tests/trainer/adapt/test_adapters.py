@@ -1,6 +1,7 @@
 """Adapters of every method: they learn beside frozen weights, and compute as PEFT does."""
 
 import copy
+import warnings
 
 import bitsandbytes as bnb
 import pytest
@@ -217,3 +218,31 @@ def test_what_is_no_plain_adapter_stays_pefts():
     plain = PackedModel(before.eval(), 5, "rows")
     torch.testing.assert_close(off, plain(batch, with_loss=False).detach(), rtol=1e-4, atol=1e-4)
     assert fuse(packed) == 0
+
+
+def test_an_adapter_of_pefts_is_gone_on_with(tmp_path):
+    """Written by plain PEFT, with a rank and targets of its own."""
+    import peft
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CAUSAL["llama"], dtype=torch.float32)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a newer transformers, at PEFT
+        theirs = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for n, parameter in theirs.named_parameters():
+            if "lora_B" in n:
+                parameter.normal_()
+    theirs.save_pretrained(tmp_path / "theirs")
+    batch = batch_of("llama")
+    expected = PackedModel(theirs.eval(), 60, "rows")(batch).detach()
+    packed, _ = build("llama", Adapt(method="lora", init=str(tmp_path / "theirs")))
+    torch.testing.assert_close(packed.eval()(batch).detach(), expected, rtol=1e-5, atol=1e-4)
+    assert {p.shape for n, p in packed.named_parameters() if "lora_A" in n} == {(3, 32)}
+    losses = train(packed.train(), batch)
+    assert losses[-1] < losses[0]
+    with pytest.raises(UserError, match="holds an adapter of type LORA"):
+        build("llama", Adapt(method="ia3", init=str(tmp_path / "theirs")))
+    with pytest.raises(UserError, match=r"adapt.init: no adapter .* 'nowhere'"):
+        build("llama", Adapt(method="lora", init="nowhere"))

@@ -45,13 +45,37 @@ def adapt(
         return model
     import peft
 
-    config = _config(settings, kind, head, _targets(model, settings, head), total_steps)
     with warnings.catch_warnings():
         # PEFT asks transformers for an attribute by a name that transformers would rather forget.
         warnings.simplefilter("ignore", FutureWarning)
-        adapted = peft.get_peft_model(model, config)
+        if settings.init is not None:
+            adapted = _begun(model, settings, settings.init)
+        else:
+            config = _config(settings, kind, head, _targets(model, settings, head), total_steps)
+            adapted = peft.get_peft_model(model, config)
     if kernels == "auto":
         fuse(adapted)
+    return adapted
+
+
+def _begun(model: Any, settings: Adapt, folder: str) -> Any:
+    """The model with an adapter that there is already."""
+    import peft
+    from safetensors import SafetensorError
+
+    try:
+        config = peft.PeftConfig.from_pretrained(folder)
+        adapted = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"adapt.init: no adapter for this model can be loaded from {folder!r}: {reason}"
+        ) from None
+    kind = "lora" if settings.method == "dora" else settings.method
+    if config.peft_type.value.lower() != kind:
+        raise UserError(
+            f"adapt.method: {settings.method}, but {folder} holds an adapter of type {config.peft_type.value}"
+        )
     return adapted
 
 
