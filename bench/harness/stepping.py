@@ -11,7 +11,7 @@ from harness.timing import Effort, interleave
 from harness.worker import RemoteTrial, Worker
 
 ROOT = Path(__file__).parents[2]
-QUICK = Effort(least_rounds=3, most_rounds=9, seconds=20.0)
+QUICK = Effort(least_rounds=3, most_rounds=9, seconds=6.0)
 FULL = Effort(least_rounds=3, most_rounds=15, seconds=60.0)
 
 
