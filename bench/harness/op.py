@@ -128,7 +128,6 @@ class Op:
         truth: the op in float64, of inputs in float64.
         passes: :data:`DIFFERENTIABLE` or :data:`CALL`.
         work: the floor of a pass.
-        budget: the largest error, in multiples of the baseline's own.
         calls_checked: calls after which a value is compared with the truth.
         checked_at: by letter, the largest sizes at which values are compared: the truth has no chunks.
         scaling: by letter, the sizes over which cost is fitted; the first shape of the device is
@@ -145,7 +144,6 @@ class Op:
     contenders: tuple[Contender, ...]
     work: Callable[[Shape, str], Work]
     passes: tuple[str, ...] = DIFFERENTIABLE
-    budget: float = 2.0
     calls_checked: int = 1
     checked_at: Mapping[str, int] = field(default_factory=dict)
     scaling: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

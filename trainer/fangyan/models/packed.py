@@ -53,8 +53,13 @@ class PackedModel(nn.Module):
             wanted = attention.NAME if layout == "varlen" else "sdpa"
             try:
                 model.set_attn_implementation(wanted)
-            except ValueError:  # Gemma 2 caps its attention's logits, which only the plain form can
-                wanted = "eager"
+            except ValueError as error:
+                if layout == "varlen":  # no mask is given there: plain attention would mix the sequences
+                    raise UserError(
+                        f"train.packing: {type(model).__name__} cannot take the variable-length attention "
+                        f"({' '.join(str(error).split())[:120]}); expected train.packing=false"
+                    ) from None
+                wanted = "eager"  # Gemma 2 caps its attention's logits; the same mask keeps sequences apart
                 model.set_attn_implementation(wanted)
             if model.config._attn_implementation != wanted:
                 raise UserError(
