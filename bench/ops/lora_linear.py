@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import lora_linear
-from fangyan_kernels.lora_linear import triton_tails
+from fangyan_kernels.lora_linear import triton_merge, triton_tails
 from torch import Tensor, nn
 
 from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, function
@@ -154,9 +154,22 @@ def tail(kernel: Any, rank: int = 16) -> OfflineKernel:
         for name in kernel.arg_names
         if name not in constants
     }
-    return OfflineKernel(
-        f"lora-{kernel.fn.__name__}", kernel, signature, constants, ("inner", "rank"), options
-    )
+    divisible = tuple(name for name in ("inner", "rank", "stride") if name in signature)
+    return OfflineKernel(f"lora-{kernel.fn.__name__}", kernel, signature, constants, divisible, options)
+
+
+def merging(rank: int = 16) -> OfflineKernel:
+    """The Triton kernel that adds an adapter to a 4-bit weight."""
+    launch = triton_merge.launch(rank)
+    options = {name: launch.pop(name) for name in ("num_warps", "num_stages")}
+    constants = {"QUANT_BLOCK": 64, "PRECISION": "tf32", **launch}
+    kinds = {"p_bytes": "*u8", "p_absmax": "*fp32", "p_code": "*fp32", "scaling": "fp32"}
+    signature = {
+        name: kinds.get(name, "*bf16" if name.startswith("p_") else "i32")
+        for name in triton_merge.merge.arg_names
+        if name not in constants
+    }
+    return OfflineKernel("lora-merge", triton_merge.merge, signature, constants, ("inner", "rank"), options)
 
 
 TAILS = (triton_tails.shrink, triton_tails.expand, triton_tails.outer)
@@ -183,5 +196,5 @@ OP = Op(
         Claim("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
     ),
     counted=(("fangyan", Shape("attention", {"T": 128, "K": 64, "N": 96, "R": 8, "P": 10})),),
-    kernels=tuple(map(tail, TAILS)),
+    kernels=(*map(tail, TAILS), merging()),
 )

@@ -79,7 +79,7 @@ def test_merged_it_is_plain_transformers(tagger):
     assert "it exists, expected a new folder" in err
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_train_the_same_adapter(cli, tagger, stage):
     cli.train(*LORA, "train.epochs=3", f"engine.zero_stage={stage}", ranks=2)
     assert [loss for _, loss in cli.losses()] == pytest.approx(
@@ -103,6 +103,18 @@ def test_four_bits_resume_exactly(cli, stage):
     cli.train(*options, resume=middle)
     assert cli.losses() == whole
     assert whole[-1][1] < whole[0][1] / 1.3
+
+
+def test_four_bits_on_two_ranks(cli, cli_in, tmp_path_factory):
+    """Sharded by ZeRO-3, packed weights included, to the losses of one rank."""
+    options = (*LORA, "adapt.base=nf4")
+    cli.train(*options, "train.gradient_accumulation_steps=2")
+    sharded = cli_in(tmp_path_factory.mktemp("sharded"))
+    sharded.train(*options, "engine.zero_stage=3", ranks=2)
+    assert [loss for _, loss in sharded.losses()] == pytest.approx(
+        [loss for _, loss in cli.losses()], rel=1e-4
+    )
+    assert adapter(sharded).keys() == adapter(cli).keys()
 
 
 @pytest.fixture(scope="module")

@@ -5,43 +5,57 @@ Shape suffixes: T tokens, K in, N out, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from fangyan_kernels.lora_linear.frozen import Frozen
+
+
+def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
+    return frozen.merged(i, a_RK, b_NR, scaling)
+
 
 def forward_(
-    output_TN: Tensor,
+    outputs_TN: Sequence[Tensor],
     input_TK: Tensor,
-    a_RK: Tensor,
-    b_RN: Tensor,
+    a_RK: Sequence[Tensor],
+    b_RN: Sequence[Tensor],
     seed: Tensor | None,
     dropout: float,
 ) -> None:
     """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
-    wide_TN = _wide(output_TN)
-    torch.ops.fangyan.lora_forward_(wide_TN, _wide(input_TK), _wide(a_RK), _wide(b_RN), seed, dropout)
-    if wide_TN is not output_TN:
-        output_TN.copy_(wide_TN)
+    wide_TK = _wide(input_TK)
+    for output_TN, a, b in zip(outputs_TN, a_RK, b_RN, strict=True):
+        wide_TN = _wide(output_TN)
+        torch.ops.fangyan.lora_forward_(wide_TN, wide_TK, _wide(a), _wide(b), seed, dropout)
+        if wide_TN is not output_TN:
+            output_TN.copy_(wide_TN)
 
 
 def backward_(
-    grad_TN: Tensor,
+    grads_TN: Sequence[Tensor],
     input_TK: Tensor,
-    a_RK: Tensor,
-    b_RN: Tensor,
+    a_RK: Sequence[Tensor],
+    b_RN: Sequence[Tensor],
     seed: Tensor | None,
     dropout: float,
     grad_input_TK: Tensor | None,
-    wants_adapter: bool,
-) -> tuple[Tensor, Tensor]:
+    wants_adapters: bool,
+) -> list[tuple[Tensor, Tensor]]:
     """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
-    wide_TK = None if grad_input_TK is None else _wide(grad_input_TK)
-    factors = _wide(grad_TN), _wide(input_TK), _wide(a_RK), _wide(b_RN)
-    gradients: tuple[Tensor, Tensor] = torch.ops.fangyan.lora_backward_(
-        *factors, seed, dropout, wide_TK, wants_adapter
-    )
-    if grad_input_TK is not None and wide_TK is not None and wide_TK is not grad_input_TK:
-        grad_input_TK.copy_(wide_TK)
+    wide_TK = _wide(input_TK)
+    total_TK = None if grad_input_TK is None else _wide(grad_input_TK)
+    gradients = []
+    for grad_TN, a, b in zip(grads_TN, a_RK, b_RN, strict=True):
+        factors = _wide(grad_TN), wide_TK, _wide(a), _wide(b)
+        pair = torch.ops.fangyan.lora_backward_(*factors, seed, dropout, total_TK, wants_adapters)
+        if wants_adapters:
+            gradients.append(pair)
+    if grad_input_TK is not None and total_TK is not None and total_TK is not grad_input_TK:
+        grad_input_TK.copy_(total_TK)
     return gradients
 
 

@@ -65,6 +65,14 @@ class Frozen:
         """The weight of projection ``i``, (N, K); of a 4-bit one a new matrix."""
         if not self.quant_type:
             return self._weights[i]
+        packed, absmax, block = self.packed(i)
+        shape = (self.outer[i], self.inner)
+        return torch.ops.bitsandbytes.dequantize_4bit(
+            packed, absmax, block, self.quant_type, shape, dtype or self.dtype
+        )
+
+    def packed(self, i: int) -> tuple[Tensor, Tensor, int]:
+        """Of 4-bit projection ``i``: its bytes, its blocks' largest absolute values, a block's size."""
         scales = self._scales[i]
         absmax = scales[0]
         if len(scales) > 1:
@@ -72,10 +80,7 @@ class Frozen:
             block = self._blocks[1]
             absmax = torch.ops.bitsandbytes.dequantize_blockwise(codes, nested, code, block, torch.float32)
             absmax = absmax + offset
-        shape = (self.outer[i], self.inner)
-        return torch.ops.bitsandbytes.dequantize_4bit(
-            self._weights[i], absmax, self._blocks[0], self.quant_type, shape, dtype or self.dtype
-        )
+        return self._weights[i], absmax, self._blocks[0]
 
     def merged(self, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
         """W + s B A of projection ``i``, (N, K), a new matrix: added in float32, rounded once."""

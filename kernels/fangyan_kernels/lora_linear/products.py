@@ -27,33 +27,37 @@ from fangyan_kernels.lora_linear.frozen import Frozen
 
 
 class Tails(Protocol):
-    """The low-rank products of one layer, accumulated in float32. ``b_RN`` is s B'."""
+    """What a back end computes of layers with one input, accumulated in float32. ``b_RN`` is s B' of each."""
+
+    def merged(self, frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+        """W + s B A of layer ``i``, (N, K), a new matrix: added in float32, rounded once."""
+        ...
 
     def forward_(
         self,
-        output_TN: Tensor,
+        outputs_TN: Sequence[Tensor],
         input_TK: Tensor,
-        a_RK: Tensor,
-        b_RN: Tensor,
+        a_RK: Sequence[Tensor],
+        b_RN: Sequence[Tensor],
         seed: Tensor | None,
         dropout: float,
     ) -> None:
-        """output += (D * input) A' (s B')."""
+        """output += (D * input) A' (s B'), of every layer."""
 
     def backward_(
         self,
-        grad_TN: Tensor,
+        grads_TN: Sequence[Tensor],
         input_TK: Tensor,
-        a_RK: Tensor,
-        b_RN: Tensor,
+        a_RK: Sequence[Tensor],
+        b_RN: Sequence[Tensor],
         seed: Tensor | None,
         dropout: float,
         grad_input_TK: Tensor | None,
-        wants_adapter: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients of A and s B', if wanted.
+        wants_adapters: bool,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The gradients of A and s B' of every layer, if wanted.
 
-        Adds D * (grad (s B')' A) to ``grad_input_TK``, if it is given.
+        Adds the sum of all D * (grad (s B')' A) to ``grad_input_TK``, if it is given.
         """
         ...
 
@@ -76,14 +80,11 @@ def forward(
     frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
     biases: Sequence[Tensor | None] = biases_N or [None] * len(weights)
     if _merges(frozen, seed):
-        merged = (frozen.merged(i, a_RK[i], b_NR[i], scalings[i]) for i in range(len(weights)))
+        merged = (tails.merged(frozen, i, a_RK[i], b_NR[i], scalings[i]) for i in range(len(weights)))
         return [F.linear(input_TK, weight, bias) for weight, bias in zip(merged, biases, strict=True)]
-    outputs = []
-    for i, (a, b, scaling) in enumerate(zip(a_RK, b_NR, scalings, strict=True)):
-        output_TN = F.linear(input_TK, frozen.dense(i), biases[i])
-        tails.forward_(output_TN, input_TK, a, _scaled(b, scaling), seed, dropout)
-        outputs.append(output_TN)
-    return outputs
+    outputs_TN = [F.linear(input_TK, frozen.dense(i), bias) for i, bias in enumerate(biases)]
+    tails.forward_(outputs_TN, input_TK, a_RK, _scaled(b_NR, scalings), seed, dropout)
+    return outputs_TN
 
 
 def backward(
@@ -107,33 +108,37 @@ def backward(
     """The operator ``fangyan::lora_linear_backward``."""
     frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
     merges = _merges(frozen, seed)
-    grad_input_TK = _grad_input(frozen, grads_TN, a_RK, b_NR, scalings, merges) if wants_input else None
+    dtype = input_TK.dtype
+    grad_input_TK = None
+    if wants_input:
+        grad_input_TK = _grad_input(tails if merges else None, frozen, grads_TN, a_RK, b_NR, scalings)
     grads_a, grads_b = [], []
     if wants_adapters or (wants_input and not merges):
         rest_TK = None if merges else grad_input_TK
-        for grad_TN, a, b, scaling in zip(grads_TN, a_RK, b_NR, scalings, strict=True):
-            operands = grad_TN, input_TK, a, _scaled(b, scaling)
-            grad_a, grad_b_RN = tails.backward_(*operands, seed, dropout, rest_TK, wants_adapters)
-            if wants_adapters:
-                grads_a.append(grad_a.to(a.dtype))
-                grads_b.append((scaling * grad_b_RN.T).to(b.dtype))
-    dtype = input_TK.dtype
+        operands = grads_TN, input_TK, a_RK, _scaled(b_NR, scalings)
+        pairs = tails.backward_(*operands, seed, dropout, rest_TK, wants_adapters)
+        for (grad_RK, grad_RN), scaling in zip(pairs, scalings, strict=False):  # no pairs: none are wanted
+            grads_a.append(grad_RK.to(dtype))
+            grads_b.append((scaling * grad_RN.T).to(dtype))
     grads_bias = [g.sum(0, dtype=torch.float32).to(dtype) for g in grads_TN] if wants_biases else []
     return input_TK.new_empty(0) if grad_input_TK is None else grad_input_TK, grads_a, grads_b, grads_bias
 
 
 def _grad_input(
+    merging: Tails | None,
     frozen: Frozen,
     grads_TN: Sequence[Tensor],
     a_RK: Sequence[Tensor],
     b_NR: Sequence[Tensor],
     scalings: Sequence[float],
-    merges: bool,
 ) -> Tensor:
     """The sum of every layer's g W, or g (W + s B A)."""
     total: Tensor | None = None
     for i, grad_TN in enumerate(grads_TN):
-        weight_NK = frozen.merged(i, a_RK[i], b_NR[i], scalings[i]) if merges else frozen.dense(i)
+        if merging is None:
+            weight_NK = frozen.dense(i)
+        else:
+            weight_NK = merging.merged(frozen, i, a_RK[i], b_NR[i], scalings[i])
         total = grad_TN @ weight_NK if total is None else total.addmm_(grad_TN, weight_NK)
     assert total is not None
     return total
@@ -147,5 +152,5 @@ def _merges(frozen: Frozen, seed: Tensor | None) -> bool:
     return frozen.tokens * (frozen.inner + outer) >= 2 * frozen.inner * outer
 
 
-def _scaled(b_NR: Tensor, scaling: float) -> Tensor:
-    return (scaling * b_NR).T.contiguous()
+def _scaled(b_NR: Sequence[Tensor], scalings: Sequence[float]) -> list[Tensor]:
+    return [(scaling * b).T.contiguous() for b, scaling in zip(b_NR, scalings, strict=True)]

@@ -7,12 +7,16 @@ floor is the bytes. Dropout is drawn where x is read or a sum is written, ten in
 Accumulation is in float32; low is stored in float32 and rounded to the dtype of x before the next product,
 as in plain PyTorch.
 
+``stride`` is that of low's rows, which hold several layers' side by side.
+
 Prefixes inside kernels: p_ pointer, i_ index, o_ offset, m_ mask.
 Shape suffixes: T tokens, K in or out, R rank.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fangyan_kernels.lora_linear import triton_merge
+from fangyan_kernels.lora_linear.frozen import Frozen
 from fangyan_kernels.lora_linear.reference import threshold
 
 # Programs of ``outer`` that share the tokens; each writes its own sum.
 PARTS = 32
+# Of layers that share a pass; also of one.
+LARGEST_RANK = 256
 
 
 @triton.jit
@@ -90,6 +98,7 @@ def expand(
     tokens,
     inner,
     rank,
+    stride,
     low,
     high,
     threshold,
@@ -106,7 +115,7 @@ def expand(
     r = tl.arange(0, BLOCK_R)
     m_t, m_r, m_k = t < tokens, r < rank, k < inner
     z = tl.load(
-        p_low + t.to(tl.int64)[:, None] * rank + r[None, :], mask=m_t[:, None] & m_r[None, :], other=0.0
+        p_low + t.to(tl.int64)[:, None] * stride + r[None, :], mask=m_t[:, None] & m_r[None, :], other=0.0
     )
     a = tl.load(p_a + r[:, None] * inner + k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
     value = tl.dot(z.to(p_a.dtype.element_ty), a, input_precision=PRECISION)
@@ -125,6 +134,7 @@ def outer(
     tokens,
     inner,
     rank,
+    stride,
     low,
     high,
     threshold,
@@ -145,7 +155,9 @@ def outer(
         t = o_t + tl.arange(0, BLOCK_T)
         m_t = t < tokens
         z = tl.load(
-            p_low + t.to(tl.int64)[None, :] * rank + r[:, None], mask=m_t[None, :] & m_r[:, None], other=0.0
+            p_low + t.to(tl.int64)[None, :] * stride + r[:, None],
+            mask=m_t[None, :] & m_r[:, None],
+            other=0.0,
         )
         x = tl.load(
             p_input + t.to(tl.int64)[:, None] * inner + k[None, :],
@@ -159,37 +171,67 @@ def outer(
     tl.store(p_tile, total, mask=m_r[:, None] & m_k[None, :])
 
 
+def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
+    if not frozen.quant_type:
+        return frozen.merged(i, a_RK, b_NR, scaling)
+    return triton_merge.merged(frozen, i, a_RK, b_NR, scaling)
+
+
 def forward_(
-    output_TN: Tensor,
+    outputs_TN: Sequence[Tensor],
     input_TK: Tensor,
-    a_RK: Tensor,
-    b_RN: Tensor,
+    a_RK: Sequence[Tensor],
+    b_RN: Sequence[Tensor],
     seed: Tensor | None,
     dropout: float,
 ) -> None:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
-    low_TR = _shrink(input_TK, a_RK, seed, dropout)
-    _expand(low_TR, b_RN, output_TN, None, 0.0)
+    """See :class:`fangyan_kernels.lora_linear.products.Tails`: one pass over the input for all layers."""
+    for part in _parts(a_RK):
+        low_TR = _shrink(input_TK, torch.cat(list(a_RK[part])), seed, dropout)
+        for low, b, output_TN in zip(_split(low_TR, a_RK[part]), b_RN[part], outputs_TN[part], strict=True):
+            _expand(low, b, output_TN, None, 0.0)
 
 
 def backward_(
-    grad_TN: Tensor,
+    grads_TN: Sequence[Tensor],
     input_TK: Tensor,
-    a_RK: Tensor,
-    b_RN: Tensor,
+    a_RK: Sequence[Tensor],
+    b_RN: Sequence[Tensor],
     seed: Tensor | None,
     dropout: float,
     grad_input_TK: Tensor | None,
-    wants_adapter: bool,
-) -> tuple[Tensor, Tensor]:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
-    grad_low_TR = _shrink(grad_TN, b_RN, None, 0.0)
-    if grad_input_TK is not None:
-        _expand(grad_low_TR, a_RK, grad_input_TK, seed, dropout)
-    if not wants_adapter:
-        return grad_low_TR, grad_low_TR
-    low_TR = _shrink(input_TK, a_RK, seed, dropout)
-    return _outer(grad_low_TR, input_TK, seed, dropout), _outer(low_TR, grad_TN, None, 0.0)
+    wants_adapters: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """See :class:`fangyan_kernels.lora_linear.products.Tails`: layers share passes over the input."""
+    gradients: list[tuple[Tensor, Tensor]] = []
+    for part in _parts(a_RK):
+        each = [_shrink(grad, b, None, 0.0) for grad, b in zip(grads_TN[part], b_RN[part], strict=True)]
+        a_all, grad_low_TR = torch.cat(list(a_RK[part])), torch.cat(each, 1)
+        if grad_input_TK is not None:
+            _expand(grad_low_TR, a_all, grad_input_TK, seed, dropout)
+        if wants_adapters:
+            low_TR = _shrink(input_TK, a_all, seed, dropout)
+            grads_a = _outer(grad_low_TR, input_TK, seed, dropout).split([len(a) for a in a_RK[part]])
+            lows = zip(_split(low_TR, a_RK[part]), grads_TN[part], strict=True)
+            grads_b = [_outer(low, grad_TN, None, 0.0) for low, grad_TN in lows]
+            gradients += zip(grads_a, grads_b, strict=True)
+    return gradients
+
+
+def _parts(a_RK: Sequence[Tensor]) -> list[slice]:
+    """Neighbouring layers whose ranks together are one block of the kernels."""
+    bounds, rank = [0], 0
+    for i, a in enumerate(a_RK):
+        if rank + len(a) > LARGEST_RANK:
+            bounds.append(i)
+            rank = 0
+        rank += len(a)
+    return [slice(first, last) for first, last in itertools.pairwise([*bounds, len(a_RK)])]
+
+
+def _split(low_TR: Tensor, a_RK: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return low_TR.split([len(a) for a in a_RK], 1)
 
 
 def _shrink(input_TK: Tensor, a_RK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
@@ -209,7 +251,7 @@ def _expand(low_TR: Tensor, a_RK: Tensor, total_TK: Tensor, seed: Tensor | None,
     if tokens:
         options = _options(total_TK, rank, seed, dropout)
         grid = (triton.cdiv(tokens, options["BLOCK_T"]), triton.cdiv(inner, options["BLOCK_K"]))
-        expand[grid](low_TR, a_RK, total_TK, tokens, inner, rank, **options)
+        expand[grid](low_TR, a_RK, total_TK, tokens, inner, rank, low_TR.stride(0), **options)
 
 
 def _outer(low_TR: Tensor, input_TK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
@@ -219,7 +261,7 @@ def _outer(low_TR: Tensor, input_TK: Tensor, seed: Tensor | None, dropout: float
     parts = max(1, min(PARTS, triton.cdiv(tokens, options["BLOCK_T"])))
     sums_PRK = input_TK.new_empty((parts, rank, inner), dtype=torch.float32)
     grid = (triton.cdiv(inner, options["BLOCK_K"]), parts)
-    outer[grid](low_TR, input_TK, sums_PRK, tokens, inner, rank, **options)
+    outer[grid](low_TR, input_TK, sums_PRK, tokens, inner, rank, low_TR.stride(0), **options)
     return sums_PRK.sum(0)
 
 

@@ -172,9 +172,11 @@ def test_four_bits(impl, quant_type, nested, dtype, dropout, tokens):
 @implementations(*FUSED)
 @pytest.mark.parametrize("tokens", [5, 300])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_several_projections_of_one_input(impl, tokens, dropout):
-    """As the same layers one by one, with one mask for all of them."""
-    cases = [make(impl, tokens, 32, outer, rank, seed=outer) for outer, rank in ((32, 4), (16, 2), (48, 8))]
+@pytest.mark.parametrize("ranks", [(4, 2, 8), (100, 120, 60)], ids=str)
+def test_several_projections_of_one_input(impl, tokens, dropout, ranks):
+    """As the same layers one by one, with one mask for all; also with ranks too large for one pass."""
+    sizes = zip((32, 16, 48), ranks, strict=True)
+    cases = [make(impl, tokens, 32, outer, rank, seed=outer) for outer, rank in sizes]
     input = cases[0][0]
     seeded()
     together = lora_linear(
@@ -196,7 +198,10 @@ def test_several_projections_of_one_input(impl, tokens, dropout):
     sums = [sum(output.square().sum() for output in outputs) for outputs in (together, apart)]
     gradients = [torch.autograd.grad(total, leaves, retain_graph=True) for total in sums]
     for one, other in zip([*together, *gradients[0]], [*apart, *gradients[1]], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+        # Sums over all layers are taken in another order: equal to some roundings of their largest.
+        torch.testing.assert_close(
+            one, other, rtol=1e-5, atol=4 * 1.2e-7 * float(other.detach().abs().amax())
+        )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
