@@ -10,6 +10,7 @@ FLAGS = [
     "-std=c++20",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-Wno-psabi",  # vectors are passed between functions that are always inlined
     "-DPy_LIMITED_API=0x030A0000",
     # The stable ABI of torch 2.10: one build serves every later torch.
     "-DTORCH_TARGET_VERSION=0x020A000000000000",

@@ -10,4 +10,5 @@
 #define FANGYAN_CLONES
 #endif
 // What a clone calls is compiled with it, for its processor.
-#define FANGYAN_INLINE static inline __attribute__((always_inline))
+#define FANGYAN_MEMBER inline __attribute__((always_inline))
+#define FANGYAN_INLINE static FANGYAN_MEMBER

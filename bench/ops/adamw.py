@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.op import CALL, Contender, Inputs, Op, Shape, Work
+from harness.op import CALL, Claim, Contender, Inputs, Op, Shape, Work
 
 LR, BETAS, EPS, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
 STEPS_CHECKED = 3  # the first step alone would not read a state
@@ -20,6 +20,7 @@ STEPS_CHECKED = 3  # the first step alone would not read a state
 SHAPES = (
     Shape("step", {"P": 4_000_000}, quick=True),
     Shape("step", {"P": 20_000_000}),
+    Shape("step", {"P": 200_000_000}),
     Shape("step", {"P": 100_000_000}, "cuda", quick=True),
 )
 
@@ -59,6 +60,12 @@ def bitsandbytes(*arguments: Any, **settings: Any) -> Any:
     return AdamW8bit(*arguments, **settings)
 
 
+def fangyan(*arguments: Any, **settings: Any) -> Any:
+    from fangyan_kernels import AdamW8bit
+
+    return AdamW8bit(*arguments, **settings)
+
+
 def deepspeed_cpu(*arguments: Any, **settings: Any) -> Any:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -77,6 +84,10 @@ def cpu_only(shape: Shape) -> str | None:
     return None if shape.device == "cpu" else "it steps on the CPU"
 
 
+def small_on_the_cpu(shape: Shape) -> str | None:
+    return "six seconds a step" if shape.device == "cpu" and shape["P"] > 100_000_000 else None
+
+
 def work(shape: Shape, which: str) -> Work:
     """Parameter read and written, gradient read, two states of 8 bits read and written."""
     return Work(bytes=16.0 * shape["P"], flops=15.0 * shape["P"])
@@ -93,9 +104,13 @@ OP = Op(
         # DeepSpeed builds its extension on first use.
         Contender("DeepSpeedCPUAdam", "peer", stepping(deepspeed_cpu), cpu_only, quick=False),
         # Of the parameters' norm; three steps move them by 0.3 of it, and 8 bits were off by 0.01.
-        Contender("bitsandbytes 8-bit", "peer", stepping(bitsandbytes), tolerance=0.02),
+        Contender("bitsandbytes 8-bit", "peer", stepping(bitsandbytes), small_on_the_cpu, tolerance=0.02),
+        Contender("fangyan 8-bit", "ours", stepping(fangyan), cpu_only, tolerance=0.02),
     ),
     work=work,
     passes=CALL,
     calls_checked=STEPS_CHECKED,
+    scaling={"P": (1_000_000, 3_000_000, 10_000_000, 30_000_000)},
+    claims=(Claim("fangyan 8-bit", "step-P4000000", "call", 1.3),),
+    counted=(("fangyan 8-bit", Shape("step", {"P": 16_384})),),
 )

@@ -1,9 +1,31 @@
 """Fused kernels for adapting language models. Knows torch; knows nothing of the trainer."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch  # noqa: F401  (before _C: the extension needs libtorch loaded)
 
 from fangyan_kernels import ops  # noqa: F401  (registers the operators)
 from fangyan_kernels.linear_cross_entropy import Statistics, linear_cross_entropy
 from fangyan_kernels.lora_linear import lora_linear
 
-__all__ = ["Statistics", "linear_cross_entropy", "lora_linear"]
+if TYPE_CHECKING:
+    from fangyan_kernels.adamw8bit import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit
+
+__all__ = [
+    "AdEMAMix8bit",
+    "Adam8bit",
+    "AdamW8bit",
+    "Lion8bit",
+    "Statistics",
+    "linear_cross_entropy",
+    "lora_linear",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # bitsandbytes takes seconds to import: only who asks for its optimizers pays.
+    if name in __all__:
+        from fangyan_kernels import adamw8bit
+
+        return getattr(adamw8bit, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
