@@ -48,34 +48,59 @@ def test_layer_decay_lowers_the_rate_from_the_head_to_the_embeddings():
         parameter_groups(torch.nn.Linear(2, 2), Optimizer(layer_decay=0.5))
 
 
+EVERY_STAGE = [
+    ("adamw8bit", stage, precision, "none") for stage in range(4) for precision in ("fp32", "bf16")
+]
+OFFLOADED = [("adamw8bit", stage, "bf16", "optimizer") for stage in (1, 2, 3)]
+OTHERS = [
+    ("lion8bit", 0, "fp32", "none"),
+    ("lion8bit", 3, "bf16", "optimizer"),
+    ("ademamix8bit", 0, "bf16", "none"),
+    ("ademamix8bit", 2, "fp32", "optimizer"),
+    ("paged_adamw8bit", 1, "fp32", "none"),
+]
+
+
 @pytest.mark.filterwarnings("default")  # DeepSpeed's own
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_norms_biases_and_embeddings_keep_32_bit_states(stage, precision):
+@pytest.mark.parametrize(("name", "stage", "precision", "offload"), EVERY_STAGE + OFFLOADED + OTHERS)
+def test_norms_biases_and_embeddings_keep_32_bit_states(name, stage, precision, offload):
     start_distributed()
     recipe = parse_recipe(
         {
             "name": "x",
             "data": {"format": "hkcancor"},
-            "optimizer": {"name": "adamw8bit", "layer_decay": 0.9},
-            "engine": {"zero_stage": stage, "precision": precision},
+            "optimizer": {"name": name, "layer_decay": 0.9},
+            "engine": {"zero_stage": stage, "precision": precision, "offload": offload},
         }
     )
     model, _ = load_token_classifier(recipe.model, LABELS, seed=0)
     packed = PackedModel(model, len(LABELS), "rows")
     engine, optimizer = build_engine(recipe, packed, total_steps=10)
     window = Window([33, 100, 200, 300, 36], [1, 2, 3], 0, (0, 3), [-100, 0, 1, 2, -100])
+    losses = []
     for _ in range(2):
-        engine.backward(engine(collate([window], 35).to(device())))
+        loss = engine(collate([window], 35).to(device()))
+        engine.backward(loss)
         engine.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
     check_states(engine, optimizer)
     kinds = {}
-    for name, parameter in flat_parameters(engine, optimizer):
+    for group, parameter in flat_parameters(engine, optimizer):
         state = optimizer.state[parameter]
-        kinds.setdefault(name, set()).add(state["state1"].dtype)
+        kinds.setdefault(group, set()).add(state["state1"].dtype)
         assert state["step"] == 2
+        if device().type == "cpu" or offload == "optimizer":
+            assert type(optimizer).__module__ == "fangyan_kernels.adamw8bit"
+            assert parameter.device.type == "cpu"
     assert kinds["vectors"] == kinds["embeddings"] == {torch.float32}
     # Without ZeRO bitsandbytes sees single tensors, and keeps small ones (the head) in 32 bits.
     assert torch.uint8 in kinds["matrices"]
     bnb.optim.GlobalOptimManager.get_instance().pid2config.clear()
     engine.destroy()
+
+
+def test_what_has_nothing_to_offload_is_refused():
+    content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"offload": "optimizer"}}
+    with pytest.raises(UserError, match="engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3"):
+        parse_recipe(content)

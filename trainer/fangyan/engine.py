@@ -57,13 +57,17 @@ def device() -> torch.device:
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
     """What DeepSpeed is told; it accepts unknown top-level keys silently, so none is free text."""
+    zero: dict[str, Any] = {"stage": recipe.engine.zero_stage}
+    if recipe.engine.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         # A batch is what the loop hands over: DeepSpeed needs to know the number of passes alone.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
         "gradient_clipping": recipe.train.gradient_clipping,
-        "zero_optimization": {"stage": recipe.engine.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # ours step offloaded partitions as fast
         "bf16": {"enabled": recipe.engine.precision == "bf16"},
         "steps_per_print": sys.maxsize,
     }
@@ -75,7 +79,9 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
     Args:
         total_steps: optimizer steps of the whole run, for the learning rate's schedule.
     """
-    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
+    on_cpu = device().type == "cpu" or recipe.engine.offload == "optimizer"
+    groups = parameter_groups(model, recipe.optimizer)
+    optimizer = build_optimizer(groups, recipe.optimizer, total_steps, on_cpu)
     name = {"constant": "constant_with_warmup"}.get(recipe.schedule.decay, recipe.schedule.decay)
     schedule = get_scheduler(name, optimizer, round(recipe.schedule.warmup * total_steps), total_steps)
     rates = [group["lr"] for group in optimizer.param_groups]

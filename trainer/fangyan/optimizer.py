@@ -61,15 +61,39 @@ def _depths(model: nn.Module) -> dict[int, int]:
     return depths
 
 
-def build_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the groups."""
+def build_optimizer(
+    groups: list[dict[str, Any]], settings: Optimizer, total_steps: int, on_cpu: bool
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the groups.
+
+    Args:
+        total_steps: of the run, over which AdEMAMix' slow average comes in, as its authors have it.
+        on_cpu: whether parameters are stepped on the CPU, where nothing can be paged.
+    """
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    betas = settings.betas or ((0.9, 0.99) if settings.name == "lion8bit" else (0.9, 0.999))
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=True)
-    import bitsandbytes as bnb  # seconds to import: only who asks for it pays
+        return torch.optim.AdamW(groups, settings.lr, betas, settings.eps, fused=True)
+    import fangyan_kernels  # its 8-bit optimizers take seconds to import: only who asks for one pays
 
-    return bnb.optim.AdamW8bit(groups, settings.lr, settings.betas, settings.eps)
+    if settings.name == "lion8bit":
+        return fangyan_kernels.Lion8bit(groups, settings.lr, betas)
+    if settings.name == "ademamix8bit":
+        return fangyan_kernels.AdEMAMix8bit(
+            groups,
+            settings.lr,
+            (*betas, settings.beta3),
+            settings.alpha,
+            t_alpha=total_steps,
+            t_beta3=total_steps,
+            eps=settings.eps,
+        )
+    if settings.name == "paged_adamw8bit" and not on_cpu:
+        import bitsandbytes as bnb
+
+        return bnb.optim.PagedAdamW8bit(groups, settings.lr, betas, settings.eps)
+    return fangyan_kernels.AdamW8bit(groups, settings.lr, betas, settings.eps)
 
 
 def keep_full_precision_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -104,7 +128,7 @@ def check_states(engine: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _has_8bit_states(optimizer: torch.optim.Optimizer) -> bool:
-    return type(optimizer).__name__ == "AdamW8bit"
+    return type(optimizer).__name__.endswith("8bit")
 
 
 def flat_parameters(engine: Any, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:

@@ -141,10 +141,11 @@ class Freeze(Section):
 
 
 class Optimizer(Section):
-    name: Literal["adamw", "adamw8bit", "sgd"] = Field(
+    name: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit", "ademamix8bit", "sgd"] = Field(
         "adamw",
-        description="adamw: 8 bytes of state a parameter. adamw8bit: 2 (bitsandbytes), with 32-bit states "
-        "for embeddings, norms and biases. sgd: 4.",
+        description="Bytes of state a parameter: adamw 8, adamw8bit 2, lion8bit 1, ademamix8bit 3, sgd 4. "
+        "Those with 8 bits keep 32 for embeddings, norms and biases; on a GPU they are bitsandbytes', on the "
+        "CPU and offloaded fangyan's, in one format. paged_adamw8bit moves states out of a full GPU.",
     )
     lr: Annotated[float, Field(gt=0.0)] = Field(1e-4, description="Peak learning rate.")
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -153,8 +154,16 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(
         0.01, description="Decoupled weight decay; off for norms and biases."
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Decay of AdamW's two averages.")
-    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="AdamW's term against division by zero.")
+    betas: tuple[Fraction, Fraction] | None = Field(
+        None, description="Decay of the two averages; by default 0.9 and 0.999, of lion8bit 0.9 and 0.99."
+    )
+    beta3: Fraction = Field(
+        0.9999, description="Decay of ademamix8bit's slow average; it rises to this over the run."
+    )
+    alpha: Annotated[float, Field(ge=0.0)] = Field(
+        5.0, description="Weight of ademamix8bit's slow average; it rises to this over the run."
+    )
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="Adam's term against division by zero.")
     momentum: Fraction = Field(0.9, description="Momentum of sgd.")
 
 
@@ -202,6 +211,11 @@ class Engine(Section):
         0,
         description="What DeepSpeed ZeRO shards: 1 optimizer states, 2 and gradients, 3 and weights.",
     )
+    offload: Literal["none", "optimizer"] = Field(
+        "none",
+        description="optimizer: its states and the weights that it steps live, and are stepped, on the CPU; "
+        "ZeRO 1 to 3.",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of forward and backward.")
     kernels: Literal["auto", "reference"] = Field(
         "auto", description="auto: fangyan's own wherever they run. reference: plain PyTorch in their place."
@@ -234,6 +248,8 @@ class Recipe(Section):
                 f"train.packing is true, but {self.adapt.method} puts its own tokens before every sentence; "
                 "expected train.packing=false"
             )
+        if self.engine.offload == "optimizer" and self.engine.zero_stage == 0:
+            raise ValueError("engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3")
         if self.adapt.method == "adalora" and self.engine.zero_stage > 0:
             raise ValueError(
                 f"engine.zero_stage is {self.engine.zero_stage}, but adalora reads gradients; expected 0"
