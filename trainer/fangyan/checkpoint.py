@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from fangyan.errors import UserError
+from fangyan.reshard import reshard
 
 _PARTIAL = ".partial"
 
@@ -133,22 +135,41 @@ class Checkpoints:
             return path, complaints
         return None, complaints
 
-    def load(self, engine: Any, path: Path) -> State:
+    def load(self, engine: Any, path: Path, sizes: Sequence[int]) -> tuple[State, list[str]]:
         """Puts a checkpoint into the engine: weights, optimizer and schedule.
 
+        Args:
+            sizes: of the vectors that the optimizer steps on this rank.
+
+        Returns:
+            The state, and a sentence on what was done to it, if anything was.
+
         Raises:
-            UserError: if it is cut short, or was saved by another number of ranks.
+            UserError: if it is cut short, or of another model.
         """
         path = path.resolve()
         state = read_state(path)
         ranks = dist.get_world_size()
-        if state.ranks != ranks and engine.zero_optimization_stage() > 0:
-            raise UserError(
-                f"{path}: saved by {state.ranks} ranks with ZeRO {engine.zero_optimization_stage()}, "
-                f"which {ranks} cannot resume; expected {state.ranks} ranks"
-            )
+        if state.ranks == ranks or engine.zero_optimization_stage() == 0:
+            self._load(engine, path)
+            return replace(state, ranks=ranks), []
+        # Should this be killed, the next save removes it.
+        resharded = self.folder / f"{path.name}-for-{ranks}-ranks{_PARTIAL}"
+        if dist.get_rank() == 0:
+            shutil.rmtree(resharded, ignore_errors=True)
+            resharded.mkdir(parents=True)
+        dist.barrier()
+        reshard(path, resharded, dist.get_rank(), sizes, ranks)
+        dist.barrier()
+        self._load(engine, resharded)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(resharded)
+        note = f"{path} is of {state.ranks} ranks: its weights and optimizer states were cut anew for {ranks}"
+        return replace(state, ranks=ranks), [note]
+
+    def _load(self, engine: Any, path: Path) -> None:
         engine.load_checkpoint(str(path.parent), tag=path.name, load_module_strict=not self.trained_alone)
-        return state
 
 
 def _step_of(path: Path) -> int:

@@ -77,6 +77,26 @@ def train(
 
 
 @app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Of the run that is meant.")] = 1,
+) -> None:
+    """Says what a recipe needs of memory: loads its data and model, and runs one pass."""
+    from fangyan.engine import start_distributed
+    from fangyan.memory import check as needs
+    from fangyan.memory import table
+    from fangyan.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    start_distributed()
+    Console().print(table(needs(checked, ranks), checked, ranks))
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     data: Annotated[

@@ -79,9 +79,12 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
     start, notes = _find_start(recipe, checkpoints, resume)
     run = prepare(recipe)
     notes += run.notes
-    state = State(ranks=ranks) if start is None else checkpoints.load(run.engine, start)
     if start is None:
+        state = State(ranks=ranks)
         notes += _clear(folder, rank)
+    else:
+        state, changes = checkpoints.load(run.engine, start, run.vector_sizes)
+        notes += changes
     if rank == 0:
         _write_recipe(recipe, folder)
 
@@ -110,7 +113,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
         report.stop()
 
         if state.best_step != state.step:
-            checkpoints.load(run.engine, checkpoints.folder / "best")
+            checkpoints.load(run.engine, checkpoints.folder / "best", run.vector_sizes)
         after = run.evaluate("dev", "test")
         for part, scores in after.items():
             report.record("evaluation", state.step, state.epoch, scores, f"{part}-best")
@@ -152,6 +155,11 @@ class Run:
     def total_steps(self) -> int:
         return sum(len(steps) for steps in self.plan)
 
+    @property
+    def vector_sizes(self) -> list[int]:
+        """Of what the optimizer steps on this rank."""
+        return [vector.numel() for _, vector in flat_parameters(self.engine, self.optimizer)]
+
     def evaluate(self, *names: str) -> dict[str, Scores]:
         """Scores of the named parts that the data has. Every rank must call it."""
         self.engine.eval()
@@ -191,11 +199,30 @@ class Run:
         )
 
 
-def prepare(recipe: Recipe) -> Run:
-    """Loads data and model and builds the engine, within the process group that there is."""
+@dataclass(frozen=True)
+class Material:
+    """What a recipe trains, and on what, before there is an engine; see :class:`Run`."""
+
+    parts: dict[str, list[Example]]
+    task: Task
+    tokenizer: Any
+    frozen: int
+    encoder: Encoder
+    windows: list[Window]
+    lengths: list[int]
+    plan: list[list[list[int]]]
+    packed: PackedModel
+
+    @property
+    def total_steps(self) -> int:
+        return sum(len(steps) for steps in self.plan)
+
+
+def load_material(recipe: Recipe) -> Material:
+    """Loads data and model, and lays out every step."""
     parts = load_parts(recipe.data, recipe.seed)
     task = build_task(recipe, parts)
-    metric = _metric(recipe, task)
+    _metric(recipe, task)
     if isinstance(task, TokenTagging):
         model, tokenizer = load_token_classifier(recipe.model, task.labels, recipe.seed)
         classes = len(task.labels)
@@ -213,11 +240,11 @@ def prepare(recipe: Recipe) -> Run:
     plan = [
         epoch_steps(lengths, settings.batch_tokens, recipe.seed, epoch) for epoch in range(settings.epochs)
     ]
-    total_steps = sum(len(steps) for steps in plan)
     # A tagger's head is new and has to be trained; a language model's is part of what is adapted.
     head = head_name(model, classes) if isinstance(task, TokenTagging) else None
     if recipe.adapt.base == "nf4":
         quantize(model, head, torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32)
+    total_steps = sum(len(steps) for steps in plan)
     model = adapt(model, recipe.adapt, task.peft_type, head, total_steps, recipe.engine.kernels)
     if recipe.adapt.method != "full":
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -226,7 +253,14 @@ def prepare(recipe: Recipe) -> Run:
     packed = PackedModel(model, classes, layout, recipe.task.label_smoothing, recipe.engine.kernels)
     if settings.gradient_checkpointing:
         packed.use_gradient_checkpointing()
-    engine, optimizer = build_engine(recipe, packed, total_steps)
+    return Material(parts, task, tokenizer, frozen, encoder, windows, lengths, plan, packed)
+
+
+def prepare(recipe: Recipe) -> Run:
+    """Loads data and model and builds the engine, within the process group that there is."""
+    material = load_material(recipe)
+    packed, task, encoder = material.packed, material.task, material.encoder
+    engine, optimizer = build_engine(recipe, packed, material.total_steps)
     share = {"rank": dist.get_rank(), "ranks": dist.get_world_size()}
     evaluator: Tagger | Reader
     if isinstance(task, LanguageModelling):
@@ -237,19 +271,19 @@ def prepare(recipe: Recipe) -> Run:
         )
     return Run(
         recipe=recipe,
-        parts=parts,
+        parts=material.parts,
         task=task,
-        metric=metric,
-        tokenizer=tokenizer,
-        frozen=frozen,
-        windows=windows,
-        lengths=lengths,
-        plan=plan,
+        metric=_metric(recipe, task),
+        tokenizer=material.tokenizer,
+        frozen=material.frozen,
+        windows=material.windows,
+        lengths=material.lengths,
+        plan=material.plan,
         packed=packed,
         engine=engine,
         optimizer=optimizer,
         evaluator=evaluator,
-        notes=_unseen_tags(parts),
+        notes=_unseen_tags(material.parts),
     )
 
 
