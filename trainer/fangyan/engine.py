@@ -55,9 +55,14 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
-    """What DeepSpeed is told; it accepts unknown top-level keys silently, so none is free text."""
-    zero: dict[str, Any] = {"stage": recipe.engine.zero_stage}
+def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
+    """What DeepSpeed is told; it accepts unknown top-level keys silently, so none is free text.
+
+    Args:
+        trained: numbers that the optimizer steps. DeepSpeed's buffer for gradients is no larger: by default
+            it takes a gigabyte of a GPU, whatever the model.
+    """
+    zero: dict[str, Any] = {"stage": recipe.engine.zero_stage, "reduce_bucket_size": gradient_buffer(trained)}
     if recipe.engine.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -71,6 +76,11 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         "bf16": {"enabled": recipe.engine.precision == "bf16"},
         "steps_per_print": sys.maxsize,
     }
+
+
+def gradient_buffer(trained: int) -> int:
+    """Numbers in DeepSpeed's buffer for gradients; 5e8 is its default."""
+    return min(trained, 500_000_000)
 
 
 def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Any, torch.optim.Optimizer]:
@@ -87,9 +97,9 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(recipe)
-    )
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    config = deepspeed_config(recipe, trained)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
     if recipe.engine.zero_stage == 0:
         # In bf16 DeepSpeed has taken a step on zero gradients: at rate 0 it moved no weight, and
         # forgetting its states takes its count of steps back to 0.

@@ -7,6 +7,7 @@ libraries' own), the allocator's on a GPU.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 
 from fangyan.data.order import split_step
 from fangyan.data.packing import collate
-from fangyan.engine import device
+from fangyan.engine import device, gradient_buffer
 from fangyan.loop import Material, load_material
 from fangyan.optimizer import FULL_PRECISION_GROUPS, parameter_groups
 from fangyan.recipe import Recipe
@@ -25,6 +26,9 @@ from fangyan.report import memory_in_use
 
 # Bytes of state a number: in 32 bits, and in 8, where every 256 numbers have a scale beside each code.
 _STATES = {"adamw": 2, "adamw8bit": 2, "paged_adamw8bit": 2, "lion8bit": 1, "ademamix8bit": 3, "sgd": 1}
+# Beside each rank on the CPU: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes (as
+# seen with two ranks).
+_SHARED = 120e6
 # bitsandbytes keeps smaller tensors in 32 bits, where it sees single ones.
 _LEAST_8BIT = 4096
 
@@ -76,29 +80,51 @@ def check(recipe: Recipe, ranks: int) -> Needs:
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) + _quantization(model)
     libraries = max(memory_in_use() - weights, before)
     passes = measure_pass(material, recipe, ranks)
-    parts = _training(recipe, model, weights, ranks)
-    return Needs([Part("Python, libraries, data", 0, libraries), *parts, Part("a pass, measured", 0, passes)])
+    number = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    width = 2 if recipe.engine.precision == "bf16" else 4
+    if recipe.engine.zero_stage == 0:  # gradients and their copy, for the sum over ranks
+        passes = max(passes, 2 * width * number)
+    return Needs(
+        [
+            Part("Python, libraries, data", 0, libraries),
+            *_training(recipe, model, weights, ranks, number, width),
+            Part("a pass and its gradients, measured", 0, passes),
+        ]
+    )
 
 
-def _training(recipe: Recipe, model: nn.Module, weights: int, ranks: int) -> list[Part]:
-    """Weights, gradients, master copy and states, as DeepSpeed has them at each stage."""
+def _training(
+    recipe: Recipe, model: nn.Module, weights: int, ranks: int, number: int, width: int
+) -> list[Part]:
+    """Weights, master copy, states and DeepSpeed's vectors of gradients, at each stage.
+
+    Args:
+        number, width: how many numbers are trained, and bytes of each in a pass.
+    """
     stage, offload = recipe.engine.zero_stage, recipe.engine.offload == "optimizer"
-    half = recipe.engine.precision == "bf16"
-    width = 2 if half else 4
-    trained = [p for p in model.parameters() if p.requires_grad]
-    number = sum(p.numel() for p in trained)
+    half = width == 2
     shared = math.ceil(number / ranks)
     away = offload and device().type != "cpu"
-    parts = [Part("weights", sum(p.numel() for p in model.parameters()), weights)]
-    if stage == 3:  # a rank's own, beside those of all that a pass gathers
-        parts.append(Part("weights, this rank's", number, weights / ranks))
-    parts.append(Part("gradients", number, width * number))
+    everything = sum(p.numel() for p in model.parameters())
+    parts = [Part("weights", everything, weights)]
+    if stage == 3:  # a pass gathers all of them beside each rank's own
+        parts.append(Part("weights, this rank's", everything, weights / ranks))
+        parts.append(Part("gradients, this rank's", number, width * shared))
+        # Arranged by rank, and handed out.
+        parts.append(Part("gradients, on their way between ranks", number, 2 * width * number))
     if stage == 0 and not half:
-        parts.append(Part("gradients, for the ranks' sum", number, width * number))
-    else:
+        parts.append(Part("gradients, kept between steps", number, width * number))
+    if stage > 0:
+        parts.append(Part("gradients, DeepSpeed's buffer", number, width * gradient_buffer(number)))
+    if stage in (1, 2) or half:
         parts.append(Part("gradients in 32 bits, this rank's", number, 4 * shared, away))
+    if offload:
+        parts.append(Part("gradients in 32 bits, summed over passes", number, 4 * shared, away))
+    if stage > 0 or half:
         parts.append(Part("master weights in 32 bits", number, 4 * shared, away))
     parts.append(Part("optimizer states", number, _states(recipe, model) / (ranks if stage else 1), away))
+    if ranks > 1 and device().type == "cpu":
+        parts.append(Part("buffers between ranks", 0, _SHARED * ranks))
     return parts
 
 
@@ -121,7 +147,10 @@ def _quantization(model: nn.Module) -> int:
 
 
 def measure_pass(material: Material, recipe: Recipe, ranks: int) -> float:
-    """Bytes that a forward and backward over the largest share of a step take, gradients not counted."""
+    """Bytes that a forward and backward over the largest share of a step take.
+
+    Gradients come as what the forward kept goes, so the peak is less than both.
+    """
     settings = recipe.train
     shares = [
         share
@@ -135,19 +164,20 @@ def measure_pass(material: Material, recipe: Recipe, ranks: int) -> float:
         [material.windows[i] for i in largest], material.tokenizer.pad_token_id, model.row_width
     ).to(device())
     model.train()
-    before = memory_in_use()
     _forget_peak()
+    before = memory_in_use()
     model(batch).backward()
-    peak = _peak()
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.grad is not None)
+    taken = _peak() - before
     model.zero_grad()
-    return max(peak - before - gradients, 0)
+    return taken
 
 
 def _forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
+        # What loading has freed goes back first: a pass would fill it unseen.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the high-water mark
 
 
