@@ -27,9 +27,7 @@ def folder(tmp_path_factory):
     [
         (1, ()),
         (1, ("optimizer.name=adamw8bit", "engine.zero_stage=2", "engine.offload=optimizer")),
-        (2, ("engine.zero_stage=2",)),
         (2, ("engine.zero_stage=3",)),
-        (1, ("adapt.method=lora", "adapt.base=nf4")),
     ],
     ids=str,
 )

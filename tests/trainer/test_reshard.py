@@ -102,8 +102,8 @@ def losses(cli):
 @pytest.mark.parametrize(
     ("stage", "ranks", "options"),
     [
-        (1, (2, 1), ("optimizer.name=lion8bit", "optimizer.lr=4e-4", "engine.offload=optimizer")),
-        (2, (2, 3, 4, 1), ("optimizer.name=adamw8bit",)),
+        (1, (2,), ("optimizer.name=lion8bit", "optimizer.lr=4e-4", "engine.offload=optimizer")),
+        (2, (3, 1), ("optimizer.name=ademamix8bit",)),
         (3, (2, 3, 4, 1), ("optimizer.name=adamw8bit", "freeze.layers=0-1")),
     ],
 )
