@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <torch/headeronly/util/Half.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -311,6 +311,10 @@ def _train_epoch(
         rate = max(group["lr"] for group in run.optimizer.param_groups)
         meter.start()
         loss = train_step(run, step, state.step)
+        if left := getattr(run.optimizer, "left", 0):
+            report.say(
+                f"step {state.step + 1}: {left:,} numbers have no finite gradient and stay as they are"
+            )
         if state.step_in_epoch == 0:
             check_states(run.engine, run.optimizer)
         if state.step == _STEPS_THAT_MOVE:
