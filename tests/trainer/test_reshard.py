@@ -56,8 +56,9 @@ def states(old, seed=0):
 
 
 @pytest.mark.parametrize("by_weight", [False, True])
-def test_codes_in_whole_blocks_move_as_they_are(by_weight):
-    old, new = (layout((2048, 4096), by_weight, ranks) for ranks in (4, 2))
+@pytest.mark.parametrize("numels", [(2048, 4096), (1024,)])  # four ranks have as many of 1,024 as a map has
+def test_codes_in_whole_blocks_move_as_they_are(by_weight, numels):
+    old, new = (layout(numels, by_weight, ranks) for ranks in (4, 2))
     _, before = states(old)
     there = [move_state(before, old, new, rank) for rank in range(new.ranks)]
     back = [move_state(there, new, old, rank) for rank in range(old.ranks)]

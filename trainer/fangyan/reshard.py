@@ -99,7 +99,8 @@ def move_state(states: Sequence[dict[str, Any]], old: Layout, new: Layout, rank:
     for key, first in flat[0].items():
         if key.startswith("absmax"):
             continue  # with its codes
-        if not isinstance(first, Tensor) or first.numel() not in (old.size, 2 * old.size):
+        cut = isinstance(first, Tensor) and first.numel() in (old.size, 2 * old.size)
+        if not cut or key.startswith("qmap"):
             moved[key] = first
         elif first.dtype == torch.uint8:
             scales = key.replace("state", "absmax")
