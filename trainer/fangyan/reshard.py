@@ -162,7 +162,7 @@ def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ran
     inner = "optimizer_state_dict" if by_weight else "base_optimizer_state"
     mine = states[0]
     base = states[0][inner]
-    layouts = _layouts(
+    pairs = layouts(
         [[shape.numel() for shape in group.values()] for group in model["param_shapes"]],
         # The last rank's weights are without the zeros at the end, the first's have none.
         [part.numel() for part in states[0][weights]],
@@ -173,17 +173,17 @@ def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ran
     )
     mine[weights] = [
         _without_zeros(move([s[weights][i] for s in states], before, after, rank), after, rank)
-        for i, (before, after) in enumerate(layouts)
+        for i, (before, after) in enumerate(pairs)
     ]
-    for i, (before, after) in enumerate(layouts):
+    for i, (before, after) in enumerate(pairs):
         if i in base["state"]:
             base["state"][i] = move_state([s[inner]["state"][i] for s in states], before, after, rank)
     if by_weight:
         mine["partition_count"] = ranks
     else:
-        mine["partition_count"] = [ranks] * len(layouts)
+        mine["partition_count"] = [ranks] * len(pairs)
         mine["group_paddings"] = [
-            after.size * ranks - after.total if rank == ranks - 1 else 0 for _, after in layouts
+            after.size * ranks - after.total if rank == ranks - 1 else 0 for _, after in pairs
         ]
     name = optimizer_files[0].name.replace("rank_0", f"rank_{rank}", 1)
     torch.save(old[0], target / name)
@@ -204,7 +204,7 @@ def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ran
         torch.save(model, target / model_files[0].name)
 
 
-def _layouts(
+def layouts(
     groups: Sequence[Sequence[int]],
     old_sizes: Sequence[int],
     new_sizes: Sequence[int],
