@@ -321,7 +321,7 @@ def _train_epoch(
             check_moved(run.packed)
         state.step += 1
         state.step_in_epoch += 1
-        losses.add(loss, rate)
+        losses.add(loss, rate, getattr(run.optimizer, "left", 0))
         at_end = state.step_in_epoch == len(steps)
         every = settings.checkpoint_every
         save = every is not None and state.step % every == 0 and not at_end
@@ -382,10 +382,11 @@ class _Losses:
 
     def __init__(self, report: Reporter, state: State):
         self._report, self._state = report, state
-        self._pending: list[tuple[int, torch.Tensor, float]] = []
+        self._pending: list[tuple[int, torch.Tensor, float, int]] = []
 
-    def add(self, loss: torch.Tensor, rate: float) -> None:
-        self._pending.append((self._state.step, loss, rate))
+    def add(self, loss: torch.Tensor, rate: float, left: int) -> None:
+        """``left``: weights of this rank that an 8-bit optimizer left as they were."""
+        self._pending.append((self._state.step, loss, rate, left))
 
     def flush(self) -> float:
         """Records the pending steps; gives their mean loss.
@@ -393,11 +394,17 @@ class _Losses:
         Raises:
             UserError: if a loss is not finite.
         """
-        losses = torch.stack([loss for _, loss, _ in self._pending])
+        losses = torch.stack([loss.float() for _, loss, _, _ in self._pending])
+        lefts = losses.new_tensor([left for *_, left in self._pending])
+        both = torch.stack([losses, lefts])
         if dist.get_world_size() > 1:
-            dist.all_reduce(losses)
-        values = losses.tolist()
-        for (step, _, rate), loss in zip(self._pending, values, strict=True):
+            dist.all_reduce(both)
+        values = both[0].tolist()
+        for (step, _, rate, _), loss, left in zip(self._pending, values, both[1].tolist(), strict=True):
+            if left:
+                self._report.say(
+                    f"step {step}: {left:,.0f} weights have no finite gradient and stay as they are"
+                )
             if not math.isfinite(loss):
                 raise UserError(
                     f"optimizer.lr: the loss is {loss} at step {step} with a rate of {rate:.2g}, expected a "

@@ -293,13 +293,15 @@ def test_the_same_bits_on_any_number_of_threads(rule):
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("rule", OURS)
+# The last has an infinite square, which Lion does not take.
+NO_GRADIENTS = [(rule, bad) for rule in OURS for bad in (float("nan"), float("inf"), -float("inf"))]
+NO_GRADIENTS += [(rule, 1e30) for rule in OURS if rule != "lion"]
+
+
+@pytest.mark.parametrize(("rule", "bad"), NO_GRADIENTS)
 @pytest.mark.parametrize("bits", [8, 32])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_a_gradient_that_is_none_stays_alone(rule, bits, bad):
     """Its number keeps its value, the others take the steps that they take without it, and it is counted."""
-    if bad == 1e30 and rule == "lion":
-        pytest.skip("Lion takes no square")
     size, at = 1000, [5, 600, 999]
     start, steps = torch.randn(size), gradients(size, 3)
     whole = [step.clone() for step in steps]
