@@ -258,11 +258,12 @@ class Fangyan:
 
 @dataclass(frozen=True)
 class StepContender:
-    """Who trains, and whether ``--quick`` times it."""
+    """Who trains, whether ``--quick`` times it, and whether its time to a dev score says anything new."""
 
     role: Role
     make: Callable[[Setting], Any]
     quick: bool = True
+    learns: bool = True
 
 
 def equal_batch(setting: Setting) -> int:
@@ -282,14 +283,33 @@ def small_steps(setting: Setting) -> Fangyan:
     return Fangyan(setting.recipe.model_copy(update={"train": train}))
 
 
+def eight_bits(setting: Setting) -> Fangyan:
+    optimizer = setting.recipe.optimizer.model_copy(update={"name": "adamw8bit"})
+    return Fangyan(setting.recipe.model_copy(update={"optimizer": optimizer}))
+
+
+def eight_bits_by_bitsandbytes(setting: Setting) -> Fangyan:
+    """The same states, stepped as before there was a step of our own."""
+    import bitsandbytes
+    from fangyan_kernels.adamw8bit import AdamW8bit
+
+    # Each contender has a process of its own.
+    AdamW8bit.update_step = bitsandbytes.optim.AdamW8bit.update_step  # type: ignore[method-assign]
+    return eight_bits(setting)
+
+
 CONTENDERS = {
     "tutorial loop": StepContender("baseline", Tutorial),
     "HF Trainer, batch 16": StepContender("peer", lambda setting: HfTrainer(setting, TUTORIAL_BATCH)),
     "HF Trainer, equal tokens": StepContender(
         "peer", lambda setting: HfTrainer(setting, equal_batch(setting))
     ),
-    "fangyan without its kernels": StepContender("ours", without_kernels, quick=False),
+    "fangyan without its kernels": StepContender("ours", without_kernels, quick=False, learns=False),
     "fangyan, batch 16": StepContender("ours", small_steps, quick=False),
+    "fangyan, 8-bit AdamW": StepContender("ours", eight_bits, quick=False, learns=False),
+    "fangyan, bitsandbytes' 8-bit AdamW": StepContender(
+        "peer", eight_bits_by_bitsandbytes, quick=False, learns=False
+    ),
     "fangyan": StepContender("ours", lambda setting: Fangyan(setting.recipe)),
 }
 
