@@ -1,5 +1,7 @@
 """Parameter groups, and 32-bit states that ZeRO would lose: in one process, at every stage."""
 
+import gc
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -96,8 +98,11 @@ def test_norms_biases_and_embeddings_keep_32_bit_states(name, stage, precision, 
     assert kinds["vectors"] == kinds["embeddings"] == {torch.float32}
     # Without ZeRO bitsandbytes sees single tensors, and keeps small ones (the head) in 32 bits.
     assert torch.uint8 in kinds["matrices"]
-    bnb.optim.GlobalOptimManager.get_instance().pid2config.clear()
     engine.destroy()
+    del engine, optimizer, parameter, state, loss
+    gc.collect()
+    alive = {id(thing) for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)}
+    assert bnb.optim.GlobalOptimManager.get_instance().pid2config.keys() <= alive
 
 
 def test_what_has_nothing_to_offload_is_refused():

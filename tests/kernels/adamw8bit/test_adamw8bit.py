@@ -254,9 +254,11 @@ def _layout(tree):
     return (tree.dtype, tree.shape) if isinstance(tree, torch.Tensor) else type(tree)
 
 
-def test_small_parameters_and_overrides_have_32_bits():
+def test_small_parameters_and_overrides_have_32_bits(monkeypatch):
     small, told, large = (torch.nn.Parameter(torch.randn(size)) for size in (4095, 5000, 5000))
     manager = bnb.optim.GlobalOptimManager.get_instance()
+    # It knows parameters by id() and forgets none, so that a later test's could be taken for this one.
+    monkeypatch.setattr(manager, "pid2config", {})
     manager.override_config(told, "optim_bits", 32)
     optimizer = AdamW8bit([small, told, large])
     reference_step = torch.optim.AdamW([told.detach().clone().requires_grad_()], lr=1e-3, weight_decay=1e-2)
