@@ -3,8 +3,8 @@
 // Pagliardini et al. 2024, 2409.03137). kernels/fangyan_kernels/adamw8bit/reference.py owns the meaning.
 //
 // AdamW in float32 moves 16 bytes a number: the parameter is read and written, the gradient read, two codes read and
-// written; and a 256th of the scales. About 100 vector instructions for eight numbers with AVX2: where two cores
-// read 40 GB/s that is more than the bytes' time, with AVX-512 less.
+// written; and a 256th of the scales. About 80 vector instructions for eight numbers with AVX2: where a core reads
+// more than 12 GB/s that is longer than the bytes' time, with AVX-512 less.
 //
 // Blocks do not know each other: the bits are the same for any number of threads.
 

@@ -16,46 +16,63 @@ namespace fangyan {
 
 constexpr int kCodes = 256;
 constexpr int kZero = 127;  // the signed code of 0
-// A line a decade; those of 0 and of 1, which do not meet, share one.
-constexpr int kPieces = 8;
+constexpr int kPieces = 8;  // a line for each decade, and one for 1 alone
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer, its low bits
-// The lines find a place among the codes to within this, rounding included; nearer to a middle, the middle decides.
+constexpr float kFixed = 65536.0f;     // an encoder's places among the codes have 16 bits after the point
+// They are right to within this, rounding included; nearer to a middle, the middle decides.
 constexpr float kNear = 1e-4f;
-// Smaller numbers are taken for these. Their signed code is that of 0; without a sign it is the first above: an
-// average of squares that became 0 would have its number leap by the other average over eps.
-constexpr float kLeastSigned = 8e-8f, kLeast = 1.7e-7f;
+
+// Which piece a number is in: its bits, as an integer, are nearly its logarithm, and a line of them is rounded. That
+// need not be exact, as up to the end of a decade from its last code on the next one's line does as well. With
+// `stretch`, which moves the wrinkles of such a logarithm, one line parts all pieces within those bounds, the
+// tightest by a thousandth of an octave; `stretch`, `scale` and the integer were found by search.
+struct Pieces {
+  float stretch, scale, shift;
+  float least;    // smaller numbers are taken for it; its code is the first that numbers get
+  float steeper;  // see encode_shift
+};
+// Without a sign no number gets the code of 0: an average of squares that became 0 would have its number leap by the
+// other average over eps.
+constexpr Pieces kSignedPieces{0.2f, 3.588167e-8f, kMagic - 31, 2e-7f, -0.25f * kFixed};
+constexpr Pieces kUnsignedPieces{35.36f, 3.564494e-8f, kMagic - 33, 2.2e-7f, -0.28125f * kFixed};
 
 struct DynamicMap {
   bool is_signed;
   float code[kCodes], middle[kCodes - 1];  // ascending; halfway between neighbours
   float decode_scale[kPieces], decode_shift[kPieces];  // by the low bits of a float's exponent
-  float threshold[kPieces];  // the middle above each piece
-  float encode_scale[kPieces], encode_shift[kPieces], encode_last[kPieces];
+  // A number's place, times kFixed. In a decade of n codes, the first of which is n, it is
+  // 8n/9 + x n / (0.9 * the decade's end), and the code its integer part. But the middle to the code before is not on
+  // that grid: it is at n + 0.2, where a steeper line, 1.25 place - 0.28125 shift - 0.25, is at n. The code is the
+  // integer part of the lower of both. Without a sign the first is n - 1, and 0.28125 takes the place of 0.25.
+  float encode_scale[kPieces], encode_shift[kPieces];
 
   // False if the numbers are no dynamic map.
   bool build(const float* numbers, bool with_sign) {
     is_signed = with_sign;
     std::memcpy(code, numbers, sizeof code);
     for (int i = 0; i + 1 < kCodes; ++i) middle[i] = 0.5f * (code[i] + code[i + 1]);
-    const double top = with_sign ? 128.0 : 255.0, shift = 0.5 - kNear;
+    const double top = with_sign ? 128.0 : 255.0, origin = with_sign ? 0.0 : 1.0;
+    const Pieces& pieces = with_sign ? kSignedPieces : kUnsignedPieces;
+    const double unit = kFixed / pieces.stretch;
     for (int piece = 0; piece < kPieces; ++piece) {
-      const double decade = std::pow(10.0, piece - 7), first = std::ldexp(1.0, piece);
-      const double codes = with_sign ? first / 2 : first, origin = with_sign ? 0.0 : 1.0;
+      const double end = std::pow(10.0, piece - 6), codes = std::ldexp(1.0, with_sign ? piece : piece + 1);
       // Decoding takes the code from -1, or the signed one's size plus a half: middles of steps, as codes are.
-      const int exponent = exponent_of(piece);
-      decode_scale[exponent] = static_cast<float>(0.9 * decade / codes);
-      decode_shift[exponent] = static_cast<float>(decade * (with_sign ? -0.8 : -0.8 + 0.45 / codes));
-      encode_scale[piece] = static_cast<float>(codes / (0.9 * decade));
-      encode_shift[piece] = static_cast<float>(codes * 8.0 / 9.0 - origin - shift);
-      encode_last[piece] = kMagic + static_cast<float>(2 * codes - 1 - origin);
-      threshold[piece] = with_sign ? middle[kZero + (1 << piece) - 1] : middle[(2 << piece) - 2];
+      const int exponent = exponent_of(piece + 1);
+      decode_scale[exponent] = static_cast<float>(0.9 * end / codes);
+      decode_shift[exponent] = static_cast<float>(end * (with_sign ? -0.8 : -0.8 + 0.45 / codes));
+      double shift = codes * 8 / 9 - origin, scale = codes / (0.9 * end);
+      // 1 is above the last decade, 0 below the signed first: the steeper line is at the code in the middle to them.
+      const bool below_1 = piece == kPieces - 1, above_0 = piece == 0 && with_sign;
+      if (above_0) shift = 1.0;
+      if (below_1 || above_0) {
+        const double place = (codes - origin + 0.28125 * shift - pieces.steeper / kFixed) / 1.25;
+        scale = (place - shift) / middle[below_1 ? kCodes - 2 : kZero];
+      }
+      encode_scale[piece] = static_cast<float>(scale * unit);
+      encode_shift[piece] = static_cast<float>((shift + kNear) * kFixed);
     }
     decode_scale[exponent_of(0)] = static_cast<float>(1 / top);
     decode_shift[exponent_of(0)] = static_cast<float>(1 / top) * (with_sign ? -0.5f : -1.0f);
-    encode_scale[0] = static_cast<float>(top);
-    // What lies on the first middle, and next to it, is taken for the code above, and then corrected.
-    encode_shift[0] = static_cast<float>(0.5 - top * threshold[0] + 5e-7);
-    encode_last[0] = kMagic + static_cast<float>(top);
     for (int i = 0; i < kCodes; ++i)
       if (!(std::fabs(decoded(i) - code[i]) <= 2e-6f * std::fabs(code[i]))) return false;
     return true;

@@ -27,7 +27,7 @@ def quantize(values: Tensor, qmap: Tensor) -> tuple[Tensor, Tensor]:
     blocks = torch.nn.functional.pad(values.flatten(), (0, -size % BLOCK)).view(-1, BLOCK)
     absmax = blocks.abs().amax(1)
     # The reciprocal of a smaller scale would be infinite.
-    ratios = blocks * (1.0 / absmax.clamp(min=1e-38))[:, None]
+    ratios = blocks * (1.0 / absmax.clamp(min=1e-36))[:, None]
     middles = (qmap[:-1] + qmap[1:]) / 2
     codes = torch.bucketize(ratios, middles).to(torch.uint8)
     if qmap[0] >= 0:
