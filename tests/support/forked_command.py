@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 
@@ -21,9 +22,10 @@ def server():
     return context
 
 
-def run(folder, arguments, out, err):
+def run(folder, arguments, environment, out, err):
     """The child's work: what the console script does."""
     os.chdir(folder)
+    os.environ.update(environment)
     for path, stream in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
@@ -37,26 +39,46 @@ def run(folder, arguments, out, err):
         sys.stdout.flush()
 
 
-class ForkedCommand:
-    """A running command, with the methods of :class:`subprocess.Popen` that tests use."""
+def of_ranks(count, port):
+    """Every rank's environment, as DeepSpeed's launcher sets it."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    common |= {"LOCAL_SIZE": str(count), "CROSS_RANK": "0", "CROSS_SIZE": "1"}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
-    def __init__(self, context, folder, arguments):
-        output = Path(tempfile.mkdtemp(prefix=".output-", dir=folder))
-        self._paths = [str(output / name) for name in ("stdout", "stderr")]
-        self._process = context.Process(target=run, args=(str(folder), arguments, *self._paths))
-        self._process.start()
-        self.pid = self._process.pid
+
+class ForkedCommand:
+    """A running command, a process for each environment; with what tests use of :class:`subprocess.Popen`."""
+
+    def __init__(self, context, folder, arguments, environments=({},)):
+        self._processes, self._paths = [], []
+        for environment in environments:
+            output = Path(tempfile.mkdtemp(prefix=".output-", dir=folder))
+            paths = [str(output / name) for name in ("stdout", "stderr")]
+            process = context.Process(target=run, args=(str(folder), arguments, environment, *paths))
+            process.start()
+            self._processes.append(process)
+            self._paths.append(paths)
+        self.pid = self._processes[0].pid
 
     def poll(self):
-        return self._process.exitcode
+        codes = [process.exitcode for process in self._processes]
+        return next((code for code in codes if code), None if None in codes else 0)
 
     @property
     def returncode(self):
-        return self._process.exitcode
+        return self.poll()
 
     def communicate(self, timeout=None):
-        self._process.join(timeout)
-        if self._process.is_alive():
-            self._process.kill()
+        """What they wrote. One that fails ends the others, which would wait for it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None and (deadline is None or time.monotonic() < deadline):
+            next(process for process in self._processes if process.is_alive()).join(0.1)
+        late = self.poll() is None
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        if late:
             raise subprocess.TimeoutExpired("fangyan", timeout)
-        return [Path(path).read_text() if Path(path).exists() else "" for path in self._paths]
+        written = [[Path(path) for path in paths] for paths in zip(*self._paths, strict=True)]
+        return ["".join(path.read_text() for path in paths if path.exists()) for paths in written]

@@ -9,7 +9,7 @@ from pathlib import Path
 import forked_command
 import pytest
 import torch
-from forked_command import ForkedCommand
+from forked_command import ForkedCommand, of_ranks
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "cantonese-pos.yaml"
@@ -37,30 +37,32 @@ SMALL = (
 
 
 class Cli:
-    """Runs the real command in a process of its own, or DeepSpeed's launcher for several ranks."""
+    """Runs the real command, each rank in a process of its own; by DeepSpeed's launcher where asked to."""
 
     def __init__(self, folder, server):
         self.folder = folder
         self.server = server
 
-    def start(self, *arguments, ranks=1):
-        if ranks == 1:
-            return ForkedCommand(self.server, self.folder, arguments)
-        environment = os.environ | ENVIRONMENT
-        if ranks > torch.cuda.device_count():
-            environment["CUDA_VISIBLE_DEVICES"] = ""  # the ranks share the CPU
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
+    def start(self, *arguments, ranks=1, launcher=False):
+        # More ranks than GPUs share the CPU.
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if ranks > max(1, torch.cuda.device_count()) else {}
+        if not launcher:
+            environments = of_ranks(ranks, _free_port()) if ranks > 1 else [{}]
+            return ForkedCommand(
+                self.server, self.folder, arguments, [hidden | environment for environment in environments]
+            )
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
         return subprocess.Popen(
-            [*launcher, "--master_port", str(_free_port()), "--module", "fangyan", *arguments],
+            [*command, "--master_port", str(_free_port()), "--module", "fangyan", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=os.environ | ENVIRONMENT | hidden,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def __call__(self, *arguments, ranks=1, code=0):
-        process = self.start(*arguments, ranks=ranks)
+    def __call__(self, *arguments, code=0, **where):
+        process = self.start(*arguments, **where)
         out, err = process.communicate(timeout=300)
         assert process.returncode == code, (
             f"exit {process.returncode}, expected {code}\n{out[-3000:]}\n{err[-3000:]}"

@@ -14,16 +14,13 @@ from fangyan.errors import UserError
 
 SETTINGS = {
     "one rank": (1, ("train.token_masking=0.05",)),
-    "two ranks, ZeRO 2, 8-bit": (
-        2,
-        ("engine.zero_stage=2", "optimizer.name=adamw8bit", "engine.precision=bf16"),
-    ),
+    "two ranks, ZeRO 2, 8-bit": (2, ("engine.zero_stage=2", "optimizer.name=adamw8bit")),
 }
 
 
 def kill_when(cli, condition, *arguments, ranks):
     """Starts a run and kills it, all ranks at once, at the first moment that ``condition`` holds."""
-    process = cli.start(*arguments, ranks=ranks)
+    process = cli.start(*arguments, ranks=ranks, launcher=ranks > 1)
     try:
         while process.poll() is None and not condition():
             time.sleep(0.002)
@@ -52,7 +49,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
     metrics = cli.folder / "run" / "metrics.jsonl"
     kill_when(cli, lambda: '"step": 5' in metrics.read_text(), *arguments, ranks=ranks)
     assert read_state((checkpoints / "last").resolve()).step >= 4
-    out, _ = cli(*arguments, ranks=ranks)
+    out, _ = cli(*arguments, ranks=ranks, launcher=ranks > 1)
     assert "resuming" in out
     assert not list(checkpoints.glob("*.partial"))
     whole = cli.losses("whole")
@@ -63,6 +60,19 @@ def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
         for run in ("run", "whole")
     ]
     assert records[0] == records[1]
+
+
+def test_bf16_goes_on_exactly(cli):
+    """From its float32 copies and 8-bit states, each rank from its own."""
+    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12)
+    data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll", "train.batch_tokens=15")
+    options = (*data, "train.keep_checkpoints=9", "optimizer.name=adamw8bit")
+    options += ("engine.precision=bf16", "engine.zero_stage=2")
+    cli.train(*options, ranks=2)
+    whole = cli.losses()
+    assert len(whole) >= 4
+    cli.train(*options, resume=cli.folder / "run/checkpoints/step-000002", ranks=2)
+    assert cli.losses() == whole
 
 
 @pytest.fixture
