@@ -111,7 +111,7 @@ def keep_full_precision_states(engine: Any, optimizer: torch.optim.Optimizer) ->
     for name, parameter in flat_parameters(engine, optimizer):
         if name in FULL_PRECISION_GROUPS:
             manager.override_config(parameter, "optim_bits", 32)
-            # bitsandbytes knows parameters by id() and forgets none: the next one of this id would have them too.
+            # bitsandbytes knows parameters by id() and forgets none: the next of this id would have it too.
             weakref.finalize(parameter, manager.pid2config.pop, id(parameter), None)
 
 
