@@ -133,6 +133,50 @@ class _Addmm(torch.autograd.Function):
         return grad_x_TK, None, grad_low_TR.T @ x_TK, SCALE * (grad_TN.T @ low_TR)
 
 
+class _Augmented(torch.autograd.Function):
+    """[x | s x A'] [W | B]': one product of K + R terms forward; backward, one gives g W and g B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TK: Tensor, a_RK: Tensor, b_NR: Tensor, input_TC: Tensor, weight_NC: Tensor
+    ) -> Tensor:
+        inner = x_TK.shape[1]
+        torch.mm(x_TK, SCALE * a_RK.T, out=input_TC[:, inner:])
+        weight_NC[:, inner:] = b_NR
+        ctx.save_for_backward(a_RK)
+        ctx.both = input_TC, weight_NC
+        return input_TC @ weight_NC.T
+
+    @staticmethod
+    def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, ...]:
+        (a_RK,), (input_TC, weight_NC) = ctx.saved_tensors, ctx.both
+        inner = a_RK.shape[1]
+        grad_TC = grad_TN @ weight_NC
+        grad_low_TR = SCALE * grad_TC[:, inner:]
+        grad_x_TK = torch.addmm(grad_TC[:, :inner], grad_low_TR, a_RK)
+        grad_b_NR = grad_TN.T @ input_TC[:, inner:]
+        return grad_x_TK, grad_low_TR.T @ input_TC[:, :inner], grad_b_NR, None, None
+
+
+def augmented(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """x and W are in the wider matrices from the start, as if the layer before had written x there."""
+    x_TK, weight_NK, a_RK, b_NR = values
+    with torch.no_grad():
+        input_TC = torch.cat([x_TK, x_TK.new_empty(len(x_TK), len(a_RK))], 1)
+        weight_NC = torch.cat([weight_NK, b_NR], 1)
+    return lambda: _Augmented.apply(x_TK, a_RK, b_NR, input_TC, weight_NC)
+
+
+def split_epilogue(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from peers.split_epilogue import SplitEpilogue
+
+    return lambda: SplitEpilogue.apply(*values, SCALE, shape["P"] / 100)
+
+
+def no_gpu(shape: Shape) -> str | None:
+    return None if shape.device == "cuda" else "its kernels are Triton's"
+
+
 def work(shape: Shape, which: str) -> Work:
     """One GEMM with W each way, the low-rank products, and x, W and the results moved once a pass."""
     tokens, inner, outer, rank = (shape[letter] for letter in "TKNR")
@@ -185,6 +229,8 @@ OP = Op(
         Contender("frozen linear", "baseline", frozen, computes=False),
         Contender("PEFT", "peer", peft, no_peft),
         Contender("addmm", "peer", function(_Addmm.apply), no_dropout),
+        Contender("K-augmentation", "peer", augmented, no_dropout, quick=False),
+        Contender("split epilogue", "peer", split_epilogue, no_gpu, quick=False),
         Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
         Contender("fangyan", "ours", ours()),
     ),
