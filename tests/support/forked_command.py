@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import connection
 from pathlib import Path
 
 
@@ -72,7 +73,8 @@ class ForkedCommand:
         """What they wrote. One that fails ends the others, which would wait for it."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None and (deadline is None or time.monotonic() < deadline):
-            next(process for process in self._processes if process.is_alive()).join(0.1)
+            running = [process.sentinel for process in self._processes if process.exitcode is None]
+            connection.wait(running, 0.1)
         late = self.poll() is None
         for process in self._processes:
             if process.is_alive():
