@@ -20,7 +20,7 @@ from fangyan_kernels.lora_linear import triton_tails
 from fangyan_kernels.lora_linear.triton_tails import kept
 from torch import Tensor
 
-# Tiles of rows, columns and terms, warps and stages: what Triton's own tutorial tries on a large product.
+# Tiles of rows, columns and terms, warps and stages, for autotuning to choose from.
 TILES = (
     (128, 256, 64, 8, 3),
     (128, 128, 64, 8, 3),
