@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from fangyan_kernels.lora_linear import triton_tails
-from fangyan_kernels.lora_linear.triton_tails import kept
+from fangyan_kernels.lora_linear.triton_tails import tail
 from torch import Tensor
 
 # Tiles of rows, columns and terms, warps and stages, for autotuning to choose from.
@@ -68,8 +68,7 @@ def product_with_tail(
     height = min(tiles_m - first, GROUP)
     m = (first + i_tile % (GROUP * tiles_n) % height) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = i_tile % (GROUP * tiles_n) // height * BLOCK_N + tl.arange(0, BLOCK_N)
-    r = tl.arange(0, BLOCK_R)
-    m_m, m_n, m_r = m < rows, n < columns, r < rank
+    m_m, m_n = m < rows, n < columns
     p_rows = p_left + m.to(tl.int64)[:, None] * inner
     p_columns = p_right + n.to(tl.int64)[None, :] * stride_column
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -81,13 +80,10 @@ def product_with_tail(
             p_columns + k.to(tl.int64)[:, None] * stride_inner, mask=m_k[:, None] & m_n[None, :], other=0.0
         )
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    z = tl.load(
-        p_low + m.to(tl.int64)[:, None] * rank + r[None, :], mask=m_m[:, None] & m_r[None, :], other=0.0
+    value = tail(
+        *(p_low, p_tail, m, n, rows, columns, rank, rank, low, high, threshold, scale),
+        *(DROPOUT, PRECISION, BLOCK_R),
     )
-    tail = tl.load(p_tail + r[:, None] * columns + n[None, :], mask=m_r[:, None] & m_n[None, :], other=0.0)
-    value = tl.dot(z.to(p_tail.dtype.element_ty), tail, input_precision=PRECISION)
-    if DROPOUT:
-        value *= kept(m, n, low, high, threshold, scale)
     p_tile = p_out + m.to(tl.int64)[:, None] * columns + n[None, :]
     tl.store(p_tile, total + value, mask=m_m[:, None] & m_n[None, :])
 

@@ -90,6 +90,37 @@ def shrink(
     tl.store(p_low + t.to(tl.int64)[:, None] * rank + r[None, :], total, mask=m_t[:, None] & m_r[None, :])
 
 
+@triton.jit
+def tail(
+    p_low,
+    p_a,
+    t,
+    k,
+    tokens,
+    inner,
+    rank,
+    stride,
+    low,
+    high,
+    threshold,
+    scale,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """D_tk sum_r low_tr a_rk of a tile."""
+    r = tl.arange(0, BLOCK_R)
+    m_t, m_r, m_k = t < tokens, r < rank, k < inner
+    z = tl.load(
+        p_low + t.to(tl.int64)[:, None] * stride + r[None, :], mask=m_t[:, None] & m_r[None, :], other=0.0
+    )
+    a = tl.load(p_a + r[:, None] * inner + k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+    value = tl.dot(z.to(p_a.dtype.element_ty), a, input_precision=PRECISION)
+    if DROPOUT:
+        value *= kept(t, k, low, high, threshold, scale)
+    return value
+
+
 @triton.jit(do_not_specialize=["low", "high", "threshold"])
 def expand(
     p_low,
@@ -112,17 +143,12 @@ def expand(
     """total_tk += D_tk sum_r low_tr a_rk, for a block of tokens and of columns."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    r = tl.arange(0, BLOCK_R)
-    m_t, m_r, m_k = t < tokens, r < rank, k < inner
-    z = tl.load(
-        p_low + t.to(tl.int64)[:, None] * stride + r[None, :], mask=m_t[:, None] & m_r[None, :], other=0.0
+    value = tail(
+        *(p_low, p_a, t, k, tokens, inner, rank, stride, low, high, threshold, scale),
+        *(DROPOUT, PRECISION, BLOCK_R),
     )
-    a = tl.load(p_a + r[:, None] * inner + k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
-    value = tl.dot(z.to(p_a.dtype.element_ty), a, input_precision=PRECISION)
-    if DROPOUT:
-        value *= kept(t, k, low, high, threshold, scale)
     p_tile = p_total + t.to(tl.int64)[:, None] * inner + k[None, :]
-    m_tile = m_t[:, None] & m_k[None, :]
+    m_tile = (t < tokens)[:, None] & (k < inner)[None, :]
     tl.store(p_tile, tl.load(p_tile, mask=m_tile, other=0.0) + value, mask=m_tile)
 
 
