@@ -43,11 +43,12 @@ struct Step {
   int64_t size;
   State states[kMostStates];
   float beta1, beta2, beta3, rest1, rest2, rest3;  // each and 1 - beta, which loses digits in float32
-  float alpha, eps;
-  float decay;               // factor on the parameter, 1 - lr * weight_decay
-  float rate;                // lr, divided by the first average's correction
-  float root_correction;     // 1 / sqrt(1 - beta2^step)
-  float mix_correction;      // 1 / (1 - beta1^step), of AdEMAMix
+  float alpha;
+  float decay;            // factor on the parameter, 1 - lr * weight_decay
+  float rate;             // lr, of Lion; the others' two below are divided by lr over the first average's correction
+  float eps;
+  float root_correction;  // 1 / sqrt(1 - beta2^step)
+  float mix_correction;   // 1 / (1 - beta1^step), of AdEMAMix
 };
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -70,7 +71,7 @@ namespace avx2 {
 #undef FANGYAN_AVX2
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,prefer-vector-width=512")
 #define FANGYAN_AVX512
 namespace avx512 {
 #include "optimizer_blocks.inc"
@@ -80,7 +81,8 @@ namespace avx512 {
 
 inline int64_t step_blocks(const Step& s, int64_t begin, int64_t end) {
   static const bool widest = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                             __builtin_cpu_supports("avx512vbmi");
   static const bool wide =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   return widest ? avx512::step_blocks(s, begin, end)
