@@ -53,8 +53,7 @@ namespace avx2 {
 #pragma GCC pop_options
 
 inline void lora_tiles(const LoraTiles& k, int64_t begin, int64_t end, LoraSums& sums) {
-  static const bool wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  wide ? avx2::lora_tiles(k, begin, end, sums) : baseline::lora_tiles(k, begin, end, sums);
+  widest() >= Vectors::kAvx2 ? avx2::lora_tiles(k, begin, end, sums) : baseline::lora_tiles(k, begin, end, sums);
 }
 #else
 using baseline::lora_tiles;

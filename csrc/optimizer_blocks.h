@@ -80,14 +80,12 @@ namespace avx512 {
 #pragma GCC pop_options
 
 inline int64_t step_blocks(const Step& s, int64_t begin, int64_t end) {
-  static const bool widest = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                             __builtin_cpu_supports("avx512vbmi");
-  static const bool wide =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return widest ? avx512::step_blocks(s, begin, end)
-         : wide ? avx2::step_blocks(s, begin, end)
-                : baseline::step_blocks(s, begin, end);
+  switch (widest()) {
+    case Vectors::kAvx512: return avx512::step_blocks(s, begin, end);
+    case Vectors::kAvx2: return avx2::step_blocks(s, begin, end);
+    case Vectors::kNone: break;
+  }
+  return baseline::step_blocks(s, begin, end);
 }
 #else
 using baseline::step_blocks;

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "clones.h"
 #include "products.h"
 #include "softmax_row.h"
 
@@ -47,8 +48,7 @@ namespace avx2 {
 #pragma GCC pop_options
 
 inline void tag_tiles(const TagTiles& k, int64_t begin, int64_t end, TagSums& sums) {
-  static const bool wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  wide ? avx2::tag_tiles(k, begin, end, sums) : baseline::tag_tiles(k, begin, end, sums);
+  widest() >= Vectors::kAvx2 ? avx2::tag_tiles(k, begin, end, sums) : baseline::tag_tiles(k, begin, end, sums);
 }
 #else
 using baseline::tag_tiles;

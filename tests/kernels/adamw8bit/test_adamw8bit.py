@@ -139,6 +139,21 @@ def test_as_the_reference(rule, size, dtype):
 
 
 @pytest.mark.parametrize("rule", OURS)
+@pytest.mark.parametrize("rate", [0.0, 1e-44])
+def test_without_a_rate_states_alone_move(rule, rate):
+    """As in a warm-up's first step; among the gradients are zeros, which have averages of 0."""
+    start = torch.randn(1000, generator=torch.Generator().manual_seed(9))
+    (gradient,) = gradients(1000, 1)
+    gradient[:300] = 0.0
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = OURS[rule]([parameter], lr=rate, weight_decay=0.1, min_8bit_size=0)
+    parameter.grad = gradient
+    optimizer.step()
+    assert torch.equal(parameter.detach(), start)
+    assert optimizer.state[parameter]["absmax1"].flatten()[2] > 0
+
+
+@pytest.mark.parametrize("rule", OURS)
 def test_bitsandbytes_state_by_state(rule):
     """Each step from its own states: the same parameters, and averages stored no worse than there."""
     size, settings = 20_000, {"weight_decay": 0.1}

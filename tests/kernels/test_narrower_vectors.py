@@ -1,0 +1,33 @@
+"""The C++ kernels with narrower vectors than this processor's: their tests again, in a process that is told so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton_here
+
+if triton_here.INTERPRETED:
+    pytest.skip("the interpreter runs Triton's kernels alone", allow_module_level=True)
+
+HERE = Path(__file__).parent
+# The optimizers' have the most code that is the processor's own; of the others a few sizes.
+CHOSEN = {
+    "adamw8bit/test_adamw8bit.py": "",
+    "linear_cross_entropy/test_linear_cross_entropy.py": "test_every_option_together and cpp",
+    "lora_linear/test_lora_linear.py": "test_dropout and cpu",
+}
+
+
+@pytest.mark.parametrize("vectors", ["avx2", "default"])
+def test_kernels_with_narrower_vectors(vectors: str) -> None:
+    widest = torch.backends.cpu.get_cpu_capability().lower()
+    if widest not in {"avx2", "avx512"} or widest == vectors:
+        pytest.skip(f"this processor's vectors are no wider than {vectors}")
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": vectors}
+    for file, which in CHOSEN.items():
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, str(HERE / file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-5000:]
