@@ -13,13 +13,17 @@ import torch
 
 
 def machine_name() -> str:
-    """Names the processor that the results hold for, such as ``amd-epyc-2-cores``."""
+    """Names the processor that the results hold for, such as ``amd-epyc-avx2-2-cores``.
+
+    Virtual machines call processors of several generations by one name: their vectors tell them apart.
+    """
     if torch.cuda.is_available():
         return _slug(torch.cuda.get_device_name())
     found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
     model = found[1] if found else os.uname().machine
     model = re.sub(r"\(.*?\)|@.*|\b(CPU|Processor|\d+-Core)\b", "", model)
-    return f"{_slug(model)}-{cores()}-cores"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{_slug(model)}-{_slug(vectors)}-{cores()}-cores"
 
 
 def cores() -> int:
