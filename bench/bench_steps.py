@@ -18,13 +18,14 @@ from harness.machine import device
 from harness.statistics import ratio, slope
 from harness.stepping import ROOT, StepResult, seconds_until
 from harness.suite import Suite, recorded_time, replay
-from steps import lora_lm, masked_lm
+from steps import largest, lora_lm, masked_lm
 from steps.tagger import CONTENDERS, MINUTES, check_agreement, read_setting, write_bert_base
 
 RECIPE = str(ROOT / "recipes" / "cantonese-pos.yaml")
 ELECTRA, BERT = "ELECTRA, 5.9 M", "BERT-base, 93 M"
 BASELINE, OURS = "tutorial loop", "fangyan"
 DEV_SCORE = 85.0  # joint F1
+CARD = 24.0  # GiB, of a card that people have
 
 # What fangyan promises on a CPU; a GPU spends its time elsewhere.
 CLAIMS = {"tutorial loop": 8.0, "HF Trainer, batch 16": 1.25}
@@ -158,6 +159,21 @@ def test_lora_lm_step(adapted: str, name: str, same_adapters: None, suite: Suite
 @pytest.fixture(scope="session")
 def same_adapters() -> None:
     lora_lm.check_agreement(read_setting(settings()))
+
+
+@pytest.mark.skipif(device() != "cuda", reason="a cap on memory is the GPU's allocator's")
+@pytest.mark.parametrize("name", [lora_lm.PEFT, lora_lm.OURS])
+@pytest.mark.parametrize("base", ["bf16", "nf4"])
+def test_largest_model(base: str, name: str, suite: Suite) -> None:
+    """The most layers of an 8B model's size whose LoRA trains in the memory of a card; to four layers."""
+    if suite.quick:
+        pytest.skip("it takes minutes")
+    layers = largest.largest(
+        lambda layers: largest.trains(name, base, layers, CARD, settings()), step=4, most=256
+    )
+    billions = largest.parameters(layers) / 1e9
+    suite.lines.append(f"{name}, {base}: LoRA of up to {billions:.1f} B parameters trains in {CARD:.0f} GiB")
+    assert layers > 0
 
 
 @pytest.mark.skipif(device() == "cuda", reason="the ratios are promised of a CPU")

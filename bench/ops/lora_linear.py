@@ -32,12 +32,9 @@ SHAPES = (
     *(
         Shape("attention", {"T": 8192, "K": k, "N": k, "R": r, "P": p}, "cuda", torch.bfloat16, quick)
         for k, r, p, quick in (
-            (768, 16, 0, False),
-            (4096, 8, 0, False),
-            (4096, 16, 0, True),
+            *((k, r, 0, k == 4096 and r == 16) for k in (768, 4096, 8192) for r in (8, 16, 64)),
             (4096, 16, 10, True),
-            (4096, 64, 0, False),
-            (8192, 16, 0, False),
+            (8192, 16, 10, False),
         )
     ),
 )

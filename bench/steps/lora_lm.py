@@ -70,6 +70,23 @@ def sizes() -> list[str]:
     return [name for name, size in SIZES.items() if size.device == device()]
 
 
+def build(config: Qwen3Config, dtype: torch.dtype, base: str | None) -> Any:
+    """A model with random weights, a layer at a time: of 4-bit ones no more is ever whole."""
+    layers, config.num_hidden_layers = config.num_hidden_layers, 1
+    with torch.device(device()):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        stack = model.get_decoder().layers
+        for number in range(layers):
+            if number:
+                layer = type(stack[0])(config, number).to(dtype)
+                layer.apply(model._init_weights)
+                stack.append(layer)
+            if base == "nf4":
+                quantize(model, None, dtype)
+    config.num_hidden_layers = layers
+    return model
+
+
 class LoraLm:
     """A Qwen3 with random frozen weights and an adapter in ``torch.optim.AdamW``."""
 
@@ -78,10 +95,7 @@ class LoraLm:
         half = setting.recipe.engine.precision == "bf16"
         config = Qwen3Config(**{"vocab_size": len(setting.tokenizer), **size.config})
         dtype = torch.bfloat16 if half else torch.float32
-        with torch.device(device()):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        if size.base == "nf4":
-            quantize(model, None, dtype)
+        model = build(config, dtype, size.base)
         settings = Adapt(method="lora", rank=16, alpha=32.0, dropout=dropout)
         kernels = "auto" if fused else "reference"
         self.model = adapt(model, settings, "CAUSAL_LM", None, 1, kernels)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from harness.machine import cache_bytes
 from harness.op import CALL, Contender, Op, Shape, Work, function
 from harness.statistics import median_interval, ratio, slope
 from harness.timing import Effort, Trial, input_sets, interleave
+from steps.largest import largest
 
 SHAPE = Shape("small", {"T": 8, "H": 4})
 
@@ -159,3 +160,16 @@ def test_high_water_mark(megabytes):
     block = torch.ones(megabytes << 18)
     del block
     assert memory.high_water_mark() - before == pytest.approx(megabytes << 20, rel=0.1, abs=2 << 20)
+
+
+@pytest.mark.parametrize("limit", [0, 3, 4, 5, 57, 60, 255, 256, 1000])
+def test_the_largest_that_fits(limit):
+    tried = []
+
+    def fits(layers):
+        tried.append(layers)
+        return layers <= limit
+
+    assert largest(fits, step=4, most=256) == min(limit // 4 * 4, 256)
+    assert len(tried) == len(set(tried)) <= 14  # each is a process of its own
+    assert max(tried) <= 256

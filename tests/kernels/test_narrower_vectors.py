@@ -1,4 +1,4 @@
-"""The C++ kernels with narrower vectors than this processor's: their tests again, in a process that is told so."""
+"""The C++ kernels with narrower vectors than this processor's: tests again, in a process told so."""
 
 import os
 import subprocess
@@ -28,6 +28,6 @@ def test_kernels_with_narrower_vectors(vectors: str) -> None:
         pytest.skip(f"this processor's vectors are no wider than {vectors}")
     environment = os.environ | {"ATEN_CPU_CAPABILITY": vectors}
     for file, which in CHOSEN.items():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, str(HERE / file)]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", which, str(HERE / file)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-5000:]
