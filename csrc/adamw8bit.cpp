@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -27,8 +28,8 @@ using namespace fangyan;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Blocks of a task: a hundred microseconds.
-constexpr int64_t kGrain = 256;
+// Blocks that a thread takes at a time: some fifty microseconds.
+constexpr int64_t kShare = 256;
 
 Number number_of(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -123,8 +124,13 @@ int64_t optimizer_step_(std::string rule, Tensor parameter, Tensor gradient, Ten
     s.eps = std::numeric_limits<float>::infinity();
   }
   std::atomic<int64_t> left{0};
-  torch::stable::parallel_for(0, (size + kBlock - 1) / kBlock, kGrain,
-                              [&](int64_t begin, int64_t end) { left += step_blocks(s, begin, end); });
+  // Threads take what is left to do, not equal parts: a core that does other work too would have all wait for it.
+  const int64_t blocks = (size + kBlock - 1) / kBlock;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, blocks, kShare, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(kShare)) < blocks;)
+      left += step_blocks(s, begin, std::min(begin + kShare, blocks));
+  });
   return left;
 }
 

@@ -80,7 +80,9 @@ struct DynamicMap {
         steeper = kCodes;
       }
       set_line(piece, scale / pieces.stretch, shift, steeper);
-      set_line(piece + kPieces, 0.0, with_sign ? 0.5 : 1.5, kCodes);  // down to 0
+      // Down to 0. Without a sign no number gets its code: an average of squares that became 0 would have its number
+      // leap by the other average over eps.
+      set_line(piece + kPieces, 0.0, with_sign ? 0.5 : 1.5, kCodes);
     }
     decode_scale[exponent_of(0)] = static_cast<float>(1 / top);
     decode_shift[exponent_of(0)] = static_cast<float>(1 / top) * (with_sign ? -0.5f : -1.0f);
