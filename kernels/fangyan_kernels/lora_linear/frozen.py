@@ -66,10 +66,12 @@ class Frozen:
         if not self.quant_type:
             return self._weights[i]
         packed, absmax, block = self.packed(i)
-        shape = (self.outer[i], self.inner)
-        return torch.ops.bitsandbytes.dequantize_4bit(
-            packed, absmax, block, self.quant_type, shape, dtype or self.dtype
+        # As one row: with AVX-512, bitsandbytes 0.50.2 takes other scales for rows that end within a block.
+        numbers = (self.outer[i] * self.inner,)
+        flat = torch.ops.bitsandbytes.dequantize_4bit(
+            packed, absmax, block, self.quant_type, numbers, dtype or self.dtype
         )
+        return flat.view(self.outer[i], self.inner)
 
     def packed(self, i: int) -> tuple[Tensor, Tensor, int]:
         """Of 4-bit projection ``i``: its bytes, its blocks' largest absolute values, a block's size."""

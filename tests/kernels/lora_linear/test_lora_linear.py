@@ -169,6 +169,22 @@ def test_four_bits(impl, quant_type, nested, dtype, dropout, tokens):
         assert (value.double() - right).abs().amax() <= budget
 
 
+@implementations("reference", *FUSED)
+@pytest.mark.parametrize("inner", [32, 96, 100])
+def test_rows_that_end_within_a_block(impl, inner):
+    """By the code book itself: with AVX-512, bitsandbytes is wrong where such rows are a multiple of 32."""
+    case = make(impl, 20, inner, 48, 4)
+    packed = bnb.nn.Params4bit(case[1].detach().cpu(), quant_type="nf4", compress_statistics=False)
+    state = packed.to("cpu").quant_state
+    bits = packed.data.flatten().int()
+    scales = state.absmax.repeat_interleave(state.blocksize)[: 48 * inner]
+    dense = (state.code[torch.stack([bits >> 4, bits & 15], 1).flatten()] * scales).view(48, inner)
+    found, expected = (
+        ours(case[0], weight.to(case[0].device), *case[2:], impl=impl) for weight in (packed, dense)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @implementations(*FUSED)
 @pytest.mark.parametrize("tokens", [5, 300])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])

@@ -50,8 +50,12 @@ CAUSAL = {
 }
 
 
-def build(name, settings, layout="rows", kernels="auto"):
-    """A packed model with an adapter, its base frozen; and the model before."""
+def build(name, settings, layout="rows", kernels="auto", unpacked=False):
+    """A packed model with an adapter, its base frozen; and the model before.
+
+    Args:
+        unpacked: 4-bit weights are rounded, but not stored, so.
+    """
     torch.manual_seed(0)
     causal = name in CAUSAL
     kind = AutoModelForCausalLM if causal else AutoModelForTokenClassification
@@ -61,6 +65,8 @@ def build(name, settings, layout="rows", kernels="auto"):
     before = copy.deepcopy(model)
     if settings.base == "nf4":
         quantize(model, head, torch.float32)
+        if unpacked:
+            dequantize(model)
     adapted = adapt(model, settings, "CAUSAL_LM" if causal else "TOKEN_CLS", head, 40, kernels)
     return PackedModel(adapted, classes, layout, kernels=kernels), before
 
@@ -113,7 +119,8 @@ def test_lora_learns_in_every_architecture_beside_frozen_weights(name, base):
 def test_the_kernels_compute_what_peft_does(name, base):
     settings = Adapt(method="lora", rank=4, base=base, rslora=True)
     fused, _ = build(name, settings)
-    plain, _ = build(name, settings, kernels="reference")
+    # With AVX-512, bitsandbytes' own layers are wrong for rows of 32.
+    plain, _ = build(name, settings, kernels="reference", unpacked=True)
     batch = batch_of(name)
     generator = torch.Generator().manual_seed(2)
     state = {
