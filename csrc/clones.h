@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
-// The loader picks the widest clone the processor has.
+// The loader picks the widest clone the processor has, whatever PyTorch is told.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define FANGYAN_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

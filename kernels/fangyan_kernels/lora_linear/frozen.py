@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
+import bitsandbytes
 import torch
 from torch import Tensor
 
@@ -32,6 +34,19 @@ def take_apart(weight: Any) -> FourBit:
     nested = state.state2
     scales = [state.absmax, state.offset, nested.absmax, nested.code]
     return FourBit(scales, [state.blocksize, nested.blocksize], state.quant_type)
+
+
+def unpacked(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """What a ``Params4bit`` stands for, (N, K), a new matrix; ``dtype`` is by default that of before packing.
+
+    It is read as one row: with AVX-512, bitsandbytes 0.50.2 takes other blocks' scales in rows that are a
+    multiple of 32 and end within a block.
+    """
+    state = copy(weight.quant_state)
+    shape, state.shape = state.shape, torch.Size([state.shape.numel()])
+    state.dtype = dtype or state.dtype
+    flat: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
+    return flat.view(shape)
 
 
 class Frozen:
@@ -66,8 +81,7 @@ class Frozen:
         if not self.quant_type:
             return self._weights[i]
         packed, absmax, block = self.packed(i)
-        # As one row: with AVX-512, bitsandbytes 0.50.2 takes other scales for rows that end within a block.
-        numbers = (self.outer[i] * self.inner,)
+        numbers = (self.outer[i] * self.inner,)  # as one row: see unpacked()
         flat = torch.ops.bitsandbytes.dequantize_4bit(
             packed, absmax, block, self.quant_type, numbers, dtype or self.dtype
         )

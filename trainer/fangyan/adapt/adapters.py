@@ -8,12 +8,12 @@ weights) stays PEFT's.
 from __future__ import annotations
 
 import warnings
-from copy import copy
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from fangyan_kernels import lora_linear
+from fangyan_kernels.lora_linear.frozen import unpacked
 from torch import Tensor, nn
 
 import fangyan.accelerator  # noqa: F401  (PEFT imports DeepSpeed)
@@ -176,11 +176,7 @@ def dequantize(model: Any) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is bnb.nn.Linear4bit:
             plain = nn.Linear(module.in_features, module.out_features, device="meta")
-            # As one row: see fangyan_kernels.lora_linear.frozen.
-            state = copy(module.weight.quant_state)
-            state.shape = torch.Size([module.in_features * module.out_features])
-            weight = bnb.functional.dequantize_4bit(module.weight.data, state)
-            plain.weight = nn.Parameter(weight.view(module.out_features, -1), requires_grad=False)
+            plain.weight = nn.Parameter(unpacked(module.weight), requires_grad=False)
             plain.bias = module.bias
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, plain)
