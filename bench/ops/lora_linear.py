@@ -93,14 +93,20 @@ def compiled(shape: Shape, values: Inputs) -> Callable[[], Any]:
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    from peft import LoraConfig
     from peft.tuners.lora import Linear
 
-    x_TK, weight_NK, a_RK, b_NR = values
     base = nn.Linear(shape["K"], shape["N"], bias=False, device="meta")
-    base.weight = nn.Parameter(weight_NK, requires_grad=False)
+    base.weight = nn.Parameter(values[1], requires_grad=False)
+    return peft_layer(Linear, base, shape, values)
+
+
+def peft_layer(kind: Any, base: nn.Module, shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """One of PEFT's LoRA layers around a frozen one, with the inputs' adapter."""
+    from peft import LoraConfig
+
+    x_TK, _, a_RK, b_NR = values
     config = LoraConfig(r=shape["R"], lora_alpha=int(SCALE * shape["R"]), lora_dropout=shape["P"] / 100)
-    layer = Linear(base, "default", config=config, r=shape["R"], lora_alpha=config.lora_alpha)
+    layer = kind(base, "default", config=config, r=shape["R"], lora_alpha=config.lora_alpha)
     layer.lora_A["default"].weight, layer.lora_B["default"].weight = a_RK, b_NR
     return lambda: layer(x_TK)
 

@@ -7,18 +7,17 @@ nested as QLoRA has them. The bar is the same layer with its weight in the dtype
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
-from fangyan_kernels import lora_linear
-from torch import Tensor, nn
+from fangyan_kernels.lora_linear.frozen import unpacked
+from torch import Tensor
 
 from harness.op import Contender, Inputs, Op, Shape, Work
-from ops.lora_linear import SCALE, adapted, no_peft
+from ops.lora_linear import adapted, no_peft, ours, peft_layer
 from ops.lora_linear import inputs as plain_inputs
 from ops.lora_linear import work as plain_work
 
@@ -39,54 +38,34 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     return x_TK, Params4bit(weight_NK.cpu(), **settings).to(shape.device), a_RK, b_NR
 
 
-def dense(weight: Any, dtype: torch.dtype) -> Tensor:
-    """What the weight stands for, (N, K), rounded to ``dtype``."""
-    state = copy(weight.quant_state)
-    state.dtype = torch.float32 if dtype == torch.float64 else dtype
-    weight_NK: Tensor = dequantize_4bit(weight.data, state)
-    return weight_NK.to(dtype)
-
-
 def truth(x_TK: Tensor, weight: Any, a_RK: Tensor, b_NR: Tensor) -> Tensor:
-    return adapted(0.0, x_TK, dense(weight, x_TK.dtype), a_RK, b_NR)
+    return adapted(0.0, x_TK, unpacked(weight, torch.float32).to(x_TK.dtype), a_RK, b_NR)
 
 
 def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
     x_TK, weight, a_RK, b_NR = values
     dropout = shape["P"] / 100
-    return lambda: adapted(dropout, x_TK, dense(weight, x_TK.dtype), a_RK, b_NR)
+    return lambda: adapted(dropout, x_TK, dequantize_4bit(weight.data, weight.quant_state), a_RK, b_NR)
 
 
 def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
     """What bitsandbytes' layer costs without an adapter."""
     x_TK, weight, *_ = values
-    return lambda: F.linear(x_TK, dense(weight, x_TK.dtype))
-
-
-def ours(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    dropout = shape["P"] / 100
-    return lambda: lora_linear(*values, scaling=SCALE, dropout=dropout)
+    return lambda: F.linear(x_TK, dequantize_4bit(weight.data, weight.quant_state))
 
 
 def ours_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
     """The weight in the dtype of x, four times as large in bfloat16."""
     x_TK, weight, a_RK, b_NR = values
-    dropout, weight_NK = shape["P"] / 100, dense(weight, x_TK.dtype)
-    return lambda: lora_linear(x_TK, weight_NK, a_RK, b_NR, scaling=SCALE, dropout=dropout)
+    return ours()(shape, (x_TK, unpacked(weight), a_RK, b_NR))
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    from peft import LoraConfig
     from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 
-    x_TK, weight, a_RK, b_NR = values
     base = Linear4bit(shape["K"], shape["N"], bias=False, compute_dtype=shape.dtype, device="meta")
-    base.weight = weight
-    config = LoraConfig(r=shape["R"], lora_alpha=int(SCALE * shape["R"]), lora_dropout=shape["P"] / 100)
-    layer = PeftLinear4bit(base, "default", config=config, r=shape["R"], lora_alpha=config.lora_alpha)
-    layer.lora_A["default"].weight, layer.lora_B["default"].weight = a_RK, b_NR
-    assert isinstance(layer, nn.Module)
-    return lambda: layer(x_TK)
+    base.weight = values[1]
+    return peft_layer(PeftLinear4bit, base, shape, values)
 
 
 def work(shape: Shape, which: str) -> Work:
@@ -107,7 +86,7 @@ OP = Op(
         Contender("frozen linear", "baseline", frozen, computes=False),
         Contender("PEFT", "peer", peft, no_peft),
         Contender("fangyan, plain weight", "ours", ours_plain),
-        Contender("fangyan", "ours", ours),
+        Contender("fangyan", "ours", ours()),
     ),
     work=work,
     checked_at={"P": 0, "T": 2048},

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from harness.machine import device
 from steps.lora_lm import OURS, SIZES, LoraLm
@@ -54,11 +55,9 @@ def trains(contender: str, base: str, layers: int, gigabytes: float, recipe: str
 
 def parameters(layers: int) -> int:
     """Of a model of so many layers, embeddings and head included."""
-    config = SIZES["8B"].config
-    hidden, head = config["hidden_size"], config["head_dim"]
-    queries, keys = (head * config[f"num_{which}_heads"] for which in ("attention", "key_value"))
-    layer = hidden * (2 * queries + 2 * keys + 3 * config["intermediate_size"])
-    return layers * layer + 2 * hidden * config["vocab_size"]
+    config = Qwen3Config(**SIZES["8B"].config | {"num_hidden_layers": layers})
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def main() -> None:
