@@ -5,13 +5,12 @@ kernels or none.
 """
 
 import contextlib
-import sys
-import warnings
-from functools import partial
 
 import torch
 import triton
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
+
+from harness.routing import cpu_tensors_to_triton
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,30 +27,9 @@ def on_the_cpu(monkeypatch):
     if not INTERPRETED:
         yield
         return
-    from fangyan_kernels import linear_cross_entropy, lora_linear
-    from fangyan_kernels.linear_cross_entropy import triton as kernels
-    from fangyan_kernels.lora_linear import products, triton_tails
-
-    for function, names in ((linear_cross_entropy, {"triton": "triton_auto"}), (lora_linear, {})):
-        _allow_triton(monkeypatch, sys.modules[function.__module__], names)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
-    with warnings.catch_warnings(), torch.library._scoped_library("fangyan", "IMPL") as library:
-        warnings.simplefilter("ignore")  # the C++ kernels are overridden, on purpose
-        library.impl("linear_cross_entropy", kernels.linear_cross_entropy, "CPU")
-        library.impl("scale_gradients_", kernels.scale_gradients_, "CPU")
-        library.impl("lora_linear", partial(products.forward, triton_tails), "CPU")
-        library.impl("lora_linear_backward", partial(products.backward, triton_tails), "CPU")
-        warnings.simplefilter("error")
+    with cpu_tensors_to_triton():
         yield
-
-
-def _allow_triton(monkeypatch, module, names):
-    choose = module._choose
-    monkeypatch.setattr(
-        module,
-        "_choose",
-        lambda impl, input: names.get(impl, impl) if "triton" in impl else choose(impl, input),
-    )
 
 
 def _dot(original):

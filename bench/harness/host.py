@@ -1,0 +1,103 @@
+"""What a GPU op costs its host: its time with nothing launched, its launches, its compiled variants.
+
+The driver below stands in for CUDA's. Triton's own code runs up to it: a call's arguments are bound, its
+variant is looked up, and compiled for a Hopper card where it is new; allocations, dispatch and autograd are
+PyTorch's, on small CPU tensors. Products by PyTorch are computed, on sizes where they take a microsecond or
+two, about as long as cuBLAS takes to launch. What is left out is CUDA's own launch, 2 to 4 us per kernel.
+Values are garbage: the tests answer for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from harness.routing import cpu_tensors_to_triton
+
+_DEVICE = 90  # no device's number, so that no variant compiled here is taken for a real GPU's
+
+
+@dataclass
+class Launches:
+    """What would have run on a GPU since the last ``clear``: kernels launched, variants compiled, by name."""
+
+    launched: list[str] = field(default_factory=list)
+    variants: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.launched.clear()
+        self.variants.clear()
+
+
+class _Driver:
+    """What Triton asks of a driver, answered for an H100; launching records a name."""
+
+    def __init__(self, launches: Launches):
+        self._launches = launches
+        self.utils = SimpleNamespace(load_binary=self._load, get_device_properties=self._properties)
+        self.launcher_cls = self._launcher
+
+    def get_current_device(self) -> int:
+        return _DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def _properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
+
+    def _load(self, name: str, *_: Any) -> tuple[int, int, int, int, int]:
+        self._launches.variants.append(name)
+        return 0, 0, 0, 0, 1024
+
+    def _launcher(self, source: Any, metadata: Any) -> Callable[..., None]:
+        launched = self._launches.launched
+
+        def launch(*arguments: Any) -> None:
+            for argument in arguments:
+                if isinstance(argument, Tensor):
+                    argument.data_ptr()  # as the real one does for each
+            launched.append(metadata.name)
+
+        return launch
+
+
+@contextlib.contextmanager
+def launching_nothing() -> Iterator[Launches]:
+    """Triton kernels are compiled, for sm_90, and not launched; ``impl="triton"`` takes CPU tensors."""
+    if knobs.runtime.interpret:
+        raise RuntimeError("the interpreter launches and compiles nothing, expected TRITON_INTERPRET unset")
+    launches = Launches()
+    before = driver._active
+    driver.set_active(_Driver(launches))
+    try:
+        with cpu_tensors_to_triton():
+            yield launches
+    finally:
+        driver._active = before
+
+
+def host_seconds(call: Callable[[], Any], rounds: int = 15, calls: int = 60) -> float:
+    """Median over rounds of the seconds that one call takes, the first calls aside."""
+    for _ in range(5):
+        call()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        seconds.append((time.perf_counter() - start) / calls)
+    return statistics.median(seconds)
