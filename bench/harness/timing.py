@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,13 +85,37 @@ class Trial:
         return clock.seconds() / calls
 
 
+class NotCompiled(Exception):
+    """What should have been compiled ran as it is; its times would be eager's."""
+
+
 def first_call_seconds(op: Op, shape: Shape, contender: Contender, inputs: Inputs) -> float:
-    """Preparing and calling for the first time, forward and backward: with loading and compilation."""
+    """Preparing and calling for the first time, forward and backward: with loading and compilation.
+
+    Raises:
+        NotCompiled: if a compiled contender's graph is none of the compiler's.
+    """
+    graphs = _compiled_graphs() if contender.compiled else 0
     start = time.perf_counter()
     run_once(op, shape, contender, inputs)
     if shape.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if contender.compiled and _compiled_graphs() == graphs:
+        raise NotCompiled(f"{contender.name}: its first call at {shape} compiled nothing")
+    return seconds
+
+
+def forget_compiled() -> None:
+    """Before another shape: torch.compile has a limit of variants per function."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def _compiled_graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 class Timed(Protocol):
@@ -101,23 +126,50 @@ class Timed(Protocol):
     def sample(self, which: str) -> float: ...
 
 
-def interleave(trials: Mapping[str, Timed], which: str, effort: Effort) -> dict[str, list[float]]:
-    """Seconds a call, a list a contender, one number a round; the order changes every round."""
-    if not trials:
+def interleave(
+    trials: Mapping[str, Timed], which: str, effort: Effort, failed: dict[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Seconds a call, a list a contender, one number a round; the order changes every round.
+
+    Args:
+        failed: if given, a contender that raises is entered here and drops out, and the others go on.
+    """
+
+    def turn(name: str, take: Callable[[str], float]) -> float | None:
+        try:
+            return take(which)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = complaint(error)
+            return None
+
+    lengths = {name: turn(name, trial.calibrate) for name, trial in trials.items()}
+    round_seconds = sum(seconds for seconds in lengths.values() if seconds is not None)
+    times: dict[str, list[float]] = {name: [] for name, seconds in lengths.items() if seconds is not None}
+    if not times:
         return {}
-    round_seconds = sum(trial.calibrate(which) for trial in trials.values())
     wanted = max(effort.least_rounds, min(effort.most_rounds, int(effort.seconds / round_seconds)))
     deadline = time.perf_counter() + effort.seconds
-    times: dict[str, list[float]] = {name: [] for name in trials}
-    order = list(trials)
     shuffle = random.Random(0).shuffle
     for done in range(wanted):
         if done >= effort.least_rounds and time.perf_counter() > deadline:
             break
+        order = list(times)
         shuffle(order)
         for name in order:
-            times[name].append(trials[name].sample(which))
+            seconds = turn(name, trials[name].sample)
+            if seconds is None:
+                del times[name]
+            else:
+                times[name].append(seconds)
     return times
+
+
+def complaint(error: Exception) -> str:
+    """An error in one line of at most 300 characters: compilers' own go on for pages."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]
 
 
 class _CpuClock:
