@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from harness import stepping, timing
 from harness.check import check, expected
-from harness.machine import Ceilings, measure_ceilings
+from harness.machine import Ceilings, gpu_lost, measure_ceilings
 from harness.memory import peak_memory
 from harness.op import Contender, Inputs, Op, Shape
 from harness.registry import contenders
@@ -134,9 +134,18 @@ def _measure(
 
 
 def prepare(
-    op: Op, shape: Shape, chosen: Sequence[Contender], sets: list[Inputs], measured: Measured
+    op: Op,
+    shape: Shape,
+    chosen: Sequence[Contender],
+    sets: list[Inputs],
+    measured: Measured,
+    starting: Callable[[str], None] = lambda name: None,
 ) -> dict[str, timing.Trial]:
-    """Those that run here and compute the right values; of the others ``measured`` says why not."""
+    """Those that run here and compute the right values; of the others ``measured`` says why not.
+
+    Args:
+        starting: told the name of every contender before it runs.
+    """
     timing.forget_compiled()
     against = expected(op, shape)
     trials: dict[str, timing.Trial] = {}
@@ -144,6 +153,7 @@ def prepare(
         if reason := contender.missing(shape):
             measured.missing[contender.name] = reason
             continue
+        starting(contender.name)
         try:
             measured.first_call_seconds[contender.name] = timing.first_call_seconds(
                 op, shape, contender, sets[0]
@@ -152,6 +162,8 @@ def prepare(
                 measured.errors[contender.name] = check(contender, against)
             trials[contender.name] = timing.Trial(op, shape, contender, sets)
         except Exception as error:
+            if gpu_lost():
+                raise
             short = isinstance(error, torch.OutOfMemoryError)
             found = measured.missing if short and contender.role != "ours" else measured.failed
             found[contender.name] = "it needs more memory than there is" if short else complaint(error)

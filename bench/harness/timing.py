@@ -52,7 +52,8 @@ class Trial:
 
     def __init__(self, op: Op, shape: Shape, contender: Contender, sets: Sequence[Inputs]):
         self._declared = op, shape, contender
-        self._clock = _CudaClock if shape.device == "cuda" else _CpuClock
+        self._clock = clock(shape.device)
+        self._sets = len(sets)
         calls = [contender.prepare(shape, inputs) for inputs in sets]
         differentiable = "backward" in op.passes
         gradients = [upstream(call()) if differentiable else None for call in calls[:1]] * len(calls)
@@ -76,6 +77,19 @@ class Trial:
     def peak_memory(self) -> int:
         """Bytes of one call, measured apart."""
         return peak_memory(*self._declared)
+
+    def call_each(self, which: str) -> Callable[[], None]:
+        """A function that makes one call on every set of inputs, untimed: what a graph captures."""
+
+        def calls() -> None:
+            for _ in range(self._sets):
+                _PASSES[which](*next(self._items), _NoClock())
+
+        return calls
+
+    @property
+    def sets(self) -> int:
+        return self._sets
 
     def run(self, which: str, calls: int) -> float:
         """Seconds of one call, over some; each takes the next set of inputs."""
@@ -170,6 +184,26 @@ def complaint(error: Exception) -> str:
     """An error in one line of at most 300 characters: compilers' own go on for pages."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300]
+
+
+class Clock(Protocol):
+    """Adds up the seconds of the calls that it is given."""
+
+    def time(self, call: Callable[[], Any]) -> None: ...
+
+    def seconds(self) -> float: ...
+
+
+def clock(device: str) -> Callable[[], Clock]:
+    return _CudaClock if device == "cuda" else _CpuClock
+
+
+class _NoClock:
+    def time(self, call: Callable[[], Any]) -> None:
+        call()
+
+    def seconds(self) -> float:
+        return 0.0
 
 
 class _CpuClock:

@@ -29,7 +29,7 @@ class Worker:
     """Starts a worker on a source tree, and asks it; several may start side by side."""
 
     def __init__(self, tree: Path, environment: dict[str, str] | None = None):
-        paths = [tree / "kernels", tree / "trainer", BENCH]
+        paths = [tree / "kernels", tree / "trainer", BENCH, os.environ.get("PYTHONPATH", "")]
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.worker"],

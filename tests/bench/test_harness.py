@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -165,9 +166,10 @@ def test_without_the_baseline_there_is_no_ratio():
 
 
 @pytest.mark.filterwarnings("ignore")  # of what PyTorch's compiler imports
-def test_torch_compile_compiles_every_shape():
+def test_torch_compile_compiles_every_shape(monkeypatch):
     """More shapes than a function may have variants; the plain one never takes its place in silence."""
     contender = Contender("torch.compile", "baseline", function(compiled(square)), compiled=True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # 25 s less than inductor
 
     def first_call(contender, hidden):
         shape = Shape("small", {"T": 8, "H": hidden})
