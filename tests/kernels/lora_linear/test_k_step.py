@@ -6,6 +6,7 @@ import torch
 import triton_here
 
 from harness.check import WrongValues, check
+from harness.host import launching_nothing
 from harness.offline import SHARED_LIMIT, compile_offline
 from harness.op import OfflineKernel, Shape
 from harness.registry import op_called
@@ -70,6 +71,20 @@ def test_a_machine_without_hopper_says_so():
     assert k_step.missing("cpu") == "its kernel is made of Hopper's wgmma and TMA"
 
 
+@pytest.mark.skipif(triton_here.INTERPRETED, reason="an interpreter compiles nothing")
+def test_launches(monkeypatch):
+    """Two per call, and one variant each however many tokens there are."""
+    monkeypatch.setattr(k_step, "_multiprocessors", lambda device: 132)
+    with launching_nothing() as launches:
+        for tokens in (1, 48, 200):
+            sizes = (tokens, 64), (128, 64), (16, 64), (128, 16)
+            x, weight, a, b = (torch.randn(size, dtype=torch.bfloat16) for size in sizes)
+            k_step.KStep.apply(x.requires_grad_(), weight, a, b, 2.0).sum().backward()
+    assert launches.launched == 6 * ["product"]
+    assert launches.variants == 2 * ["product"]
+
+
+@pytest.mark.skipif(triton_here.INTERPRETED, reason="an interpreter compiles nothing")
 @pytest.mark.parametrize("block_r", [16, 64])
 @pytest.mark.parametrize("transposed", [True, False])
 def test_compiled_for_hopper(transposed, block_r):
