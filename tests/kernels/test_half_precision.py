@@ -5,7 +5,6 @@ Values and gradients keep to an error budget as in each op's own tests; here the
 
 from functools import partial
 
-import bitsandbytes as bnb
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +117,7 @@ def test_lora_linear(impl, tokens, base, dropout):
     b = noise(impl, outer, rank, scale=rank**-0.5).requires_grad_()
     dense = frozen = weight
     if base != "plain":
+        bnb = pytest.importorskip("bitsandbytes")
         kind = {"quant_type": base[-3:], "compress_statistics": "nested" in base, "blocksize": 64}
         frozen = bnb.nn.Params4bit(weight.cpu(), **kind).to(weight.device)
         dense = bnb.functional.dequantize_4bit(frozen.data, frozen.quant_state)
