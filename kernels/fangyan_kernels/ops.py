@@ -212,8 +212,8 @@ def _lora_linear_backward_fake(grads_TN: Any, input_TK: Tensor, *rest: Any) -> A
     _, biases_N, a_RK, b_NR, *_, wants_input, wants_adapters, wants_biases = rest
     return (
         torch.empty_like(input_TK) if wants_input else input_TK.new_empty(0),
-        [torch.empty_like(a) for a in a_RK] if wants_adapters else [],
-        [torch.empty_like(b) for b in b_NR] if wants_adapters else [],
+        [a.new_empty(a.shape) for a in a_RK] if wants_adapters else [],
+        [b.new_empty(b.shape) for b in b_NR] if wants_adapters else [],
         [torch.empty_like(bias) for bias in biases_N] if wants_biases else [],
     )
 

@@ -204,7 +204,7 @@ def _adapter_gradients(
     mask: Mask,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradients of every A and B: one pass over the input for every 256 ranks."""
-    grads_a, grads_b = [torch.empty_like(a) for a in a_RK], [torch.empty_like(b) for b in b_NR]
+    grads_a, grads_b = [a.new_empty(a.shape) for a in a_RK], [b.new_empty(b.shape) for b in b_NR]
     ranks = [len(a) for a in a_RK]
     columns = _columns(ranks)
     for layers, all_columns in _groups(ranks):

@@ -92,10 +92,10 @@ def test_sixteen_bits(impl, dtype, shape):
     check_against_truth(impl, make(impl, *shape, dtype=dtype))
 
 
-def seeded(seed=3):
-    """The seed that the next call draws, and the generator as it was before."""
+def seeded(device="cpu", seed=3):
+    """The seed that the next call on a device draws, and the generator as it was before."""
     torch.manual_seed(seed)
-    drawn = torch.empty((), dtype=torch.int64).random_()
+    drawn = torch.empty((), dtype=torch.int64, device=device).random_()
     torch.manual_seed(seed)
     return drawn
 
@@ -106,8 +106,8 @@ def seeded(seed=3):
 def test_dropout(impl, dtype, shape):
     """Everyone drops the elements that the reference says, in forward and backward."""
     case = make(impl, *shape, dtype=dtype)
-    keep = reference.keep_mask(seeded(), shape[0], shape[1], 0.3).double() / 0.7
-    check_against_truth(impl, case, keep=keep.to(case[0].device), dropout=0.3)
+    keep = reference.keep_mask(seeded(case[0].device), shape[0], shape[1], 0.3).double() / 0.7
+    check_against_truth(impl, case, keep=keep, dropout=0.3)
 
 
 def test_the_mask_drops_its_share_and_no_pattern():
@@ -157,8 +157,7 @@ def test_four_bits(impl, quant_type, nested, dtype, dropout, tokens):
     dense = bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
     keep = None
     if dropout:
-        keep = reference.keep_mask(seeded(), tokens, 64, dropout).double() / (1 - dropout)
-        keep = keep.to(case[0].device)
+        keep = reference.keep_mask(seeded(case[0].device), tokens, 64, dropout).double() / (1 - dropout)
     seeded()
     found = with_gradients(ours, [case[0], packed, *case[2:]], impl=impl, dropout=dropout)
     exact = [t.detach().double().requires_grad_(n != 1) for n, t in enumerate([case[0], dense, *case[2:]])]
