@@ -316,8 +316,8 @@ def tiles(kernel: str, rank: int, tensor_cores: bool = True) -> dict[str, int]:
 
     In 16 bits a program of ``shrink`` has three copies of 8 KB of the matrix under way at R <= 32, of 4 KB
     at R = 64, and there is one for every 32 tokens: at T = 8,192 two per multiprocessor. One of ``outer`` has
-    two or three of 16 KB, and sums in 64 registers per thread. ``expand`` only writes. Without tensor cores the
-    operands of a product are in registers, and tiles have to be smaller.
+    two or three of 16 KB, and sums in 64 registers per thread. ``expand`` only writes. Without tensor cores
+    the operands of a product are in registers, and tiles have to be smaller.
     """
     block_r = max(16, 1 << (rank - 1).bit_length())
     block_t, block_k, stages = 32, 128 if block_r <= 32 else 64, 3

@@ -343,18 +343,12 @@ def test_a_gpu_keeps_its_seed_and_low_on_the_device():
     if triton_here.INTERPRETED:
         pytest.skip("the interpreter runs Triton's kernels alone")
     saved = []
-    with (
-        FakeTensorMode(),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
-    ):
-        case = [
-            tensor.detach().cuda().requires_grad_(n != 1) for n, tensor in enumerate(make("cpu", 9, 4, 6, 2))
-        ]
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with FakeTensorMode(), hooks:
+        sizes = (9, 4), (6, 4), (2, 4), (6, 2), (6,)
+        case = [torch.empty(size, device="cuda").requires_grad_(n != 1) for n, size in enumerate(sizes)]
         output = ours(*case, impl="triton", dropout=0.5)
-        gradients = torch.autograd.grad(output.sum(), [case[0], *case[2:]])
-    assert [(gradient.shape, gradient.device.type) for gradient in gradients] == [
-        (tensor.shape, "cuda") for n, tensor in enumerate(case) if n != 1
-    ]
+    assert (output.shape, output.device.type) == ((9, 6), "cuda")
     others = [t for t in saved if all(t is not own for own in case)]
     assert {(tuple(t.shape), t.device.type) for t in others} == {((), "cuda"), ((9, 2), "cuda")}
 
