@@ -80,7 +80,7 @@ FLAGS = {
 def tags_kernels(
     hidden: int, classes: int, element_size: int, shared: int, options: dict[str, bool] | None = None
 ) -> tuple[OfflineKernel, ...]:
-    """The kernels of so many tags, with loss and every gradient, for chips with ``shared`` bytes per block."""
+    """The kernels of so many tags, with every gradient, for chips with ``shared`` bytes per block."""
     tiles = triton_tags.choose_tiles(hidden, classes, element_size, shared)
     gradients = {"GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
     constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
@@ -90,7 +90,7 @@ def tags_kernels(
         constants |= {"SPLITS": tiles.splits, "SLICES": triton_tags.SLICES, "STAGES": triton_tags.STAGES}
         warps = {"num_warps": triton_tags.SLICES}
         return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size),)
-    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": triton_tags.WEIGHT_BLOCK_H[element_size]}
+    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
     weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_tags.STAGES}
     launch = launch_options(4, triton_tags.LOGITS_STAGES[element_size])
     return (
