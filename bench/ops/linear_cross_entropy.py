@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
-from fangyan_kernels.linear_cross_entropy import triton_softmax, triton_tags
+from fangyan_kernels.linear_cross_entropy import triton_softmax, triton_softmax_rows, triton_tags
 from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
 from torch import Tensor
 
@@ -95,14 +95,15 @@ def tags_kernel(classes: int, element_size: int) -> OfflineKernel:
 def vocabulary_kernel(classes: int, element_size: int = 2) -> OfflineKernel:
     """The softmax between the products of so many classes: a row per program, or several."""
     constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True}
+    name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
     if classes > triton_softmax.MOST_TILE_CLASSES:
-        kernel, warps = triton_softmax.softmax_row, triton_softmax.WARPS
-        constants |= {"GROUPS": triton_softmax.GROUPS, "WIDTH": triton_softmax.WIDTH}
+        kernel, warps = triton_softmax_rows.softmax_row, triton_softmax_rows.WARPS
+        constants |= {"GROUPS": triton_softmax_rows.GROUPS, "WIDTH": triton_softmax_rows.WIDTH}
     else:
         kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)
         constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
         warps = tile.warps
-    return _offline(f"vocabulary-C{classes}", kernel, constants, {"num_warps": warps}, element_size)
+    return _offline(name, kernel, constants, {"num_warps": warps}, element_size)
 
 
 def _offline(

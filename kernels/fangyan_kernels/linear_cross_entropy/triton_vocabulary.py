@@ -6,13 +6,13 @@
 
 a chunk of R tokens at a time, of the labelled ones alone where the caller knows their number.
 
-Floor: 6 T H C operations. In bfloat16 the products write and read the logits three times, behind their own
-arithmetic; what stands beside them is the softmax, 4 bytes per logit (6 where a row does not stay in the cache
-until its second read), and where there are several chunks their fp32 sum, 8 C H bytes per chunk and 6 C H at
-the end. On an H100 (3.0 TB/s, 798 TFLOP/s) of T = 8,192:
+Floor: 6 T H C operations. The products read and write the logits behind their arithmetic. Beside them stands
+the softmax, 4 bytes per logit in bfloat16 (up to 6 where the cache does not hold a row until its second
+read), and where there are several chunks their fp32 sum: 8 C H bytes per chunk, 6 C H at the end. On an H100
+(3.0 TB/s, 798 TFLOP/s), for T = 8,192 in one chunk:
 
-    H = 4,096, C = 128,256    products 32.4 ms, softmax 1.4 to 2.1 ms, one chunk
-    H = 768, C = 21,128       products  1.0 ms, softmax 0.23 ms, one chunk
+    H = 4,096, C = 128,256    products 32.4 ms, softmax 1.4 to 2.1 ms
+    H = 768, C = 21,128       products  1.0 ms, softmax 0.23 ms
 
 Rows of logits lie a multiple of 64 elements apart, so all leading dimensions of the three products are
 multiples of 16 bytes wherever those of the inputs are, for any C. Extents stay C: padding them as well would
@@ -38,14 +38,11 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import (
     processors,
 )
 from fangyan_kernels.linear_cross_entropy.triton_softmax import (
-    GROUPS,
     MOST_TILE_CLASSES,
-    WARPS,
-    WIDTH,
     choose_tile,
-    softmax_row,
     softmax_tile,
 )
+from fangyan_kernels.linear_cross_entropy.triton_softmax_rows import GROUPS, WARPS, WIDTH, softmax_row
 
 ROW_ALIGNMENT = 64
 CHUNK_BYTES = 1 << 30
@@ -58,11 +55,11 @@ def row_stride(classes: int) -> int:
 
 
 def chunk_rows(tokens: int, hidden: int, classes: int, element_size: int) -> int:
-    """Tokens of a chunk, so that few chunks add to grad_weight's fp32 sum and none needs more memory for that.
+    """Tokens of a chunk: the fewest chunks that their fp32 sum, 4 C H bytes, makes no dearer in memory.
 
-    A chunk may have 1 GiB of logits, or as many as weigh no more than the sum, 4 C H bytes. With a dtype of
-    2 bytes the sum is needed besides the result: a single chunk does without, so its logits may be so much
-    more.
+    A chunk may have 1 GiB of logits, or as many as weigh what the sum does: fewer would save less than it
+    takes. In a dtype of 2 bytes the sum is there besides the result, and a single chunk does without it, so
+    all tokens are one where their logits are no more than the sum and a chunk's together.
     """
     row_bytes = max(1, row_stride(classes)) * element_size
     sum_bytes = 4 * classes * hidden
@@ -86,7 +83,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
         torch.full_like(call.target_T, call.ignore_index) if call.predict else call.target_T.new_empty(0)
     )
     results = loss_T, correct_T, prediction_T
-    grad_LH, grad_weight, grad_bias = _gradients(call, input_LH, token_L, results)
+    grad_LH, sums = _gradients(call, input_LH, token_L, results)
 
     device = call.target_T.device
     loss = loss_T if call.reduction == "none" else loss_T.new_empty(())
@@ -107,13 +104,13 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
         PARTS=PARTS,
         BLOCK=TOTALS_BLOCK,
     )
-    return (loss, labelled, correct, prediction_T, _unpacked(call, grad_LH, token_L), grad_weight, grad_bias)
+    return (loss, labelled, correct, prediction_T, _unpacked(call, grad_LH, token_L), *sums.results())
 
 
 def _gradients(
     call: Call, input_LH: Tensor, token_L: Tensor | None, results: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Those of the input's rows, of the weight and of the bias; fills the tokens' ``results``."""
+) -> tuple[Tensor | None, _Sums]:
+    """Those of the input's rows, and the sums of the head's; fills the tokens' ``results``."""
     count, weight_CH = input_LH.shape[0], call.weight_CH
     rows = chunk_rows(count, call.hidden, call.classes, input_LH.element_size())
     single = rows >= count
@@ -133,8 +130,7 @@ def _gradients(
         sums.add(logits_RC, chunk_RH, single)
     if repair is not None and count:
         _repair(call, logits[:count], input_LH, token_L, repair, sums)
-    del logits
-    return grad_LH, *sums.results()
+    return grad_LH, sums
 
 
 def _softmax(
