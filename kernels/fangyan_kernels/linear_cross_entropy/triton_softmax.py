@@ -196,16 +196,14 @@ def softmax_tile(
     target_bias = of_class(p_bias, target, m_label, True, HAS_BIAS)
     z_target = head(z_target, target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
     i_c = tl.arange(0, BLOCK)
-    bias = of_class(p_bias, i_c, i_c < classes, True, HAS_BIAS)
-    weight = 1.0
-    if HAS_SMOOTHING:
-        weight = (i_c < classes).to(tl.float32)
-    if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
-        weight = of_class(p_class_weight, i_c, i_c < classes, True, True)
-    if HAS_BIAS:
-        bias = bias[None, :]
     c = i_c[None, :]
     m_c = c < classes
+    bias = of_class(p_bias, i_c, i_c < classes, True, HAS_BIAS)
+    if HAS_BIAS:
+        bias = bias[None, :]
+    weight = m_c.to(tl.float32)
+    if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
+        weight = of_class(p_class_weight, i_c, i_c < classes, True, True)[None, :]
     p_z = p_row[:, None] + c
     m_z = c < stride
     z = tl.load(p_z, mask=m_label[:, None] & m_z, other=0.0)
@@ -213,8 +211,7 @@ def softmax_tile(
     distance = 0.0
     class_weight_sum = 0.0
     if HAS_SMOOTHING:
-        class_weight_sum = tl.sum(weight, 0)
-        weight = weight[None, :]
+        class_weight_sum = tl.sum(tl.sum(weight, 1), 0)
         distance = tl.sum(weight * (z_target[:, None] - z), 1)
     seen = tl.where(m_c, z, -float("inf"))
     max_z = tl.max(seen, 1)
@@ -253,11 +250,11 @@ def softmax_tile(
         )
         tl.debug_barrier()  # every thread has its targets' logits
         tl.store(p_z, g.to(p_logits.dtype.element_ty), mask=m_row[:, None] & m_z)
-        exp_target = tl.exp2((z_target - max_z) * LOG2E)
-        weight = 1.0
+        exp_z = tl.exp2((z_target - max_z) * LOG2E)
+        target_weight = 1.0
         if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
-            weight = of_class(p_class_weight, target, m_label, True, True)
-        g = gradient(exp_target, z_target, weight, factor, spread, hit, softcap, HAS_SMOOTHING, HAS_SOFTCAP)
+            target_weight = of_class(p_class_weight, target, m_label, True, True)
+        g = gradient(exp_z, z_target, target_weight, factor, spread, hit, softcap, HAS_SMOOTHING, HAS_SOFTCAP)
         tl.debug_barrier()  # a target's element was written with its row
         tl.store(p_row + target, g.to(p_logits.dtype.element_ty), mask=m_label)
     if CHECK_INPUT:
