@@ -8,7 +8,6 @@ values are compared without dropout; what ours drops is its tests' matter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,7 +17,7 @@ from fangyan_kernels import lora_linear
 from fangyan_kernels.lora_linear import triton_merge, triton_tails
 from torch import Tensor, nn
 
-from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, function
+from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, compiled, function
 
 SCALE = 2.0
 
@@ -82,14 +81,12 @@ def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
     return prepare
 
 
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(adapted, dynamic=False)
+_compiled = compiled(adapted)
 
 
-def compiled(shape: Shape, values: Inputs) -> Callable[[], Any]:
+def compiled_whole(shape: Shape, values: Inputs) -> Callable[[], Any]:
     dropout = shape["P"] / 100
-    return lambda: _compiled()(dropout, *values)
+    return lambda: _compiled(dropout, *values)
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
@@ -170,14 +167,18 @@ def augmented(shape: Shape, values: Inputs) -> Callable[[], Any]:
     return lambda: _Augmented.apply(x_TK, a_RK, b_NR, input_TC, weight_NC)
 
 
-def split_epilogue(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    from peers.split_epilogue import SplitEpilogue
+def k_step(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from peers.k_step import KStep
 
-    return lambda: SplitEpilogue.apply(*values, SCALE, shape["P"] / 100)
+    return lambda: KStep.apply(*values, SCALE)
 
 
-def no_gpu(shape: Shape) -> str | None:
-    return None if shape.device == "cuda" else "its kernels are Triton's"
+def no_k_step(shape: Shape) -> str | None:
+    from peers.k_step import missing
+
+    if shape["R"] % 8:
+        return "TMA reads rows of whole 16 bytes"
+    return no_dropout(shape) or missing(shape.device)
 
 
 def work(shape: Shape, which: str) -> Work:
@@ -228,12 +229,12 @@ OP = Op(
     truth=truth,
     contenders=(
         Contender("eager", "baseline", eager),
-        Contender("torch.compile", "baseline", compiled, quick=False),
+        Contender("torch.compile", "baseline", compiled_whole, quick=False, compiled=True),
         Contender("frozen linear", "baseline", frozen, computes=False),
         Contender("PEFT", "peer", peft, no_peft),
         Contender("addmm", "peer", function(_Addmm.apply), no_dropout),
         Contender("K-augmentation", "peer", augmented, no_dropout, quick=False),
-        Contender("split epilogue", "peer", split_epilogue, no_gpu, quick=False),
+        Contender("K step", "peer", k_step, no_k_step, quick=False),
         Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
         Contender("fangyan", "ours", ours()),
     ),

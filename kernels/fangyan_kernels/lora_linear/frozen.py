@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
-import bitsandbytes
 import torch
 from torch import Tensor
 
@@ -42,6 +41,8 @@ def unpacked(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     It is read as one row: with AVX-512, bitsandbytes 0.50.2 takes other blocks' scales in rows that are a
     multiple of 32 and end within a block.
     """
+    import bitsandbytes  # whoever holds a 4-bit weight has imported it; all others do without
+
     state = copy(weight.quant_state)
     shape, state.shape = state.shape, torch.Size([state.shape.numel()])
     state.dtype = dtype or state.dtype
