@@ -47,6 +47,7 @@ from fangyan_kernels.linear_cross_entropy.triton_softmax_rows import GROUPS, WAR
 ROW_ALIGNMENT = 64
 CHUNK_BYTES = 1 << 30
 LEAST_CHUNK = 256
+REPAIR_BLOCKS = {"BLOCK_C": 64, "BLOCK_H": 64, "BLOCK_R": 16}
 
 
 def row_stride(classes: int) -> int:
@@ -280,9 +281,7 @@ def _repair(
         call.ignore_index,
         PACKED=token_L is not None,
         PRECISION="ieee",
-        BLOCK_C=64,
-        BLOCK_H=64,
-        BLOCK_R=32,
+        **REPAIR_BLOCKS,
     )
 
 
