@@ -35,7 +35,7 @@ GRACE = 5  # seconds until a part that should have ended is ended
 STARTS = 5  # of one part's processes: each may die of one contender
 
 
-def environment() -> dict[str, str]:
+def environment(dry: bool) -> dict[str, str]:
     """What a part's process runs with: this tree's sources, and what .gpu/ carries."""
     paths = [*map(str, PATHS), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
@@ -43,6 +43,7 @@ def environment() -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        **({"OMP_NUM_THREADS": "1"} if dry else {}),  # a rehearsal's times are of no interest
     }
 
 
@@ -53,7 +54,7 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
         left = end - time.monotonic()
         command = [sys.executable, "-m", "harness.gpu", part, str(folder), "--seconds", f"{left:.1f}"]
         process = subprocess.Popen(
-            command + ["--dry"] * dry, env=environment(), cwd=ROOT, start_new_session=True
+            command + ["--dry"] * dry, env=environment(dry), cwd=ROOT, start_new_session=True
         )
         try:
             code = process.wait(max(0.0, left) + GRACE)
@@ -83,17 +84,18 @@ def machine() -> dict[str, object]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    commit = CARRIED / "commit"
-    found["commit"] = commit.read_text().strip() if commit.exists() else _git_commit()
+    carried = CARRIED / "commit"
+    found["commit"] = _git_commit() or (carried.read_text().strip() if carried.exists() else "unknown")
     return found
 
 
 def _git_commit() -> str:
+    """Nothing in a copy of the tree that carries no git."""
     try:
         said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     except OSError:
-        return "unknown"
-    return said.stdout.strip() or "unknown"
+        return ""
+    return said.stdout.strip()
 
 
 def main() -> None:
