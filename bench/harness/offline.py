@@ -18,6 +18,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from harness.op import OfflineKernel
 
@@ -107,7 +108,8 @@ def compile_offline(kernel: OfflineKernel, architecture: str) -> Report:
     attributes = {
         (function.arg_names.index(name),): [["tt.divisibility", 16]] for name in (*aligned, *kernel.multiples)
     }
-    source = ASTSource(function, types, constants, attributes)
+    language = GluonASTSource if function.is_gluon() else ASTSource
+    source = language(function, types, constants, attributes)
     compiled = triton.compile(source, target=_target(architecture), options=dict(kernel.options))
     shared = int(compiled.metadata.shared)
     if "amdgcn" in compiled.asm:

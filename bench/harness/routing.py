@@ -37,7 +37,7 @@ def cpu_tensors_to_triton() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the C++ kernels are overridden, on purpose
             for name, implementation in implementations.items():
-                library.impl(name, implementation, "CPU")
+                library.impl(name, implementation, "CPU", allow_override=True)
         yield
 
 

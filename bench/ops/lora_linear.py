@@ -167,14 +167,18 @@ def augmented(shape: Shape, values: Inputs) -> Callable[[], Any]:
     return lambda: _Augmented.apply(x_TK, a_RK, b_NR, input_TC, weight_NC)
 
 
-def split_epilogue(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    from peers.split_epilogue import SplitEpilogue
+def k_step(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from peers.k_step import KStep
 
-    return lambda: SplitEpilogue.apply(*values, SCALE, shape["P"] / 100)
+    return lambda: KStep.apply(*values, SCALE)
 
 
-def no_gpu(shape: Shape) -> str | None:
-    return None if shape.device == "cuda" else "its kernels are Triton's"
+def no_k_step(shape: Shape) -> str | None:
+    from peers.k_step import missing
+
+    if shape["R"] % 8:
+        return "TMA reads rows of whole 16 bytes"
+    return no_dropout(shape) or missing(shape.device)
 
 
 def work(shape: Shape, which: str) -> Work:
@@ -230,7 +234,7 @@ OP = Op(
         Contender("PEFT", "peer", peft, no_peft),
         Contender("addmm", "peer", function(_Addmm.apply), no_dropout),
         Contender("K-augmentation", "peer", augmented, no_dropout, quick=False),
-        Contender("split epilogue", "peer", split_epilogue, no_gpu, quick=False),
+        Contender("K step", "peer", k_step, no_k_step, quick=False),
         Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
         Contender("fangyan", "ours", ours()),
     ),

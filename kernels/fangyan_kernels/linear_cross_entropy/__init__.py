@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from fangyan_kernels.capability import refuse_bfloat16
 from fangyan_kernels.linear_cross_entropy import reference
 
 __all__ = ["Statistics", "linear_cross_entropy"]
@@ -147,8 +148,9 @@ def linear_cross_entropy(
         The loss, in float32 (float64 for float64 input), and the :class:`Statistics` if asked for.
 
     Raises:
-        ValueError: naming the argument, what was found and what was expected. A target outside
-            [0, C) on a GPU fails there, as a device-side assertion, in place of a ValueError.
+        ValueError: naming the argument, what was found and what was expected: also of bfloat16 on a
+            GPU below compute capability 8.0. A target outside [0, C) on a GPU fails there, as a
+            device-side assertion, in place of a ValueError.
     """
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
@@ -160,6 +162,8 @@ def linear_cross_entropy(
         raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(_STATISTICS)}")
     _validate_targets(target, linear_weight.shape[0], ignore_index)
     chosen = _choose(impl, input)
+    if chosen != "reference":
+        refuse_bfloat16(input)
 
     wide = torch.promote_types(input.dtype, torch.float32)
     if isinstance(divisor, Tensor):

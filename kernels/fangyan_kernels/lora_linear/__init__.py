@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from fangyan_kernels.capability import refuse_bfloat16
 from fangyan_kernels.lora_linear import reference
 from fangyan_kernels.lora_linear.frozen import FourBit, Frozen, take_apart
 
@@ -86,7 +87,8 @@ def lora_linear(
         ``(..., N)``, or a tuple of as many as there are projections.
 
     Raises:
-        ValueError: naming the argument, what was found and what was expected.
+        ValueError: naming the argument, what was found and what was expected: also of bfloat16 on a
+            GPU below compute capability 8.0.
 
     Source:
         Hu et al. 2021, arXiv 2106.09685; 4-bit weights: Dettmers et al. 2023, arXiv 2305.14314.
@@ -104,6 +106,8 @@ def lora_linear(
     four_bit = _four_bit(weights)
     _validate(input, weights, biases, a, b, scalings, dropout, four_bit)
     chosen = _choose(impl, input)
+    if chosen != "reference":
+        refuse_bfloat16(input)
     a, b = [m.to(input.dtype) for m in a], [m.to(input.dtype) for m in b]
     seed = torch.empty((), dtype=torch.int64).random_() if dropout else None
     input_TK = input.reshape(-1, input.shape[-1])

@@ -1,0 +1,34 @@
+"""What an old GPU cannot do, said in a sentence before a kernel fails at it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# Of compute capabilities, the first with bfloat16 (CUDA C Programming Guide, "Compute Capabilities").
+BFLOAT16_SINCE = (8, 0)
+
+
+def refuse_bfloat16(input: Tensor) -> None:
+    """Check that the GPU of a tensor computes in the tensor's dtype.
+
+    A graph under compilation is not checked: PyTorch's own compiler refuses such a card.
+
+    Raises:
+        ValueError: for bfloat16 on a card older than Ampere, such as a T4 or an RTX 20.
+    """
+    if input.dtype != torch.bfloat16 or not input.is_cuda or torch.compiler.is_compiling():
+        return
+    major, minor = _capability(input.device)
+    if (major, minor) < BFLOAT16_SINCE:
+        raise ValueError(
+            "input is torch.bfloat16, which GPUs have from compute capability 8.0 on, and this one is of "
+            f"{major}.{minor}; expected torch.float16 or torch.float32"
+        )
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
