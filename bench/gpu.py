@@ -32,7 +32,7 @@ PACKAGES = ("torch", "triton", "transformers", "bitsandbytes", "liger-kernel", "
 PARTS = {"values": 120, "ops": 180, "steps": 180, "largest": 180}
 DEFAULT = ("values", "ops", "steps")
 GRACE = 5  # seconds until a part that should have ended is ended
-STARTS = 5  # of one part's processes: each may die of one contender
+STARTS = 8  # of one part's processes: each may die of one contender
 
 
 def environment(dry: bool) -> dict[str, str]:
@@ -43,6 +43,7 @@ def environment(dry: bool) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # it compiles in one of many processes, or finds it in a cache
         **({"OMP_NUM_THREADS": "1"} if dry else {}),  # a rehearsal's times are of no interest
     }
 

@@ -21,7 +21,8 @@ if [ ! -e "$folder/installed" ]; then
     pip="$folder/venv/bin/python -m pip install --quiet --disable-pip-version-check"
     # A build without CUDA where the index has one; the plain one carries 3 GB of libraries.
     $pip torch==2.11.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null || $pip torch==2.11.0
-    $pip triton==3.6.0 transformers==5.17.0 peft accelerate numpy setuptools ninja \
+    # Triton 3.6 can interpret nothing with numpy 2.5.
+    $pip triton==3.6.0 transformers==5.17.0 peft accelerate numpy==2.4.6 setuptools ninja \
         pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis
     "$folder/venv/bin/python" -m pip uninstall --quiet --yes pydantic pydantic-core  # typer's, and not there
     touch "$folder/installed"

@@ -79,14 +79,14 @@ def _lora(op: str, inner: int, rank: int, dropout: int, names: Sequence[str]) ->
 
 ENTRIES = (
     _head("tags", 65536, 1024, 7, ALL_HEADS),
-    _lora("lora_linear", 4096, 16, 0, ALL_LORA),
+    _lora("lora_linear", 4096, 16, 0, (*ALL_LORA, "K step")),
     _head("vocabulary", 8192, 768, 21128, ALL_HEADS),
     _lora("lora_linear_nf4", 4096, 16, 0, NF4),
     _head("vocabulary", 8192, 4096, 128256, ALL_HEADS),
     _head("tags", 65536, 1024, 32, FEW_HEADS, paths=True),
     _head("tags", 65536, 1024, 188, FEW_HEADS, paths=True),
     _lora("lora_linear", 4096, 16, 10, FEW_LORA),
-    _lora("lora_linear", 8192, 16, 0, (*FEW_LORA, "addmm")),
+    _lora("lora_linear", 8192, 16, 0, (*FEW_LORA, "addmm", "K step")),
     _head("tags", 65536, 1024, 16, FEW_HEADS, paths=True),
     _head("tags", 65536, 1024, 64, FEW_HEADS, paths=True),
     _head("vocabulary", 8192, 768, 21120, FEW_HEADS),

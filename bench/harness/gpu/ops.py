@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,20 +13,20 @@ from typing import Any
 import torch
 
 from harness.gpu.entries import DRY_ENTRIES, EFFORT, ENTRIES, Entry, planned_seconds
-from harness.gpu.graphs import Replay, kernels
+from harness.gpu.graphs import AsksTheHost, Replay, kernels
 from harness.gpu.predictions import compare, predictions
 from harness.gpu.record import Budget, Record, Row
 from harness.gpu.warm import warm_up
 from harness.machine import Ceilings, gpu_lost, measure_ceilings
 from harness.memory import peak_memory
-from harness.op import Op, Shape
+from harness.op import Contender, Op, Shape
 from harness.registry import missing_ops, ops
 from harness.suite import Measured, prepare
 from harness.timing import Effort, Trial, complaint, input_sets, interleave
 
 WARM_UP_SECONDS = 40.0  # in parallel processes, at most
 START_SECONDS = 8.0  # imports, ceilings
-HANGING = 30.0  # seconds beyond the plan after which an entry's process ends itself
+HANGING = 15.0  # seconds beyond the plan after which an entry's process ends itself
 DRY_EFFORT = Effort(2, 2, 0.1)
 
 
@@ -81,6 +82,8 @@ def measure(
         try:
             found = _measure(entry, op, record, ceilings, effort)
             record.put(name, "done", seconds=time.perf_counter() - start, planned=planned, **found)
+            if found["broken"] and watch:
+                sys.exit("a capture has failed: the other entries need a process whose allocator is whole")
         except Exception as error:
             if gpu_lost():  # the next process leaves out whoever ran last
                 raise
@@ -112,7 +115,15 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
     )
     record.running(name, None, measured.failed)
     eager = interleave(trials, which, effort, measured.failed)
-    replays, not_captured = _captured({n: trials[n] for n in eager}, which, shape.device)
+    replays, not_captured, broken = {}, {}, False
+    for who in eager:
+        record.running(name, who, measured.failed)
+        try:
+            replays[who] = Replay(trials[who], which, shape.device)
+        except Exception as error:
+            not_captured[who] = complaint(error)
+            broken = broken or not isinstance(error, AsksTheHost)
+    record.running(name, None, measured.failed)
     graph = interleave(replays, which, effort, not_captured)
     least, bound = floor(op, shape, ceilings)
     contenders: dict[str, Row] = {}
@@ -125,7 +136,7 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
                 "eager": _median(eager[contender.name]),
                 "rounds": {"graph": graph.get(contender.name), "eager": eager[contender.name]},
                 "error": measured.errors.get(contender.name),
-                "peak_memory": peak_memory(op, shape, contender) if shape.device == "cuda" else None,
+                "peak_memory": _memory(op, shape, contender),
                 "first_call": measured.first_call_seconds[contender.name],
                 "kernels": _kernels(trials[contender.name], which, shape.device) if ours else [],
             }
@@ -138,22 +149,16 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
         "missing": measured.missing,
         "failed": measured.failed,
         "not_captured": not_captured,
+        "broken": broken,
     }
 
 
-def _captured(
-    trials: Mapping[str, Trial], which: str, device: str
-) -> tuple[dict[str, Replay], dict[str, str]]:
-    """Graphs of those that can be captured, and why the others cannot."""
-    replays, refused = {}, {}
-    for name, trial in trials.items():
-        try:
-            replays[name] = Replay(trial, which, device)
-        except Exception as error:  # such as one that asks the host for a number
-            refused[name] = complaint(error)
-            if gpu_lost():
-                raise
-    return replays, refused
+def _memory(op: Op, shape: Shape, contender: Contender) -> int | None:
+    """On the CPU, where it takes a process, it is nothing to rehearse."""
+    try:
+        return peak_memory(op, shape, contender) if shape.device == "cuda" else None
+    except Exception:
+        return None
 
 
 def _kernels(trial: Trial, which: str, device: str) -> list[dict[str, Any]]:
