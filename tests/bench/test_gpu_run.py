@@ -121,6 +121,23 @@ def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatc
     assert entries[str(other)]["reason"] == "its process died or hung while it was timed"
 
 
+def test_who_loses_the_gpu_is_left_out_though_all_fail_after(tmp_path, monkeypatch):
+    def losing(trials, which, effort, failed):
+        failed.update(peer="an illegal memory access", eager="an illegal memory access")
+        return {}
+
+    peer = Contender("peer", "peer", function(square))
+    with monkeypatch.context() as patch:
+        patch.setattr(ops_part, "interleave", losing)
+        patch.setattr(ops_part, "gpu_lost", lambda: True)
+        with pytest.raises(RuntimeError, match="lost since peer"):
+            measured(tmp_path, [entry(peer)], monkeypatch)
+    entries, _ = measured(tmp_path, [entry(peer)], monkeypatch)  # the next process
+    found = entries["square/small-T8-float32"]
+    assert list(found["failed"]) == ["peer"]
+    assert list(found["contenders"]) == ["eager"]
+
+
 def test_what_does_not_fit_is_skipped_and_said_to_be(tmp_path, monkeypatch):
     entries, page = measured(tmp_path, [entry()], monkeypatch, seconds=0.5)
     assert entries["square/small-T8-float32"]["state"] == "skipped"

@@ -7,7 +7,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,11 @@ from harness.memory import peak_memory
 from harness.op import Contender, Op, Shape
 from harness.registry import missing_ops, ops
 from harness.suite import Measured, prepare
-from harness.timing import Effort, Trial, complaint, input_sets, interleave
+from harness.timing import Effort, Timed, Trial, complaint, input_sets, interleave
 
 WARM_UP_SECONDS = 40.0  # in parallel processes, at most
 START_SECONDS = 8.0  # imports, ceilings
-HANGING = 15.0  # seconds beyond the plan after which an entry's process ends itself
+HANGING = 25.0  # seconds beyond the plan after which an entry's process ends itself
 DRY_EFFORT = Effort(2, 2, 0.1)
 
 
@@ -106,25 +106,28 @@ def floor(op: Op, shape: Shape, ceilings: Ceilings) -> tuple[float, str]:
 
 def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: Effort) -> Row:
     shape, which, name = entry.shape, op.passes[-1], str(entry)
-    measured = Measured(failed=record.killers(name))
-    chosen = [c for c in entry.contenders(op) if c.name not in measured.failed]
-    record.running(name, None, measured.failed)
+    killers = record.killers(name)
+    measured = Measured(failed=dict(killers))
+    chosen = [c for c in entry.contenders(op) if c.name not in killers]
+
+    def blame(who: str | None) -> None:
+        record.running(name, who, killers)
+
+    blame(None)
     sets = input_sets(op, shape)
-    trials = prepare(
-        op, shape, chosen, sets, measured, lambda who: record.running(name, who, measured.failed)
-    )
-    record.running(name, None, measured.failed)
-    eager = interleave(trials, which, effort, measured.failed)
+    trials = prepare(op, shape, chosen, sets, measured, blame)
+    blame(None)
+    eager = _interleaved(trials, which, effort, measured.failed, blame)
     replays, not_captured, broken = {}, {}, False
     for who in eager:
-        record.running(name, who, measured.failed)
+        blame(who)
         try:
             replays[who] = Replay(trials[who], which, shape.device)
         except Exception as error:
             not_captured[who] = complaint(error)
             broken = broken or not isinstance(error, AsksTheHost)
-    record.running(name, None, measured.failed)
-    graph = interleave(replays, which, effort, not_captured)
+    blame(None)
+    graph = _interleaved(replays, which, effort, not_captured, blame)
     least, bound = floor(op, shape, ceilings)
     contenders: dict[str, Row] = {}
     for contender in chosen:
@@ -151,6 +154,23 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
         "not_captured": not_captured,
         "broken": broken,
     }
+
+
+def _interleaved(
+    trials: Mapping[str, Timed],
+    which: str,
+    effort: Effort,
+    failed: dict[str, str],
+    blame: Callable[[str | None], None],
+) -> dict[str, list[float]]:
+    """Rounds of all; where the GPU is lost in them, who failed first is to blame for the others' failing."""
+    before = set(failed)
+    times = interleave(trials, which, effort, failed)
+    if gpu_lost():
+        first = next((name for name in failed if name not in before), None)
+        blame(first)
+        raise RuntimeError(f"the GPU is lost since {first}: {failed.get(first or '')}")
+    return times
 
 
 def _memory(op: Op, shape: Shape, contender: Contender) -> int | None:
