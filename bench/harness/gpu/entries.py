@@ -93,7 +93,6 @@ ENTRIES = (
     _head("vocabulary", 8192, 768, 21121, FEW_HEADS),
     _lora("lora_linear", 8192, 64, 0, (*FEW_LORA, "addmm")),
     _head("tags", 65536, 4096, 7, FEW_HEADS),
-    _head("tags", 65536, 768, 7, FEW_HEADS),
     _head("masked", 8192, 768, 21128, (*FEW_HEADS, "fangyan, labels not counted")),
     _head("vocabulary", 65536, 768, 2000, FEW_HEADS),
     _lora("lora_linear", 768, 16, 0, FEW_LORA),

@@ -20,7 +20,7 @@ DRY = ["tests/kernels/linear_cross_entropy", "-k", "test_bad_arguments or test_c
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
-    """All tests that end in time; what pytest itself says is in ``values.log``."""
+    """All tests that end in time; what pytest itself says is in ``pytest.log``."""
     outcomes = record.folder / "outcomes.jsonl"
     outcomes.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *(DRY if dry else CHOSEN), "-q", "-p", "no:cacheprovider"]
@@ -34,7 +34,7 @@ def run(record: Record, seconds: float, dry: bool) -> None:
     if find_spec("pytest_timeout"):
         command += ["-o", "timeout=60"]
     end = time.monotonic() + seconds
-    with (record.folder / "values.log").open("w") as log:
+    with (record.folder / "pytest.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.3)
