@@ -14,6 +14,7 @@ import torch
 
 from gpu import DEFAULT, GRACE, PARTS
 from harness.gpu import ops as ops_part
+from harness.gpu import predictions as predictions_module
 from harness.gpu.decisions import decisions
 from harness.gpu.entries import DRY_ENTRIES, ENTRIES, Entry, planned_seconds
 from harness.gpu.ops import DRY_EFFORT, START_SECONDS, WARM_UP_SECONDS, floor, measure
@@ -165,16 +166,24 @@ def test_entries_name_contenders_that_there_are():
 
 def test_predictions_are_of_shapes_and_contenders_that_there_are():
     for key, prediction in predictions().items():
-        op_name, _, shape = key.partition("/")
+        op_name, _, rest = key.partition("/")
+        shape, _, contender = rest.partition(" ")
         if op_name in missing_ops():
             continue
         op = ops()[op_name]
         known = {*map(str, op.shapes), *(str(e.shape) for e in ENTRIES if e.op == op_name)}
         assert shape in known, key
+        assert not contender or op.contender(contender), key
         low, high = prediction["ratio"]
         assert 0 < low <= high, key
         assert prediction["over"] in {"floor", *(c.name for c in op.contenders)}, key
         assert len(prediction["why"]) > 20, key
+
+
+def test_predictions_of_an_entry_are_by_contender(monkeypatch):
+    found = {"op/a-T8": 1, "op/a-T8 K step": 2, "op/a-T80": 3}
+    monkeypatch.setattr(predictions_module, "predictions", lambda: found)
+    assert predictions_module.of_entry("op/a-T8") == {"fangyan": 1, "K step": 2}
 
 
 def test_a_prediction_is_missed_by_a_factor():

@@ -28,8 +28,8 @@ def on_the_cpu(monkeypatch):
     if not INTERPRETED:
         yield
         return
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", _indexed(interpreter._patch_lang_tensor))
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
     with cpu_tensors_to_triton():
         yield
 

@@ -14,7 +14,7 @@ import torch
 
 from harness.gpu.entries import DRY_ENTRIES, EFFORT, ENTRIES, Entry, planned_seconds
 from harness.gpu.graphs import AsksTheHost, Replay, kernels
-from harness.gpu.predictions import compare, predictions
+from harness.gpu.predictions import compare, of_entry
 from harness.gpu.record import Budget, Record, Row
 from harness.gpu.warm import warm_up
 from harness.machine import Ceilings, gpu_lost, measure_ceilings
@@ -148,7 +148,7 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
         "floor": least,
         "bound": bound,
         "contenders": contenders,
-        "prediction": _predicted(name, contenders, least),
+        "predictions": _predicted(name, contenders, least),
         "missing": measured.missing,
         "failed": measured.failed,
         "not_captured": not_captured,
@@ -197,13 +197,15 @@ def _add_ratios(contenders: dict[str, Row], baseline: str, least: float) -> None
         found["over_baseline"] = found[kind] / plain[kind] if plain else None
 
 
-def _predicted(name: str, contenders: Mapping[str, Row], least: float) -> Row | None:
-    prediction, ours = predictions().get(name), contenders.get("fangyan")
-    if prediction is None or ours is None:
-        return None
-    kind = "graph" if ours["graph"] else "eager"
-    others = {who: found[kind] for who, found in contenders.items() if found[kind]}
-    return compare(prediction, ours[kind], {"floor": least, **others})
+def _predicted(name: str, contenders: Mapping[str, Row], least: float) -> Row:
+    """Of every contender that something was predicted of."""
+    found: Row = {}
+    for who, prediction in of_entry(name).items():
+        if who in contenders:
+            kind = "graph" if contenders[who]["graph"] else "eager"
+            others = {other: row[kind] for other, row in contenders.items() if row[kind]}
+            found[who] = compare(prediction, contenders[who][kind], {"floor": least, **others})
+    return found
 
 
 def _median(seconds: Sequence[float] | None) -> float | None:
