@@ -40,8 +40,10 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     return run, rows
 
 
-def ratio(found: dict[str, Any]) -> str:
-    """A ratio, or nothing where the spread is larger than the effect."""
+def ratio(found: dict[str, Any] | None) -> str:
+    """A ratio, or "=" where the spread is larger than the effect; nothing where the baseline has no time."""
+    if found is None:
+        return ""
     return f"{found['median']:.2f}x" if found["clear"] else "="
 
 
@@ -79,6 +81,7 @@ def op_tables(rows: list[Row]) -> str:
                 "median",
                 f"speed, {members[0]['baseline']} = 1",
                 "time / floor",
+                "error",
                 "peak memory",
                 "first call",
             ],
@@ -88,6 +91,7 @@ def op_tables(rows: list[Row]) -> str:
                     duration(row["seconds"]),
                     "1" if row["contender"] == row["baseline"] else ratio(row["ratio"]),
                     f"{row['seconds'] / row['floor_seconds']:.1f}",
+                    f"{row['error']:.1e}" if row.get("error") is not None else "",
                     size(row["peak_memory"]),
                     duration(row["first_call_seconds"]),
                 ]
@@ -173,7 +177,7 @@ def plot(folder: Path, rows: list[Row]) -> None:
     both = [
         row | {"speed": row["ratio"]["median"], "group": row["group"].replace(", forward+backward", "")}
         for row in of_kind(rows, "op")
-        if row["which"] in ("forward+backward", "call")
+        if row["which"] in ("forward+backward", "call") and row["ratio"]
     ]
     titled = [(name, members) for name, members in groups(both, lambda row: str(row["group"]))]
     speed = (
@@ -228,7 +232,8 @@ def page(folder: Path, run: dict[str, Any], rows: list[Row]) -> str:
         f"Python {machine['python_version']}, {versions}, {machine['threads']} threads. "
         f"Ceilings measured at the start: {machine['bytes_per_second'] / 1e9:.1f} GB/s, {ceilings}.\n\n"
         "Medians of rounds in which all take turns. `=`: the spread of the rounds is larger than the "
-        "difference. First call: preparation and compilation.\n\n"
+        "difference. Error: the largest of value and gradients, relative to their norm. First call: "
+        "preparation and compilation.\n\n"
         + "".join(f"![{name}]({name}.png)\n" for name in PLOTS if (folder / f"{name}.png").exists())
         + f"\n## Whole steps\n{step_tables(rows)}\n## Ops\n{op_tables(rows)}{scaling_table(rows)}"
     )

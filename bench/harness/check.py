@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,41 +60,64 @@ def _widen(value: Any) -> Any:
     return wide.requires_grad_(value.requires_grad)
 
 
-def check(op: Op, shape: Shape, contender: Contender, seed: int = 0) -> None:
+@dataclass(frozen=True)
+class Expected:
+    """What values are compared with, all of the same inputs: in float64, and the baseline's own."""
+
+    op: Op
+    shape: Shape
+    seed: int
+    exact: dict[str, Tensor]
+    plain: dict[str, Tensor]
+
+
+def expected(op: Op, shape: Shape, seed: int = 0) -> Expected:
+    """The truth and the baseline's results, at the shape or at the sizes that the op is checked at."""
+    sizes = {letter: min(size, op.checked_at.get(letter, size)) for letter, size in shape.sizes.items()}
+    shape = replace(shape, sizes=sizes)
+    return Expected(op, shape, seed, truth(op, shape, seed), _results(op, shape, op.baseline, seed))
+
+
+def _results(op: Op, shape: Shape, contender: Contender, seed: int) -> dict[str, Tensor]:
+    inputs = draw(op, shape, seed)
+    return evaluate(contender.prepare(shape, inputs), inputs, "backward" in op.passes, op.calls_checked)
+
+
+def check(contender: Contender, against: Expected) -> float:
     """The contender's error is at most twice the baseline's, plus one rounding step.
 
     Both are measured against float64, and the baseline's own is bounded. A gradient of nothing but
     zeros is wrong whatever its error: a peer has been timed so.
 
+    Returns:
+        The largest error of a value or gradient, relative to the truth's norm.
+
     Raises:
         WrongValues: naming what differs, and by how much.
     """
-    differentiable = "backward" in op.passes
-    sizes = {letter: min(size, op.checked_at.get(letter, size)) for letter, size in shape.sizes.items()}
-    shape = replace(shape, sizes=sizes)
-    expected = truth(op, shape, seed)
-    inputs = draw(op, shape, seed)
-    found = evaluate(contender.prepare(shape, inputs), inputs, differentiable, op.calls_checked)
-    inputs = draw(op, shape, seed)
-    plain = evaluate(op.baseline.prepare(shape, inputs), inputs, differentiable, op.calls_checked)
-    for name, exact in expected.items():
-        value = found[name].double()
+    op = against.op
+    found = _results(op, against.shape, contender, against.seed)
+    errors = []
+    for name, exact in against.exact.items():
+        value, plain = found[name].double(), against.plain[name]
         if value.shape != exact.shape:
             raise WrongValues(
                 f"{contender.name}: {name} has shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
             )
-        own = float((plain[name].double() - exact).norm() / exact.norm())
-        if not own <= torch.finfo(plain[name].dtype).eps ** 0.5:  # 3e-4 in float32, 0.09 in bfloat16
+        own = float((plain.double() - exact).norm() / exact.norm())
+        if not own <= torch.finfo(plain.dtype).eps ** 0.5:  # 3e-4 in float32, 0.09 in bfloat16
             raise WrongValues(f"{op.baseline.name}: {name} is off by {own:.3g} of its norm")
         if not value.abs().sum() > 0:
             raise WrongValues(f"{contender.name}: {name} is zero, expected {exact.norm():.3g} in norm")
+        errors.append(float((value - exact).norm() / exact.norm()))
         if contender.tolerance is not None:
-            error, allowed = float((value - exact).norm() / exact.norm()), contender.tolerance
+            error, allowed = errors[-1], contender.tolerance
         else:
             error = float((value - exact).abs().max())
             rounding = torch.finfo(found[name].dtype).eps * float(exact.abs().max())
-            allowed = 2 * float((plain[name].double() - exact).abs().max()) + rounding
+            allowed = 2 * float((plain.double() - exact).abs().max()) + rounding
         if not error <= allowed:
             raise WrongValues(
                 f"{contender.name}: {name} is off by {error:.3g}, expected {allowed:.3g} at most"
             )
+    return max(errors)

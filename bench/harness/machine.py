@@ -43,6 +43,17 @@ def cache_bytes(device: str) -> int:
     return max(sizes, default=32 << 20)
 
 
+def gpu_lost() -> bool:
+    """Whether the GPU answers this process no more, as after an access out of bounds."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """What this machine reaches at its best, measured at the start of a run.
@@ -64,7 +75,8 @@ def measure_ceilings() -> Ceilings:
     source, target = torch.ones(elements, device=where), torch.empty(elements, device=where)
     copy = min(_best(lambda: target.copy_(source)), _best(lambda: source.mul_(1.0)))
     size = 8192 if where == "cuda" else 1536
-    dtypes = (torch.bfloat16, torch.float32) if where == "cuda" else (torch.float32,)
+    halves = (torch.bfloat16, torch.float16) if where == "cuda" else ()
+    dtypes = (*halves, torch.float32)
     flops = {}
     for dtype in dtypes:
         left, right = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -68,6 +69,7 @@ class Contender:
             design; None holds it to the error budget.
         quick: whether ``--quick`` times it.
         computes: False for a part of the work that is no implementation: its values are not checked.
+        compiled: by torch.compile, for every shape anew; its first call has to have compiled something.
     """
 
     name: str
@@ -77,6 +79,13 @@ class Contender:
     tolerance: float | None = None
     quick: bool = True
     computes: bool = True
+    compiled: bool = False
+
+
+def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """By ``torch.compile``, as one graph: past its limit of variants that raises, and is not eager."""
+    make = cache(lambda: torch.compile(call, dynamic=False, fullgraph=True))  # it imports its compiler
+    return lambda *values: make()(*values)
 
 
 def function(call: Callable[..., Any]) -> Callable[[Shape, Inputs], Callable[[], Any]]:

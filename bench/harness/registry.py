@@ -11,16 +11,35 @@ from harness.op import Contender, Op, Shape
 
 
 @cache
+def _declared() -> tuple[dict[str, Op], dict[str, str]]:
+    found: dict[str, Op] = {}
+    missing: dict[str, str] = {}
+    for entry in pkgutil.iter_modules(declarations.__path__):
+        try:
+            op = op_called(entry.name)
+        except ImportError as error:
+            missing[entry.name] = str(error)
+        else:
+            found[op.name] = op
+    return found, missing
+
+
 def ops() -> dict[str, Op]:
-    """The declared ops by name."""
-    modules = [
-        importlib.import_module(f"ops.{entry.name}") for entry in pkgutil.iter_modules(declarations.__path__)
-    ]
-    return {module.OP.name: module.OP for module in modules}
+    """The declared ops by name, but for those of :func:`missing_ops`."""
+    return _declared()[0]
+
+
+def missing_ops() -> dict[str, str]:
+    """By file, what an op needs that is not installed here: the others run without it."""
+    return _declared()[1]
 
 
 def op_called(name: str) -> Op:
-    """One op, without importing the others: an older tree may lack what they need."""
+    """One op, without importing the others.
+
+    Raises:
+        ImportError: if this machine or an older tree lacks what it needs.
+    """
     declared: Op = importlib.import_module(f"ops.{name}").OP
     return declared
 

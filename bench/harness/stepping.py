@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.timing import Effort, interleave
-from harness.worker import RemoteTrial, Worker
+from harness.timing import Effort, complaint, interleave
+from harness.worker import RemoteTrial, Worker, WorkerError
 
 ROOT = Path(__file__).parents[2]
 QUICK = Effort(least_rounds=3, most_rounds=9, seconds=6.0)
@@ -33,25 +33,32 @@ class StepResult:
     peak_memory: int
 
 
-def measure_steps(step: str, recipe: str, contenders: Sequence[str], effort: Effort) -> dict[str, StepResult]:
-    """Rounds of steps by contender, then what memory they took."""
+def measure_steps(
+    step: str, recipe: str, contenders: Sequence[str], effort: Effort, failed: dict[str, str]
+) -> dict[str, StepResult]:
+    """Rounds of steps by contender, then what memory they took.
+
+    Args:
+        failed: a contender that raises, or whose process dies, is entered here; the others go on.
+    """
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(ROOT)) for name in contenders}
-        for worker in workers.values():
-            worker.ready()
-        trials = {
-            name: RemoteTrial(worker, step=step, contender=name, recipe=recipe)
-            for name, worker in workers.items()
-        }
-        times = interleave(trials, "step", effort)
-        return {
-            name: StepResult(
-                seconds_per_token=times[name],
-                peak_memory=trial.peak_memory(),
-                **trial.ask("describe"),
-            )
-            for name, trial in trials.items()
-        }
+        trials: dict[str, RemoteTrial] = {}
+        for name, worker in workers.items():
+            try:
+                worker.ready()
+                trials[name] = RemoteTrial(worker, step=step, contender=name, recipe=recipe)
+            except WorkerError as error:
+                failed[name] = complaint(error)
+        times = interleave(trials, "step", effort, failed)
+        results = {}
+        for name, seconds in times.items():
+            try:
+                described = trials[name].ask("describe")
+                results[name] = StepResult(seconds, peak_memory=trials[name].peak_memory(), **described)
+            except WorkerError as error:
+                failed[name] = complaint(error)
+        return results
 
 
 def seconds_until(step: str, recipe: str, contender: str, score: float) -> float | None:

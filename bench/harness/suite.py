@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 
 from harness import stepping, timing
-from harness.check import WrongValues, check
-from harness.machine import Ceilings, measure_ceilings
+from harness.check import check, expected
+from harness.machine import Ceilings, gpu_lost, measure_ceilings
 from harness.memory import peak_memory
-from harness.op import Contender, Op, Shape
+from harness.op import Contender, Inputs, Op, Shape
 from harness.registry import contenders
 from harness.statistics import Ratio, ratio, slope
 from harness.stepping import StepResult, measure_steps
+from harness.timing import complaint
 
 
 @dataclass
@@ -27,15 +29,17 @@ class Measured:
     Attributes:
         times: by pass, by contender, seconds of a call, a number a round.
         first_call_seconds, peak_memory: by contender; memory in bytes.
+        errors: by contender, the largest error of a value or gradient, relative to the truth's norm.
         missing: why a contender could not run here.
-        wrong: what a contender computes otherwise; it was not timed.
+        failed: what a contender raised or computes otherwise; it was not timed.
     """
 
     times: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     first_call_seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class Suite:
@@ -49,7 +53,7 @@ class Suite:
         self.quick = quick
         self.lines: list[str] = []
         self._ops: dict[tuple[str, str], Measured] = {}
-        self._steps: dict[str, dict[str, StepResult]] = {}
+        self._steps: dict[str, tuple[dict[str, StepResult], dict[str, str]]] = {}
 
     @cached_property
     def ceilings(self) -> Ceilings:
@@ -63,16 +67,21 @@ class Suite:
             self._ops[key] = _measure(op, shape, contenders(op, self.quick), effort, memory=True)
         return self._ops[key]
 
-    def ratio(self, op: Op, shape: Shape, which: str, contender: str) -> Ratio:
-        """The baseline's time over the contender's."""
+    def ratio(self, op: Op, shape: Shape, which: str, contender: str) -> Ratio | None:
+        """The baseline's time over the contender's; None where the baseline has none, for want of memory."""
         times = self.op(op, shape).times[which]
+        if op.baseline.name not in times:
+            return None
         return ratio(times[op.baseline.name], times[contender])
 
-    def steps(self, step: str, model: str, recipe: str, names: list[str]) -> dict[str, StepResult]:
-        """Whole steps of the contenders on a recipe."""
+    def steps(
+        self, step: str, model: str, recipe: str, names: list[str]
+    ) -> tuple[dict[str, StepResult], dict[str, str]]:
+        """Whole steps of the contenders on a recipe, and what those that failed say."""
         if model not in self._steps:
             effort = stepping.QUICK if self.quick else stepping.FULL
-            self._steps[model] = measure_steps(step, recipe, names, effort)
+            failed: dict[str, str] = {}
+            self._steps[model] = measure_steps(step, recipe, names, effort, failed), failed
         return self._steps[model]
 
     def floor(self, op: Op, shape: Shape, which: str) -> float:
@@ -90,6 +99,8 @@ def scaling(op: Op, base: Shape, letter: str) -> dict[str, list[tuple[int, float
     for size in op.scaling[letter]:
         shape = replace(base, sizes={**base.sizes, letter: size})
         measured = _measure(op, shape, chosen, timing.QUICK, memory=False, passes=(which,))
+        if measured.failed:
+            raise RuntimeError(f"{shape}: {measured.failed}")
         for name, times in measured.times[which].items():
             points.setdefault(name, []).append((size, statistics.median(times)))
     return points
@@ -110,29 +121,55 @@ def _measure(
 ) -> Measured:
     measured = Measured()
     sets = timing.input_sets(op, shape)
+    trials = prepare(op, shape, chosen, sets, measured)
+    for which in passes or op.passes:
+        running = {name: trial for name, trial in trials.items() if name not in measured.failed}
+        measured.times[which] = timing.interleave(running, which, effort, measured.failed)
+    for name in trials if memory else ():
+        try:
+            measured.peak_memory[name] = peak_memory(op, shape, op.contender(name))
+        except Exception as error:
+            measured.failed[name] = complaint(error)
+    return measured
+
+
+def prepare(
+    op: Op,
+    shape: Shape,
+    chosen: Sequence[Contender],
+    sets: list[Inputs],
+    measured: Measured,
+    starting: Callable[[str], None] = lambda name: None,
+) -> dict[str, timing.Trial]:
+    """Those that run here and compute the right values; of the others ``measured`` says why not.
+
+    Args:
+        starting: told the name of every contender before it runs.
+    """
+    timing.forget_compiled()
+    against = expected(op, shape)
     trials: dict[str, timing.Trial] = {}
     for contender in chosen:
         if reason := contender.missing(shape):
             measured.missing[contender.name] = reason
             continue
+        starting(contender.name)
         try:
-            seconds = timing.first_call_seconds(op, shape, contender, sets[0])
+            measured.first_call_seconds[contender.name] = timing.first_call_seconds(
+                op, shape, contender, sets[0]
+            )
             if contender.computes:
-                check(op, shape, contender)
-        except WrongValues as error:
-            measured.wrong[contender.name] = str(error)
-            continue
-        except torch.OutOfMemoryError:
-            measured.missing[contender.name] = "it needs more memory than this GPU has"
+                measured.errors[contender.name] = check(contender, against)
+            trials[contender.name] = timing.Trial(op, shape, contender, sets)
+        except Exception as error:
+            if gpu_lost():
+                raise
+            short = isinstance(error, torch.OutOfMemoryError)
+            found = measured.missing if short and contender.role != "ours" else measured.failed
+            found[contender.name] = "it needs more memory than there is" if short else complaint(error)
+        if shape.device == "cuda":
             torch.cuda.empty_cache()
-            continue
-        trials[contender.name] = timing.Trial(op, shape, contender, sets)
-        measured.first_call_seconds[contender.name] = seconds
-    for which in passes or op.passes:
-        measured.times[which] = timing.interleave(trials, which, effort)
-    if memory:
-        measured.peak_memory = {name: peak_memory(op, shape, op.contender(name)) for name in trials}
-    return measured
+    return trials
 
 
 _readings: deque[float] = deque()

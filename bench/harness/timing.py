@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Trial:
 
     def __init__(self, op: Op, shape: Shape, contender: Contender, sets: Sequence[Inputs]):
         self._declared = op, shape, contender
-        self._clock = _CudaClock if shape.device == "cuda" else _CpuClock
+        self._clock = clock(shape.device)
+        self._sets = len(sets)
         calls = [contender.prepare(shape, inputs) for inputs in sets]
         differentiable = "backward" in op.passes
         gradients = [upstream(call()) if differentiable else None for call in calls[:1]] * len(calls)
@@ -76,6 +78,19 @@ class Trial:
         """Bytes of one call, measured apart."""
         return peak_memory(*self._declared)
 
+    def call_each(self, which: str) -> Callable[[], None]:
+        """A function that makes one call on every set of inputs, untimed: what a graph captures."""
+
+        def calls() -> None:
+            for _ in range(self._sets):
+                _PASSES[which](*next(self._items), _NoClock())
+
+        return calls
+
+    @property
+    def sets(self) -> int:
+        return self._sets
+
     def run(self, which: str, calls: int) -> float:
         """Seconds of one call, over some; each takes the next set of inputs."""
         clock = self._clock()
@@ -84,13 +99,37 @@ class Trial:
         return clock.seconds() / calls
 
 
+class NotCompiled(Exception):
+    """What should have been compiled ran as it is; its times would be eager's."""
+
+
 def first_call_seconds(op: Op, shape: Shape, contender: Contender, inputs: Inputs) -> float:
-    """Preparing and calling for the first time, forward and backward: with loading and compilation."""
+    """Preparing and calling for the first time, forward and backward: with loading and compilation.
+
+    Raises:
+        NotCompiled: if a compiled contender's graph is none of the compiler's.
+    """
+    graphs = _compiled_graphs() if contender.compiled else 0
     start = time.perf_counter()
     run_once(op, shape, contender, inputs)
     if shape.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if contender.compiled and _compiled_graphs() == graphs:
+        raise NotCompiled(f"{contender.name}: its first call at {shape} compiled nothing")
+    return seconds
+
+
+def forget_compiled() -> None:
+    """Before another shape: torch.compile has a limit of variants per function."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def _compiled_graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 class Timed(Protocol):
@@ -101,23 +140,70 @@ class Timed(Protocol):
     def sample(self, which: str) -> float: ...
 
 
-def interleave(trials: Mapping[str, Timed], which: str, effort: Effort) -> dict[str, list[float]]:
-    """Seconds a call, a list a contender, one number a round; the order changes every round."""
-    if not trials:
+def interleave(
+    trials: Mapping[str, Timed], which: str, effort: Effort, failed: dict[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Seconds a call, a list a contender, one number a round; the order changes every round.
+
+    Args:
+        failed: if given, a contender that raises is entered here and drops out, and the others go on.
+    """
+
+    def turn(name: str, take: Callable[[str], float]) -> float | None:
+        try:
+            return take(which)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = complaint(error)
+            return None
+
+    lengths = {name: turn(name, trial.calibrate) for name, trial in trials.items()}
+    round_seconds = sum(seconds for seconds in lengths.values() if seconds is not None)
+    times: dict[str, list[float]] = {name: [] for name, seconds in lengths.items() if seconds is not None}
+    if not times:
         return {}
-    round_seconds = sum(trial.calibrate(which) for trial in trials.values())
     wanted = max(effort.least_rounds, min(effort.most_rounds, int(effort.seconds / round_seconds)))
     deadline = time.perf_counter() + effort.seconds
-    times: dict[str, list[float]] = {name: [] for name in trials}
-    order = list(trials)
     shuffle = random.Random(0).shuffle
     for done in range(wanted):
         if done >= effort.least_rounds and time.perf_counter() > deadline:
             break
+        order = list(times)
         shuffle(order)
         for name in order:
-            times[name].append(trials[name].sample(which))
+            seconds = turn(name, trials[name].sample)
+            if seconds is None:
+                del times[name]
+            else:
+                times[name].append(seconds)
     return times
+
+
+def complaint(error: Exception) -> str:
+    """An error in one line of at most 300 characters: compilers' own go on for pages."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+class Clock(Protocol):
+    """Adds up the seconds of the calls that it is given."""
+
+    def time(self, call: Callable[[], Any]) -> None: ...
+
+    def seconds(self) -> float: ...
+
+
+def clock(device: str) -> Callable[[], Clock]:
+    return _CudaClock if device == "cuda" else _CpuClock
+
+
+class _NoClock:
+    def time(self, call: Callable[[], Any]) -> None:
+        call()
+
+    def seconds(self) -> float:
+        return 0.0
 
 
 class _CpuClock:

@@ -29,7 +29,7 @@ class Worker:
     """Starts a worker on a source tree, and asks it; several may start side by side."""
 
     def __init__(self, tree: Path, environment: dict[str, str] | None = None):
-        paths = [tree / "kernels", tree / "trainer", BENCH]
+        paths = [tree / "kernels", tree / "trainer", BENCH, os.environ.get("PYTHONPATH", "")]
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.worker"],
@@ -141,13 +141,13 @@ def _open(contender: str, op: str = "", shape: str = "", step: str = "", recipe:
         from steps import open_step
 
         return open_step(step, contender, recipe)
-    from harness.check import check
+    from harness.check import check, expected
     from harness.registry import op_called, shape_called
     from harness.timing import Trial, input_sets
 
     declared = op_called(op)
     of_shape, who = shape_called(declared, shape), declared.contender(contender)
-    check(declared, of_shape, who)
+    check(who, expected(declared, of_shape))
     _empty_cache()
     return Trial(declared, of_shape, who, input_sets(declared, of_shape))
 

@@ -54,6 +54,13 @@ def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
     return lambda: F.linear(x_TK, dequantize_4bit(weight.data, weight.quant_state))
 
 
+def frozen_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """What the layer costs with its weight in the dtype of x, and no adapter."""
+    x_TK, weight, *_ = values
+    dense = unpacked(weight)
+    return lambda: F.linear(x_TK, dense)
+
+
 def ours_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
     """The weight in the dtype of x, four times as large in bfloat16."""
     x_TK, weight, a_RK, b_NR = values
@@ -84,6 +91,7 @@ OP = Op(
     contenders=(
         Contender("eager", "baseline", eager),
         Contender("frozen linear", "baseline", frozen, computes=False),
+        Contender("frozen linear, plain weight", "baseline", frozen_plain, computes=False, quick=False),
         Contender("PEFT", "peer", peft, no_peft),
         Contender("fangyan, plain weight", "ours", ours_plain),
         Contender("fangyan", "ours", ours()),

@@ -46,7 +46,8 @@ def trains(contender: str, base: str, layers: int, gigabytes: float, recipe: str
     """
     command = [sys.executable, "-m", "steps.largest", "--contender", contender, "--base", base]
     command += ["--layers", str(layers), "--gigabytes", str(gigabytes), *recipe.split()]
-    environment = os.environ | {"PYTHONPATH": str(BENCH)}
+    paths = [BENCH, BENCH.parent / "kernels", BENCH.parent / "trainer", os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, NOT_ENOUGH):
         raise RuntimeError(f"{contender}, {base}, {layers} layers: {done.stderr[-2000:]}")

@@ -2,17 +2,28 @@
 
 import time
 from dataclasses import replace
+from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from harness import memory
-from harness.check import WrongValues, check
+from harness.check import WrongValues, check, expected
 from harness.machine import cache_bytes
-from harness.op import CALL, Contender, Op, Shape, Work, function
+from harness.op import CALL, Contender, Op, Shape, Work, compiled, function
 from harness.statistics import median_interval, ratio, slope
-from harness.timing import Effort, Trial, input_sets, interleave
+from harness.suite import Suite
+from harness.timing import (
+    Effort,
+    NotCompiled,
+    Trial,
+    first_call_seconds,
+    forget_compiled,
+    input_sets,
+    interleave,
+)
 from steps.largest import largest
 
 SHAPE = Shape("small", {"T": 8, "H": 4})
@@ -59,7 +70,7 @@ class Detached(torch.autograd.Function):
 )
 def test_wrong_values_are_not_timed(call, complaint):
     with pytest.raises(WrongValues) as caught:
-        check(OP, SHAPE, Contender("peer", "peer", function(call)))
+        check(Contender("peer", "peer", function(call)), expected(OP, SHAPE))
     assert complaint in str(caught.value)
     assert "peer" in str(caught.value)
 
@@ -67,19 +78,19 @@ def test_wrong_values_are_not_timed(call, complaint):
 def test_a_wrong_baseline_is_not_its_own_budget():
     wrong = replace(OP, contenders=(Contender("eager", "baseline", function(lambda x: 1.1 * square(x))),))
     with pytest.raises(WrongValues, match="eager: value is off by 0.1 of its norm"):
-        check(wrong, SHAPE, wrong.baseline)
+        check(wrong.baseline, expected(wrong, SHAPE))
 
 
 def test_gradients_of_a_tensor_start_from_the_same_noise_in_every_dtype():
     op = replace(
         OP, truth=lambda x: x * x, contenders=(Contender("eager", "baseline", function(lambda x: x * x)),)
     )
-    check(op, SHAPE, op.baseline)
+    check(op.baseline, expected(op, SHAPE))
 
 
 def test_right_values_pass():
-    check(OP, SHAPE, OP.baseline)
-    check(OP, SHAPE, Contender("other", "peer", function(lambda x: (x**2).sum())))
+    other = Contender("other", "peer", function(lambda x: (x**2).sum()))
+    assert all(check(contender, expected(OP, SHAPE)) < 1e-6 for contender in (OP.baseline, other))
 
 
 def test_contenders_take_turns_and_slow_ones_show():
@@ -103,6 +114,77 @@ def test_contenders_take_turns_and_slow_ones_show():
     # One contender's rounds after the other's would be 6 turns, with those of the preparation.
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert len(turns) >= 9
+
+
+def raising(error):
+    def call(x):
+        raise error
+
+    return function(call)
+
+
+def measured(*others):
+    op = replace(OP, contenders=(OP.baseline, *others))
+    suite = Suite(quick=True)
+    with mock.patch("harness.suite.peak_memory", return_value=0):
+        return op, suite, suite.op(op, SHAPE)
+
+
+def test_a_peer_that_raises_costs_no_other_its_times():
+    late = 0
+
+    def fails_late(x):
+        nonlocal late
+        late += 1
+        if late > 10:
+            raise NotImplementedError("cce_exact is\n not implemented")
+        return square(x)
+
+    op, suite, found = measured(
+        Contender("broken", "peer", raising(ImportError("no such kernel"))),
+        Contender("late", "peer", function(fails_late)),
+        Contender("ours", "ours", function(square)),
+    )
+    assert found.failed["broken"] == "ImportError: no such kernel"
+    assert found.failed["late"] == "NotImplementedError: cce_exact is not implemented"
+    assert set(found.times["forward+backward"]) == {"eager", "ours"}
+    assert suite.ratio(op, SHAPE, "forward", "ours").median > 0
+    assert found.errors["ours"] < 1e-6
+
+
+def test_too_little_memory_is_no_fault_but_ours():
+    short = raising(torch.OutOfMemoryError("CUDA out of memory"))
+    _, _, found = measured(Contender("peer", "peer", short), Contender("ours", "ours", short))
+    assert found.missing == {"peer": "it needs more memory than there is"}
+    assert list(found.failed) == ["ours"]
+
+
+def test_without_the_baseline_there_is_no_ratio():
+    op, suite, found = measured(Contender("ours", "ours", function(square)))
+    del found.times["forward"]["eager"]
+    assert suite.ratio(op, SHAPE, "forward", "ours") is None
+
+
+@pytest.mark.filterwarnings("ignore")  # of what PyTorch's compiler imports
+def test_torch_compile_compiles_every_shape(monkeypatch):
+    """More shapes than a function may have variants; the plain one never takes its place in silence."""
+    contender = Contender("torch.compile", "baseline", function(compiled(square)), compiled=True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # 25 s less than inductor
+
+    def first_call(contender, hidden):
+        shape = Shape("small", {"T": 8, "H": hidden})
+        return first_call_seconds(OP, shape, contender, input_sets(OP, shape)[0])
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for hidden in (1, 2, 3):
+            forget_compiled()
+            first_call(contender, hidden)
+        first_call(contender, 4)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            first_call(contender, 5)
+    with pytest.raises(NotCompiled, match="its first call at small-T8-H4-float32 compiled nothing"):
+        first_call(replace(contender, prepare=function(square)), 4)
+    forget_compiled()
 
 
 def test_a_backward_is_timed_without_its_forward():

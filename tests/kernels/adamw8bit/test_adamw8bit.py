@@ -2,16 +2,18 @@
 
 import copy
 
-import bitsandbytes as bnb
 import fangyan_kernels
 import pytest
 import torch
 import triton_here
-from bitsandbytes.functional import create_dynamic_map
-from fangyan_kernels import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit
-from fangyan_kernels.adamw8bit import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+bnb = pytest.importorskip("bitsandbytes")  # the optimizers are subclasses of its own
+
+from bitsandbytes.functional import create_dynamic_map  # noqa: E402
+from fangyan_kernels import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit  # noqa: E402
+from fangyan_kernels.adamw8bit import reference  # noqa: E402
 
 if triton_here.INTERPRETED:
     pytest.skip("the interpreter runs Triton's kernels alone", allow_module_level=True)

@@ -1,6 +1,5 @@
 """Every implementation against a float64 truth, within an error budget; PEFT and bitsandbytes as oracles."""
 
-import bitsandbytes as bnb
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,6 +149,7 @@ def test_a_checkpointed_forward_drops_the_same(impl):
 @pytest.mark.parametrize("tokens", [3, 200])
 def test_four_bits(impl, quant_type, nested, dtype, dropout, tokens):
     """The truth is bitsandbytes' own dequantization."""
+    bnb = pytest.importorskip("bitsandbytes")
     case = make(impl, tokens, 64, 48, 4, dtype=dtype)
     packed = bnb.nn.Params4bit(
         case[1].detach().cpu(), quant_type=quant_type, compress_statistics=nested, blocksize=64
@@ -173,6 +173,7 @@ def test_four_bits(impl, quant_type, nested, dtype, dropout, tokens):
 @pytest.mark.parametrize("inner", [32, 96, 100])
 def test_rows_that_end_within_a_block(impl, inner):
     """By the code book itself: with AVX-512, bitsandbytes is wrong where such rows are a multiple of 32."""
+    bnb = pytest.importorskip("bitsandbytes")
     case = make(impl, 20, inner, 48, 4)
     packed = bnb.nn.Params4bit(case[1].detach().cpu(), quant_type="nf4", compress_statistics=False)
     state = packed.to("cpu").quant_state

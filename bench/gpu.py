@@ -1,0 +1,137 @@
+"""Fifteen minutes of a GPU into a table; docs/gpu.md says how to prepare for them.
+
+    python bench/gpu.py FOLDER [--parts values,ops,steps] [--dry]
+
+Each part is a process, and writes FOLDER/PART.json and FOLDER/PART.md after every entry: whatever ends it,
+what it has measured is there. Where a part's process dies, another goes on without what killed it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = [ROOT / folder for folder in ("kernels", "trainer", "bench", "tests/support")]
+CARRIED = ROOT / ".gpu"
+if sys.version_info[:2] == (3, 12):  # whose compiled packages these are
+    PATHS.append(CARRIED)
+PACKAGES = ("torch", "triton", "transformers", "bitsandbytes", "liger-kernel", "cut-cross-entropy", "peft")
+
+# Seconds of each part, in order of value; together 8 minutes, but for the last, which is asked for by name.
+PARTS = {"values": 120, "ops": 180, "steps": 180, "largest": 180}
+DEFAULT = ("values", "ops", "steps")
+GRACE = 5  # seconds until a part that should have ended is ended
+STARTS = 5  # of one part's processes: each may die of one contender
+
+
+def environment() -> dict[str, str]:
+    """What a part's process runs with: this tree's sources, and what .gpu/ carries."""
+    paths = [*map(str, PATHS), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
+    """Starts the part, and again while it dies and there is time."""
+    end = time.monotonic() + seconds
+    for _ in range(STARTS):
+        left = end - time.monotonic()
+        command = [sys.executable, "-m", "harness.gpu", part, str(folder), "--seconds", f"{left:.1f}"]
+        process = subprocess.Popen(
+            command + ["--dry"] * dry, env=environment(), cwd=ROOT, start_new_session=True
+        )
+        try:
+            code = process.wait(max(0.0, left) + GRACE)
+        except subprocess.TimeoutExpired:
+            print(f"{part}: ended after {seconds:.0f} s", flush=True)
+            return
+        finally:
+            with suppress(ProcessLookupError):  # with all that it has started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if code == 0:
+            return
+        print(f"{part}: its process died with {code}; {end - time.monotonic():.0f} s are left", flush=True)
+
+
+def machine() -> dict[str, object]:
+    """Card, driver and versions, of whatever is there."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        card = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+    except OSError:
+        card = ""
+    found: dict[str, object] = {"card": card or "none", "python": platform.python_version()}
+    sys.path[:0] = map(str, PATHS)
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    commit = CARRIED / "commit"
+    found["commit"] = commit.read_text().strip() if commit.exists() else _git_commit()
+    return found
+
+
+def _git_commit() -> str:
+    try:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return said.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parts", default=",".join(DEFAULT), help="of " + ", ".join(PARTS))
+    parser.add_argument("--dry", action="store_true", help="on the CPU, at sizes that take no time")
+    arguments = parser.parse_args()
+    chosen = arguments.parts.split(",")
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"--parts has {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    folder = arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    about: dict[str, object] = {**machine(), "dry": arguments.dry, "seconds": {}}
+    seconds: dict[str, float] = {}
+    for part in (part for part in PARTS if part in chosen):
+        (folder / f"{part}.json").unlink(missing_ok=True)
+        (folder / "machine.json").write_text(json.dumps({**about, "seconds": seconds}, indent=1) + "\n")
+        start = time.monotonic()
+        run_part(part, folder, PARTS[part], arguments.dry)
+        seconds[part] = round(time.monotonic() - start, 1)
+        page = folder / f"{part}.md"
+        print(page.read_text() if page.exists() else f"{part}: nothing was written", flush=True)
+    (folder / "machine.json").write_text(json.dumps({**about, "seconds": seconds}, indent=1) + "\n")
+    _write_readme(folder, about, seconds)
+
+
+def _write_readme(folder: Path, about: dict[str, object], seconds: dict[str, float]) -> None:
+    """The folder's page: what ran where, then every part's own."""
+    lines = [f"- {name}: {value}" for name, value in about.items() if value is not None and name != "seconds"]
+    lines += [f"- {part}: {taken} s" for part, taken in seconds.items()]
+    pages = [(folder / f"{part}.md").read_text() for part in PARTS if (folder / f"{part}.md").exists()]
+    text = "# A run of bench/gpu.py\n\n" + "\n".join(lines) + "\n\n"
+    text += "\n".join(re.sub("^#", "##", page, flags=re.M) for page in pages)
+    (folder / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What the numbers decide: which change comes next, and which goal is met; by Python's own library alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+
+HOST_BOUND = 1.3  # eager calls over graph replays: above it the GPU waits for the host
+LATENCY_BOUND = 1.6  # a kernel's time over that of its bytes
+OURS = "fangyan"
+
+# By entry, what its graph's time is compared with, and the ratio to stay under.
+GOALS = {
+    "linear_cross_entropy/tags-T65536-H1024-C7-L100-bfloat16": ("floor", 1.25),
+    "linear_cross_entropy/tags-T65536-H1024-C32-L100-bfloat16": ("floor", 1.6),
+    "linear_cross_entropy/tags-T65536-H1024-C188-L100-bfloat16": ("eager", 1.0),
+    "linear_cross_entropy/vocabulary-T8192-H4096-C128256-L100-bfloat16": ("products alone", 1.10),
+    "linear_cross_entropy/vocabulary-T8192-H768-C21128-L100-bfloat16": ("products alone", 1.28),
+    "lora_linear/attention-T8192-K4096-N4096-R16-P0-bfloat16": ("frozen linear", 1.20),
+    "lora_linear/attention-T8192-K8192-N8192-R16-P0-bfloat16": ("frozen linear", 1.10),
+    "lora_linear_nf4/attention-T8192-K4096-N4096-R16-P0-bfloat16": ("frozen linear, plain weight", 1.15),
+}
+STEP_GOALS = {"tagger, BERT-base": ("HF Trainer, equal tokens", 2.0)}
+
+
+def decisions(part: str, entries: Mapping[str, Row]) -> list[str]:
+    """Sentences, most urgent first; of a part's entries that are done."""
+    done = {name: entry for name, entry in entries.items() if entry["state"] == "done"}
+    if part == "values":
+        wrong = sum(entry["state"] == "failed" for entry in entries.values())
+        return [f"{wrong} tests failed: nothing below is worth its time before they pass"] if wrong else []
+    if part == "steps":
+        return list(_step_goals(done))
+    if part == "ops":
+        return [
+            *_host(done),
+            *_goals(done),
+            *_peers(done),
+            *_crossover(done),
+            *_alignment(done),
+            *_slow(done),
+        ]
+    return []
+
+
+def _host(done: Mapping[str, Row]) -> Iterator[str]:
+    for name, entry in done.items():
+        ours = entry["contenders"].get(OURS)
+        if ours and ours["graph"] and ours["eager"] > HOST_BOUND * ours["graph"]:
+            yield (
+                f"{name}: eager calls take {ours['eager'] / ours['graph']:.2f}x of the graph's time "
+                f"(limit {HOST_BOUND}): the host path comes first"
+            )
+
+
+def _goals(done: Mapping[str, Row]) -> Iterator[str]:
+    for name, (over, limit) in GOALS.items():
+        entry = done.get(name)
+        ours = _seconds(entry, OURS)
+        other = entry["floor"] if entry and over == "floor" else _seconds(entry, over)
+        if ours and other:
+            verdict = "met" if ours <= limit * other else "MISSED"
+            yield f"{name}: {ours / other:.2f} times the {over}, goal {limit}: {verdict}"
+
+
+def _peers(done: Mapping[str, Row]) -> Iterator[str]:
+    for name, entry in done.items():
+        ours = _seconds(entry, OURS)
+        for peer, found in entry["contenders"].items():
+            theirs = _seconds(entry, peer)
+            if found["role"] == "peer" and ours and theirs and theirs < ours:
+                yield f"{name}: {peer} is {ours / theirs:.2f}x as fast as fangyan"
+
+
+def _crossover(done: Mapping[str, Row]) -> Iterator[str]:
+    """The fewest classes from which the vocabulary's kernels are faster than the tags'."""
+    faster: dict[int, bool] = {}
+    for name, entry in done.items():
+        classes = re.search(r"tags-T65536-H1024-C(\d+)-L100-bfloat16", name)
+        tags, vocabulary = (_seconds(entry, f"{OURS}, {kind}") for kind in ("tags", "vocabulary"))
+        if classes and tags and vocabulary:
+            faster[int(classes[1])] = vocabulary < tags
+    if faster:
+        said = ", ".join(f"C={c}: {'vocabulary' if faster[c] else 'tags'}" for c in sorted(faster))
+        yield f"faster path in bfloat16 at H=1024: {said}; the automatic choice should agree"
+
+
+def _alignment(done: Mapping[str, Row]) -> Iterator[str]:
+    odd, even = (
+        _seconds(done.get(f"linear_cross_entropy/vocabulary-T8192-H768-C{c}-L100-bfloat16"), OURS)
+        for c in (21121, 21120)
+    )
+    if odd and even:
+        verdict = "rows are to be padded" if odd > 1.05 * even else "padding rows gains nothing"
+        yield f"21,121 classes take {odd / even:.2f}x of the time of 21,120: {verdict}"
+
+
+def _slow(done: Mapping[str, Row]) -> Iterator[str]:
+    """Kernels of ours that take most of what an entry loses to its floor."""
+    for name, entry in done.items():
+        ours = entry["contenders"].get(OURS)
+        for kernel in (ours["kernels"] if ours else [])[:1]:
+            total = sum(k["seconds"] for k in ours["kernels"])
+            if total > LATENCY_BOUND * entry["floor"]:
+                share = kernel["seconds"] / total
+                yield f"{name}: {share:.0%} of the kernels' time is {kernel['name']}"
+
+
+def _step_goals(done: Mapping[str, Row]) -> Iterator[str]:
+    for name, (peer, goal) in STEP_GOALS.items():
+        found = done.get(name, {}).get("contenders", {}).get(peer)
+        if found and found["ours_is_faster_by"]:
+            verdict = "met" if found["ours_is_faster_by"] >= goal else "MISSED"
+            yield f"{name}: {found['ours_is_faster_by']:.2f}x of {peer}, goal {goal}: {verdict}"
+    for name, entry in done.items():
+        memory = {who: found["peak_memory"] for who, found in entry["contenders"].items()}
+        if OURS in memory and memory[OURS] > min(memory.values()):
+            yield f"{name}: fangyan takes {memory[OURS] / min(memory.values()):.2f}x of the least memory"
+
+
+def _seconds(entry: Row | None, who: str) -> float | None:
+    """The graph's time, or eager calls' where it cannot be captured."""
+    found = entry["contenders"].get(who) if entry else None
+    seconds: float | None = (found["graph"] or found["eager"]) if found else None
+    return seconds

@@ -1,0 +1,36 @@
+"""What was predicted of a GPU before there was one, beside what is measured: bench/predictions.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PREDICTIONS = Path(__file__).parents[2] / "predictions.json"
+
+
+def predictions() -> dict[str, Any]:
+    """By ``OP/SHAPE``: ``over`` what, ``ratio`` from and to, and ``why``."""
+    found: dict[str, Any] = json.loads(PREDICTIONS.read_text()) if PREDICTIONS.exists() else {}
+    return found
+
+
+def compare(prediction: Mapping[str, Any], ours: float, others: Mapping[str, float]) -> dict[str, Any]:
+    """The measured ratio beside the predicted one.
+
+    Args:
+        ours: seconds of our own contender.
+        others: seconds by what a prediction may be over: the floor, or a contender's name.
+
+    Returns:
+        ``over``, ``predicted``, ``measured`` and ``missed_by``: 1 within the predicted range, above 1 slower
+        than predicted by this factor, below 1 faster. Without what it is over, the last two are None.
+    """
+    over, (low, high) = prediction["over"], prediction["ratio"]
+    found = {"over": over, "predicted": [low, high], "measured": None, "missed_by": None}
+    if over not in others:
+        return found
+    measured = ours / others[over]
+    nearest = min(max(measured, low), high)
+    return found | {"measured": measured, "missed_by": measured / nearest}

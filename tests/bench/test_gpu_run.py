@@ -1,0 +1,198 @@
+"""A GPU run that cannot fail, on the CPU: every part writes, and nothing that dies takes others with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu import PARTS
+from harness.gpu import ops as ops_part
+from harness.gpu.decisions import decisions
+from harness.gpu.entries import DRY_ENTRIES, ENTRIES, Entry, planned_seconds
+from harness.gpu.ops import DRY_EFFORT, START_SECONDS, WARM_UP_SECONDS, floor, measure
+from harness.gpu.predictions import compare, predictions
+from harness.gpu.record import Budget, Record
+from harness.gpu.steps import ENTRIES as STEPS
+from harness.machine import Ceilings
+from harness.op import Contender, Op, Shape, Work, function
+from harness.registry import missing_ops, op_called, ops
+
+ROOT = Path(__file__).parents[2]
+NOMINAL = Ceilings(3e12, {torch.bfloat16: 7e14})  # an H100's, to plan with; a run measures its own
+
+
+def square(x):
+    return (x * x).sum()
+
+
+def inputs(shape, generator):
+    return (torch.randn(shape["T"], 4, generator=generator).requires_grad_(),)
+
+
+SHAPE = Shape("small", {"T": 8})
+OP = Op(
+    name="square",
+    shapes=(SHAPE,),
+    inputs=inputs,
+    truth=square,
+    contenders=(Contender("eager", "baseline", function(square)),),
+    work=lambda shape, which: Work(1.0, 1.0),
+)
+
+
+def measured(folder, entries, monkeypatch, seconds=60.0, effort=DRY_EFFORT):
+    monkeypatch.setattr(ops_part, "ops", lambda: {"square": OP, **ops()})
+    record = Record(folder, "ops")
+    ceilings = Ceilings(1e10, {torch.float32: 1e10})
+    measure(entries, record, Budget(seconds), ceilings, effort, watch=False)
+    return json.loads((folder / "ops.json").read_text())["entries"], (folder / "ops.md").read_text()
+
+
+def raising(x):
+    raise NotImplementedError("no kernel\nfor this card")
+
+
+def entry(*contenders, name="small"):
+    return Entry("square", replace(SHAPE, name=name), ("eager",), contenders)
+
+
+def test_every_part_writes_though_a_process_is_killed(tmp_path):
+    """The whole run as a command; its ops part is killed at its first result, and goes on with the others."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "bench/gpu.py", str(tmp_path), "--dry", "--parts", ",".join(PARTS)]
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    json_of_ops, before = tmp_path / "ops.json", {}
+    while not before and run.poll() is None:
+        time.sleep(0.02)
+        entries = json.loads(json_of_ops.read_text())["entries"] if json_of_ops.exists() else {}
+        before = {name: found for name, found in entries.items() if found["state"] == "done"}
+    killed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    for pid, parent, *arguments in (line.split() for line in killed.splitlines()):
+        if parent == str(run.pid) and "harness.gpu" in arguments:
+            os.kill(int(pid), signal.SIGKILL)
+    assert (tmp_path / "ops.md").read_text().count("graph / floor") == len(before)
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, said
+    assert "ops: its process died with -9" in said, said
+    found = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in PARTS}
+    assert all("24 passed" in (tmp_path / name).read_text() for name in ("values.md", "README.md"))
+    assert set(found["ops"]["entries"]) == set(map(str, DRY_ENTRIES)) | set(before)
+    assert before.items() <= found["ops"]["entries"].items()
+    states = {state["state"] for part in PARTS for state in found[part]["entries"].values()}
+    assert states <= ({"passed", "done"} if not missing_ops() else {"passed", "done", "missing"}), found
+    assert found["ops"]["about"]["compilation"]["not in time"] == 0
+    assert {"card", "torch", "triton", "commit", "seconds"} <= set(
+        json.loads((tmp_path / "machine.json").read_text())
+    )
+
+
+def test_a_peer_that_raises_is_named_and_the_others_are_timed(tmp_path, monkeypatch):
+    peers = (Contender("peer", "peer", function(raising)), Contender("fangyan", "ours", function(square)))
+    second = entry(peers[1], name="second")
+    entries, page = measured(tmp_path, [entry(*peers), second], monkeypatch)
+    first = entries["square/small-T8-float32"]
+    assert first["failed"] == {"peer": "NotImplementedError: no kernel for this card"}
+    assert set(first["contenders"]) == {"eager", "fangyan"}
+    ours = first["contenders"]["fangyan"]
+    assert ours["graph"] > 0
+    assert ours["kernels"]
+    assert ours["over_floor"] == pytest.approx(ours["graph"] / first["floor"])
+    assert entries[str(second)]["state"] == "done"
+    assert "no kernel for this card" in page
+    assert "Nothing was predicted of it" in page
+
+
+def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatch):
+    entry_of_all = entry(Contender("fangyan", "ours", function(square)))
+    other = entry(name="other")
+    record = Record(tmp_path, "ops")
+    record.running(str(entry_of_all), "fangyan", {"peer": "the process died or hung in its first calls"})
+    record.running(str(other), None, {})
+    entries, _ = measured(tmp_path, [entry_of_all, other], monkeypatch)
+    said = "the process died or hung in its first calls"
+    assert entries[str(entry_of_all)]["failed"] == {"peer": said, "fangyan": said}
+    assert entries[str(entry_of_all)]["state"] == "done"
+    assert entries[str(other)]["reason"] == "its process died or hung while it was timed"
+
+
+def test_what_does_not_fit_is_skipped_and_said_to_be(tmp_path, monkeypatch):
+    entries, page = measured(tmp_path, [entry()], monkeypatch, seconds=0.5)
+    assert entries["square/small-T8-float32"]["state"] == "skipped"
+    assert "needs 2 s, 0 s are left" in page
+    budget = Budget(100.0)
+    budget.took(2.0, 5.0)  # a slower machine than planned
+    assert budget.needed(10.0) == pytest.approx(25.0)
+
+
+def test_the_plan_fits_the_minutes():
+    """Entries times warm-up and rounds, at an H100's nominal ceilings: eight minutes, three a part."""
+    planned = [planned_seconds(e, floor(op_called(e.op), e.shape, NOMINAL)[0]) for e in ENTRIES]
+    assert sum(planned) + WARM_UP_SECONDS + START_SECONDS <= PARTS["ops"]
+    assert sum(step.planned for step in STEPS) <= PARTS["steps"]
+    assert max(PARTS.values()) <= 180
+    assert sum(PARTS[part] for part in ("values", "ops", "steps")) <= 480
+    assert len(set(map(str, ENTRIES))) == len(ENTRIES)
+
+
+def test_entries_name_contenders_that_there_are():
+    pytest.importorskip("bitsandbytes")
+    for e in (*ENTRIES, *DRY_ENTRIES):
+        assert len(e.contenders(op_called(e.op))) == len(e.names) + len(e.more), str(e)
+
+
+def test_predictions_are_of_shapes_and_contenders_that_there_are():
+    for key, prediction in predictions().items():
+        op_name, _, shape = key.partition("/")
+        if op_name in missing_ops():
+            continue
+        op = ops()[op_name]
+        known = {*map(str, op.shapes), *(str(e.shape) for e in ENTRIES if e.op == op_name)}
+        assert shape in known, key
+        low, high = prediction["ratio"]
+        assert 0 < low <= high, key
+        assert prediction["over"] in {"floor", *(c.name for c in op.contenders)}, key
+        assert len(prediction["why"]) > 20, key
+
+
+def test_a_prediction_is_missed_by_a_factor():
+    prediction = {"over": "eager", "ratio": [0.5, 0.8], "why": ""}
+    assert compare(prediction, 0.6, {"eager": 1.0})["missed_by"] == 1.0
+    assert compare(prediction, 1.6, {"eager": 1.0})["missed_by"] == pytest.approx(2.0)
+    assert compare(prediction, 0.25, {"eager": 1.0})["missed_by"] == pytest.approx(0.5)
+    assert compare(prediction, 1.0, {"floor": 1.0})["measured"] is None
+
+
+def test_what_the_numbers_decide():
+    def row(graph, eager=None, role="ours", kernels=()):
+        return {"graph": graph, "eager": eager or graph, "role": role, "kernels": list(kernels)}
+
+    tags = "linear_cross_entropy/tags-T65536-H1024-C32-L100-bfloat16"
+    kernel = {"name": "tag_spans", "seconds": 180e-6}
+    entries = {
+        tags: {
+            "state": "done",
+            "floor": 100e-6,
+            "contenders": {
+                "fangyan": row(200e-6, 300e-6, kernels=[kernel, {"name": "finish", "seconds": 20e-6}]),
+                "fangyan, tags": row(200e-6),
+                "fangyan, vocabulary": row(150e-6),
+                "Liger": row(100e-6, role="peer"),
+            },
+        }
+    }
+    said = "\n".join(decisions("ops", entries))
+    assert "eager calls take 1.50x of the graph's time" in said
+    assert "2.00 times the floor, goal 1.6: MISSED" in said
+    assert "Liger is 2.00x as fast as fangyan" in said
+    assert "C=32: vocabulary" in said
+    assert "90% of the kernels' time is tag_spans" in said
+    assert decisions("values", {"test": {"state": "failed"}})
