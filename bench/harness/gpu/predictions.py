@@ -11,7 +11,7 @@ PREDICTIONS = Path(__file__).parents[2] / "predictions.json"
 
 
 def predictions() -> dict[str, Any]:
-    """By ``OP/SHAPE``, or ``OP/SHAPE CONTENDER`` if not of ours: ``over`` what, ``ratio``, and ``why``."""
+    """By ``OP/SHAPE``, or ``OP/SHAPE CONTENDER``: ``over`` what, ``ratio`` from and to, and ``why``."""
     found: dict[str, Any] = json.loads(PREDICTIONS.read_text()) if PREDICTIONS.exists() else {}
     return found
 
