@@ -35,7 +35,8 @@ from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
 # Beyond them the vocabulary's way is faster by the model. It moves the same 6 T H bytes by cuBLAS, and 6 to 8
 # more per logit: 1% of the bytes at C = 32, H = 1024. Here the products take tiles of C padded to a power of
 # two, on the older tensor-core instructions (half of Hopper's rate), and read W from the L2 cache twice
-# per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor cores.
+# per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor
+# cores.
 MOST_TAGS = {2: 32, 4: 16}
 SLICES = 8  # of H in the pass that reads the input once: one per warp
 # Of tag_rows' loop: the targets are under way two tiles before the input's rows, those two before their use.
