@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
-from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
+from fangyan_kernels.linear_cross_entropy import triton_softmax, triton_softmax_rows, triton_tags
 from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
 from torch import Tensor
 
@@ -94,12 +94,18 @@ def tags_kernel(classes: int, element_size: int) -> OfflineKernel:
     return _offline(f"tags-C{classes}", triton_tags.tag_spans, constants, options, element_size)
 
 
-def vocabulary_kernel() -> OfflineKernel:
-    """The softmax between a vocabulary's products."""
-    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "BLOCK": triton_vocabulary.BLOCK}
-    return _offline(
-        "vocabulary", triton_vocabulary.softmax_rows, constants, launch_options(triton_vocabulary.WARPS), 2
-    )
+def vocabulary_kernel(classes: int, element_size: int = 2) -> OfflineKernel:
+    """The softmax between the products of so many classes: a row per program, or several."""
+    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True}
+    name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
+    if classes > triton_softmax.MOST_TILE_CLASSES:
+        kernel, warps = triton_softmax_rows.softmax_row, triton_softmax_rows.WARPS
+        constants |= {"GROUPS": triton_softmax_rows.GROUPS, "WIDTH": triton_softmax_rows.WIDTH}
+    else:
+        kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)
+        constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
+        warps = tile.warps
+    return _offline(name, kernel, constants, {"num_warps": warps}, element_size)
 
 
 def _offline(
@@ -110,13 +116,14 @@ def _offline(
     elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
     kinds = dict.fromkeys(elements, element)
     kinds |= dict.fromkeys(("tokens", "hidden", "classes", "n_parts", "start", "ignore_index"), "i32")
+    kinds |= {"rows": "i32", "stride": "i32", "p_repair": "*i32"}
     kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
     kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
     signature = {
         argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
     }
-    multiples = tuple(argument for argument in signature if argument == "hidden")
+    multiples = tuple(argument for argument in signature if argument in ("hidden", "stride"))
     return OfflineKernel(name, kernel, signature, constants, multiples, options)
 
 
@@ -268,5 +275,5 @@ OP = Op(
         ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),
         ("fangyan", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000, "L": 85})),
     ),
-    kernels=(tags_kernel(9, 2), tags_kernel(188, 2), vocabulary_kernel()),
+    kernels=(tags_kernel(9, 2), tags_kernel(188, 2), *map(vocabulary_kernel, (188, 1000, 21128))),
 )
