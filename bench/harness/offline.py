@@ -26,6 +26,9 @@ from harness.op import OfflineKernel
 # MI300. Turing has no bfloat16: kernels are compiled there in float16.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
+# Triton has not used Turing's tensor cores since 3.3 (its pull request 5066): products are multiplications.
+WITHOUT_TENSOR_CORES = ("sm_75",)
+
 # Shared memory that one block can have, in bytes (CUDA C Programming Guide, table of technical
 # specifications per compute capability; CDNA3 ISA: 64 KiB of LDS per workgroup).
 SHARED_LIMIT = {

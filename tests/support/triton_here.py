@@ -6,8 +6,10 @@ kernels or none.
 
 import contextlib
 
+import numpy as np
 import torch
 import triton
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
 
 from harness.routing import cpu_tensors_to_triton
@@ -27,9 +29,21 @@ def on_the_cpu(monkeypatch):
     if not INTERPRETED:
         yield
         return
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", _indexed(interpreter._patch_lang_tensor))
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl))
     with cpu_tensors_to_triton():
         yield
+
+
+def _indexed(original):
+    """Triton 3.6 makes an int of an array of one dimension, which NumPy refuses; 3.7 does as is done here."""
+
+    def patch(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    return patch
 
 
 def _dot(original):
@@ -49,3 +63,19 @@ def _widened(operand):
     return TensorHandle(
         _convert_float(operand.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32
     )
+
+
+def _cast(original):
+    """Where a GPU rounds to the nearest bfloat16, Triton's interpreter cuts bits off (3.7)."""
+
+    def cast_impl(self, source, kind):
+        import triton.language as tl
+
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            bits = np.ascontiguousarray(source.data).view(np.uint32)
+            bits = bits + 0x7FFF + ((bits >> 16) & 1)
+            rounded = np.where(np.isfinite(source.data), bits.view(np.float32), source.data)
+            source = TensorHandle(rounded, tl.float32)
+        return original(self, source, kind)
+
+    return cast_impl

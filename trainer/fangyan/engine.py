@@ -12,10 +12,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from fangyan_kernels.capability import bfloat16_missing
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 import fangyan.accelerator  # noqa: F401  (before DeepSpeed)
+from fangyan.errors import UserError
 from fangyan.optimizer import build_optimizer, keep_full_precision_states, parameter_groups
 from fangyan.recipe import Recipe
 
@@ -53,6 +55,17 @@ def _unlink_shared_memory() -> None:
 def device() -> torch.device:
     """Where this rank computes."""
     return torch.device(get_accelerator().current_device_name())
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Before anything is loaded: PyTorch would emulate, and then a kernel refuse, what the GPU does not have.
+
+    Raises:
+        UserError: for bf16 on a GPU that has none.
+    """
+    reason = bfloat16_missing(device()) if recipe.engine.precision == "bf16" else None
+    if reason:
+        raise UserError(f"engine.precision is bf16, which {reason}; expected fp32")
 
 
 def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:

@@ -20,7 +20,14 @@ from fangyan.data.encode import IGNORE, Encoder, Window
 from fangyan.data.examples import Example
 from fangyan.data.order import epoch_steps, split_step
 from fangyan.data.packing import collate, mask_tokens
-from fangyan.engine import build_engine, device, gathered_state_dict, peak_memory, start_distributed
+from fangyan.engine import (
+    build_engine,
+    check_precision,
+    device,
+    gathered_state_dict,
+    peak_memory,
+    start_distributed,
+)
 from fangyan.errors import UserError
 from fangyan.evaluate import Reader, Tagger
 from fangyan.export import export, export_adapter
@@ -220,6 +227,7 @@ class Material:
 
 def load_material(recipe: Recipe) -> Material:
     """Loads data and model, and lays out every step."""
+    check_precision(recipe)
     parts = load_parts(recipe.data, recipe.seed)
     task = build_task(recipe, parts)
     _metric(recipe, task)
