@@ -80,7 +80,7 @@ FLAGS = {
 def tags_kernels(
     hidden: int, classes: int, element_size: int, shared: int, options: dict[str, bool] | None = None
 ) -> tuple[OfflineKernel, ...]:
-    """The kernels of so many tags, with loss and every gradient, for chips with ``shared`` bytes per block."""
+    """The kernels of so many tags, with every gradient, for chips with ``shared`` bytes per block."""
     tiles = triton_tags.choose_tiles(hidden, classes, element_size, shared)
     gradients = {"GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
     constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
@@ -90,7 +90,7 @@ def tags_kernels(
         constants |= {"SPLITS": tiles.splits, "SLICES": triton_tags.SLICES, "STAGES": triton_tags.STAGES}
         warps = {"num_warps": triton_tags.SLICES}
         return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size),)
-    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": triton_tags.WEIGHT_BLOCK_H[element_size]}
+    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
     weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_tags.STAGES}
     launch = launch_options(4, triton_tags.LOGITS_STAGES[element_size])
     return (
@@ -120,9 +120,8 @@ def _offline(
     element = "*bf16" if element_size == 2 else "*fp32"
     elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
     kinds = dict.fromkeys(elements, element)
-    integers = ("tokens", "hidden", "classes", "n_parts", "splits", "start", "ignore_index")
-    kinds |= dict.fromkeys(integers, "i32")
-    kinds |= {"rows": "i32", "stride": "i32", "p_repair": "*i32"}
+    integers = ("tokens", "hidden", "classes", "n_parts", "splits", "start", "ignore_index", "rows", "stride")
+    kinds |= dict.fromkeys(integers, "i32") | {"p_repair": "*i32"}
     kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
     kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"

@@ -8,7 +8,7 @@ from fangyan_kernels import linear_cross_entropy
 
 IMPLEMENTATIONS = ["reference", "cpp", "triton_tags", "triton_vocabulary"]
 IGNORE = -100
-MOST_TAGS = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
+MOST_TAGS = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # triton_tags' classes
 
 # All of them together: a mistake in one term is not hidden by another that is zero.
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 15.0}

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 # Programs that each add up a part of the targets' weights; whoever needs the sum adds the parts.
 PARTS = 64
@@ -98,7 +99,8 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program can have; an H100's under the interpreter."""
     if device.type != "cuda":
         return 227 << 10
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def launch_options(warps: int, stages: int = 3) -> dict[str, int]:

@@ -34,20 +34,20 @@ from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
 
 # Beyond them the vocabulary's way is faster by the model. It moves the same 6 T H bytes by cuBLAS, and 6 to 8
 # more per logit: 1% of the bytes at C = 32, H = 1024. Here the products take tiles of C padded to a power of
-# two, on the older tensor-core instructions (half of Hopper's rate), and read W from the L2 cache twice per 64
-# tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor cores.
+# two, on the older tensor-core instructions (half of Hopper's rate), and read W from the L2 cache twice
+# per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor
+# cores.
 MOST_TAGS = {2: 32, 4: 16}
 SLICES = 8  # of H in the pass that reads the input once: one per warp
 # Of tag_rows' loop: the targets are under way two tiles before the input's rows, those two before their use.
 STAGES = 5
-WEIGHT_BLOCK_H = {2: 128, 4: 32}  # columns of the weight's gradient per program, where it has its own kernel
 LOGITS_STAGES = {2: 4, 4: 2}
 FINISH = {"BLOCK_P": 32, "BLOCK": 32}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tiles of the one pass: ``block_t`` tokens by all of H, as 8 slices of ``splits`` blocks of ``block_h``."""
+    """Tiles of the one pass: ``block_t`` tokens by H, as 8 slices of ``splits`` blocks of ``block_h``."""
 
     block_t: int
     block_h: int
@@ -60,16 +60,17 @@ class Rows:
 
     @property
     def shared(self) -> int:
-        """Bytes: two tiles of input, the weight twice (by rows and by columns), a block on its way out, sums."""
+        """Bytes: two tiles of input, the weight by rows and by columns, a block on its way out, sums."""
         return 2 * self.width * (2 * self.block_t + 2 * self.block_c + self.block_t // self.splits) + 1536
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tiles of the two passes: ``block_t`` tokens by ``block_h`` of H at a time."""
+    """Tiles of the two passes: ``block_t`` tokens by ``block_h``, then ``weight_h``, of H at a time."""
 
     block_t: int
     block_h: int
+    weight_h: int
     block_c: int
 
 
@@ -77,15 +78,16 @@ class Blocks:
 def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> Rows | Blocks:
     """Tiles for a chip with ``shared`` bytes of shared memory per block."""
     block_c = max(16, triton.next_power_of_2(classes))
-    if element_size == 4:
-        return Blocks(block_t=32, block_h=32, block_c=block_c)
+    # Float32 multiplies without tensor cores; Turing, of 64 KB, copies nothing asynchronously, and what is
+    # under way there takes registers.
+    if element_size == 4 or shared <= 64 << 10:
+        return Blocks(block_t=32, block_h=32, weight_h=32, block_c=block_c)
     block_h = 64 if hidden > 768 else 32 if hidden > 256 else 16
     rows = Rows(16, block_h, triton.cdiv(hidden, SLICES * block_h), block_c)
-    # 64 registers of a thread for the weight's gradient: more would spill. Chips of 64 KB (Turing) are left
-    # out because they copy nothing asynchronously.
-    if rows.width * block_c <= 64 * 32 * SLICES and rows.shared <= shared and shared > 64 << 10:
+    # 64 registers of a thread for the weight's gradient: more would spill.
+    if rows.width * block_c <= 64 * 32 * SLICES and rows.shared <= shared:
         return rows
-    return Blocks(block_t=64, block_h=64, block_c=block_c)
+    return Blocks(block_t=64, block_h=64, weight_h=128, block_c=block_c)
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,13 @@ class Grid:
 
 
 @cache
-def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, element_size: int, processors: int) -> Grid:
+def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, processors: int) -> Grid:
     tiles_T = max(1, triton.cdiv(tokens, tiles.block_t))
     if isinstance(tiles, Rows):
         programs = min(tiles_T, processors)
         return Grid(programs, programs, tiles.width)
     # Two programs per multiprocessor: what one stores, the other loads.
-    blocks = triton.cdiv(hidden, WEIGHT_BLOCK_H[element_size])
+    blocks = triton.cdiv(hidden, tiles.weight_h)
     return Grid(min(tiles_T, 2 * processors), min(tiles_T, triton.cdiv(2 * processors, blocks)), hidden)
 
 
@@ -122,7 +124,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     input_TH, weight_CH, target_T = call.input_TH, call.weight_CH, call.target_T
     device, (tokens, hidden), classes = input_TH.device, input_TH.shape, weight_CH.shape[0]
     tiles = choose_tiles(hidden, classes, input_TH.element_size(), shared_memory(device))
-    grid = choose_grid(tiles, tokens, hidden, input_TH.element_size(), count_processors(device))
+    grid = choose_grid(tiles, tokens, hidden, count_processors(device))
     reduce = call.reduction != "none"
     loss = torch.empty(() if reduce else (tokens,), dtype=torch.float32, device=device)
     labelled, correct = target_T.new_empty(()), target_T.new_empty(())
@@ -209,8 +211,7 @@ def _two_passes(call: Call, tiles: Blocks, grid: Grid, results: dict[str, object
         **call.options(),
     )
     if call.grad_weight:
-        block_h = WEIGHT_BLOCK_H[input_TH.element_size()]
-        tag_weight[(triton.cdiv(call.hidden, block_h), grid.splits)](
+        tag_weight[(triton.cdiv(call.hidden, tiles.weight_h), grid.splits)](
             input_TH,
             call.target_T,
             grad_logits,
@@ -220,7 +221,7 @@ def _two_passes(call: Call, tiles: Blocks, grid: Grid, results: dict[str, object
             call.classes,
             call.ignore_index,
             BLOCK_T=tiles.block_t,
-            BLOCK_H=block_h,
+            BLOCK_H=tiles.weight_h,
             BLOCK_C=tiles.block_c,
             STAGES=STAGES,
             num_warps=4,

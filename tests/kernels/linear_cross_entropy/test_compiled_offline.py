@@ -8,7 +8,6 @@ import triton_here
 from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
 from harness.op import OfflineKernel
 from harness.registry import op_called
-
 from ops.linear_cross_entropy import tags_kernels
 
 if triton_here.INTERPRETED:
@@ -39,7 +38,7 @@ def test_tags_keep_their_registers(shape, architecture):
             assert report.shared <= limit, kernel.name
             if architecture != "gfx942":  # it builds there, and is not tuned
                 assert report.spills == report.instructions.get("local memory", 0) == 0, kernel.name
-            if shape[2] == 2:
+            if shape[2] == 2 and architecture != "sm_75":  # for which Triton has no tensor-core products
                 assert report.instructions["tensor core"] > 0
 
 

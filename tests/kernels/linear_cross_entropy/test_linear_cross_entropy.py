@@ -560,12 +560,13 @@ def test_triton_tags_take_few_classes(impl, dtype):
 
 
 # Of tokens, hidden size and classes: the one pass in tiles of every width, and more than one tile a program.
-TAGS = [(9, 40, 1), (100, 63, 9), (70, 300, 32), (40, 600, 16), (35, 1024, 7)]
+TAGS = [(9, 40, 1), (100, 63, 9), (35, 300, 32), (20, 1024, 7)]
 
 
 @implementations("triton_tags")
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("passes", "dtype"), [(1, torch.bfloat16), (1, torch.float16), (2, torch.float16)], ids=str
+)
 @pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
 def test_tags_in_16_bits(impl, passes, dtype, shape, monkeypatch):
     from fangyan_kernels.linear_cross_entropy import triton_tags
