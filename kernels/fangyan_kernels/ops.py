@@ -77,6 +77,11 @@ torch.library.define(
 )
 
 
+# The overloads, which are called without a search for them.
+_linear_cross_entropy = torch.ops.fangyan.linear_cross_entropy.default
+_scale_gradients_ = torch.ops.fangyan.scale_gradients_.default
+
+
 @torch.library.register_fake("fangyan::linear_cross_entropy")
 def _linear_cross_entropy_fake(
     input_TH: Tensor,
@@ -117,44 +122,70 @@ def _scale_gradients_fake(first: Tensor, second: Tensor, third: Tensor, scale: T
     return None
 
 
-def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, reduction = inputs[:8]
-    ctx.options = inputs[8:15]
-    ctx.reduced = reduction != "none"
-    ctx.reduction = reduction
-    gradients = output[4:] if ctx.reduced else ()
-    # ZeRO-3 needs the weight itself, not a view of it.
-    ctx.save_for_backward(*tensors, *gradients)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros for them would be as large as the gradients
-    ctx.spent = False
-
-
-def _linear_cross_entropy_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+class _LinearCrossEntropy(torch.autograd.Function):
     """Scales the gradients of the forward; computes them where the forward could not, or not again.
 
     Without a reduction they depend on every token's upstream gradient. Those of the forward are
     scaled in place, once: a second backward through the same graph computes its own.
     """
-    if torch.is_grad_enabled() and type(grad_loss) is Tensor:
-        raise RuntimeError(
-            "linear_cross_entropy: the gradient of a gradient (create_graph=True) is not implemented by "
-            "its kernels, expected impl='reference'"
-        )
-    saved = ctx.saved_tensors
-    inputs, gradients = saved[:7], saved[7:]
-    wanted = ctx.needs_input_grad[:3]
-    if not ctx.reduced:
-        token_weight_T = inputs[5]
-        factor_T = grad_loss if token_weight_T is None else grad_loss * token_weight_T
-        gradients = _gradients((*inputs[:5], factor_T, None, "sum"), ctx.options, wanted)
-    else:
-        if ctx.spent:
-            gradients = _gradients((*inputs, ctx.reduction), ctx.options, wanted)
-        ctx.spent = True
-        gradients = _scaled(gradients, grad_loss)
-    found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
-    return (found[0], found[1], found[2], *[None] * 16)
+
+    @staticmethod
+    def forward(
+        ctx: Any, input_TH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, rest: tuple[Any, ...]
+    ) -> tuple[Tensor, ...]:
+        output: tuple[Tensor, ...] = _below_autograd(input_TH, weight_CH, bias_C, *rest)
+        *tensors, reduction = rest[:5]
+        ctx.options = rest[5:12]
+        ctx.reduced = reduction != "none"
+        ctx.reduction = reduction
+        # ZeRO-3 needs the weight itself, not a view of it.
+        ctx.save_for_backward(input_TH, weight_CH, bias_C, *tensors, *(output[4:] if ctx.reduced else ()))
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # zeros for them would be as large as the gradients
+        ctx.spent = False
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = grads[0]
+        if torch.is_grad_enabled() and type(grad_loss) is Tensor:
+            raise RuntimeError(
+                "linear_cross_entropy: the gradient of a gradient (create_graph=True) is not implemented by "
+                "its kernels, expected impl='reference'"
+            )
+        saved = ctx.saved_tensors
+        inputs, gradients = saved[:7], saved[7:]
+        wanted = ctx.needs_input_grad[:3]
+        if not ctx.reduced:
+            token_weight_T = inputs[5]
+            factor_T = grad_loss if token_weight_T is None else grad_loss * token_weight_T
+            gradients = _gradients((*inputs[:5], factor_T, None, "sum"), ctx.options, wanted)
+        else:
+            if ctx.spent:
+                gradients = _gradients((*inputs, ctx.reduction), ctx.options, wanted)
+            ctx.spent = True
+            gradients = _scaled(gradients, grad_loss)
+        found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+        return (*found, None)
+
+
+def _below_autograd(*arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _linear_cross_entropy(*arguments)
+
+
+# Not by register_autograd: at each call it fills in the schema's defaults in a time that grows with the
+# square of the 19 arguments, 113 to 143 us.
+@torch.library.impl("fangyan::linear_cross_entropy", "Autograd")
+def _linear_cross_entropy_autograd(
+    input_TH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    leaves = input_TH, weight_CH, bias_C
+    if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
+        output: tuple[Tensor, ...] = _LinearCrossEntropy.apply(*leaves, rest)
+        return output
+    output = _below_autograd(*leaves, *rest)
+    return output
 
 
 def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
@@ -163,21 +194,14 @@ def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
         return tuple(gradient * scale for gradient in gradients)
     # They are saved for a backward that will not use them again.
     with _unsafe_preserve_version_counter(gradients):
-        torch.ops.fangyan.scale_gradients_(*gradients, scale)
+        _scale_gradients_(*gradients, scale)
     return gradients
 
 
 def _gradients(
     inputs: tuple[Any, ...], options: tuple[Any, ...], wanted: tuple[bool, ...]
 ) -> tuple[Tensor, ...]:
-    return torch.ops.fangyan.linear_cross_entropy(*inputs, *options, False, *wanted)[4:]
-
-
-torch.library.register_autograd(
-    "fangyan::linear_cross_entropy",
-    _linear_cross_entropy_backward,
-    setup_context=_linear_cross_entropy_setup,
-)
+    return _linear_cross_entropy(*inputs, *options, False, *wanted)[4:]
 
 
 # Triton is imported with the first tensor on a GPU.

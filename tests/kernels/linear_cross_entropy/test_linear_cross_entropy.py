@@ -7,6 +7,7 @@ import triton_here
 from cross_entropy_cases import (
     IGNORE,
     IMPLEMENTATIONS,
+    MOST_TAGS,
     OPTIONS,
     check_against_truth,
     implementations,
@@ -21,19 +22,12 @@ from hypothesis import strategies as st
 FUSED = IMPLEMENTATIONS[1:]
 SHAPES = [(1, 1, 1), (1, 63, 7), (3, 1, 5), (63, 256, 188), (130, 63, 3), (64, 768, 1000)]
 LARGE = [(1000, 63, 3), (1000, 300, 188), (100, 768, 21128)]  # an interpreter takes minutes for them
-MOST_TAGS = 128  # of float32
-
-
-def skip_many_classes(impl, classes):
-    if impl == "triton_tags" and classes > MOST_TAGS:
-        pytest.skip(f"{impl} takes {MOST_TAGS} classes of float32 at most")
 
 
 @implementations()
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("shape", SHAPES + LARGE, ids=lambda s: "x".join(map(str, s)))
 def test_values_and_gradients(impl, reduction, shape):
-    skip_many_classes(impl, shape[2])
     if shape in LARGE and triton_here.INTERPRETED:
         pytest.skip("too large for an interpreter")
     case = make(impl, *shape, ignored=0.0 if shape[0] == 1 else 0.3)
@@ -44,7 +38,6 @@ def test_values_and_gradients(impl, reduction, shape):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("classes", [1, 33, 300])
 def test_every_option_together(impl, reduction, classes):
-    skip_many_classes(impl, classes)
     case = make(impl, 70, 40, classes)
     check_against_truth(impl, case, reduction=reduction, **OPTIONS, **weights(case))
 
@@ -60,8 +53,6 @@ def test_every_option_alone(impl, option):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("classes", [9, 188, 700])
 def test_half_precision(impl, dtype, classes):
-    if impl == "triton_tags" and classes > 256:
-        pytest.skip(f"{impl} takes 256 classes of {dtype} at most")
     check_against_truth(impl, make(impl, 80, 96, classes, dtype=dtype, scale=0.3), reduction="mean")
 
 
@@ -181,8 +172,8 @@ def test_statistics_come_with_the_loss(impl):
 
 @implementations()
 def test_the_first_of_equal_classes_is_predicted(impl):
-    _, _, _, target = make(impl, 8, 4, 40, ignored=0.0)
-    input, same = (torch.ones(rows, 4, device=target.device) for rows in (8, 40))
+    _, _, _, target = make(impl, 8, 4, 16, ignored=0.0)
+    input, same = (torch.ones(rows, 4, device=target.device) for rows in (8, 16))
     found = linear_cross_entropy(input, same, target, statistics="predictions", impl=impl)[1]
     assert (found.predictions == 0).all()
     assert found.correct == (target == 0).sum()
@@ -560,9 +551,90 @@ def test_cpp_takes_no_float64():
 
 
 @implementations("triton_tags")
-def test_triton_tags_take_few_classes(impl):
-    with pytest.raises(ValueError, match="takes 128 classes of torch.float32 at most, linear_weight has 300"):
-        linear_cross_entropy(*make(impl, 3, 8, 300)[:2], make(impl, 3, 8, 300)[3], impl=impl)
+@pytest.mark.parametrize("dtype", MOST_TAGS, ids=str)
+def test_triton_tags_take_few_classes(impl, dtype):
+    input, weight, target = torch.zeros(3, 8, dtype=dtype), torch.zeros(40, 8, dtype=dtype), torch.zeros(3)
+    message = f"takes {MOST_TAGS[dtype]} classes of {dtype} at most, linear_weight has 40"
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(input, weight, target.long(), impl=impl)
+
+
+# Of tokens, hidden size and classes: the one pass in tiles of every width, and more than one tile a program.
+TAGS = [(9, 40, 1), (100, 63, 9), (35, 300, 32), (20, 1024, 7)]
+
+
+@implementations("triton_tags")
+@pytest.mark.parametrize(
+    ("passes", "dtype"), [(1, torch.bfloat16), (1, torch.float16), (2, torch.float16)], ids=str
+)
+@pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
+def test_tags_in_16_bits(impl, passes, dtype, shape, monkeypatch):
+    from fangyan_kernels.linear_cross_entropy import triton_tags
+
+    if passes == 2:  # as on a chip with little shared memory
+        monkeypatch.setattr(triton_tags, "shared_memory", lambda device: 0)
+    tiles = triton_tags.choose_tiles(*shape[1:], 2, triton_tags.shared_memory(torch.device("cpu")))
+    assert isinstance(tiles, triton_tags.Rows if passes == 1 else triton_tags.Blocks)
+    case = make(impl, *shape, dtype=dtype, scale=0.3)
+    check_against_truth(impl, case, reduction="mean", **OPTIONS, **weights(case))
+    check_against_truth(impl, case, reduction="none")
+
+
+@implementations("triton_tags")
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("wanted", ["input", "weight", "bias", "nothing"])
+def test_tags_give_the_gradients_asked_for(impl, passes, wanted, monkeypatch):
+    from fangyan_kernels.linear_cross_entropy import triton_tags
+
+    if passes == 2:
+        monkeypatch.setattr(triton_tags, "shared_memory", lambda device: 0)
+    input, weight, bias, target = make(impl, 50, 72, 9, dtype=torch.bfloat16)
+    full = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, reduction="sum")
+    leaves = dict(zip(("input", "weight", "bias"), (input, weight, bias), strict=True))
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name == wanted)
+    loss = linear_cross_entropy(input, weight, target, linear_bias=bias, impl=impl, reduction="sum")
+    assert torch.equal(loss, full[0])
+    if wanted != "nothing":
+        loss.backward(torch.full_like(loss, 0.5))
+        assert torch.equal(leaves[wanted].grad, full[1 + list(leaves).index(wanted)])
+
+
+def heed_assertions(monkeypatch):
+    """The interpreter, which skips assertions, then raises what a GPU says of one that fails."""
+    from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
+
+    options = InterpreterOptions(debug=True, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter_builder, "options", options)
+
+
+@implementations("triton_tags", "triton_vocabulary")
+@pytest.mark.parametrize("wrong", [-1, 12], ids=str)
+def test_a_target_that_is_no_class_is_reported(impl, wrong, monkeypatch):
+    if not triton_here.INTERPRETED:
+        pytest.skip("on a GPU a failed assertion ends the process's use of it")
+    heed_assertions(monkeypatch)
+    input, weight, _, target = make(impl, 40, 16, 12)
+    regime = impl.removeprefix("triton_")
+    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, regime, False, False, False, False)
+    arguments = (input, weight, None, target, None, None, torch.tensor(3.0, device=input.device), *options)
+    torch.ops.fangyan.linear_cross_entropy(*arguments)
+    target[17] = wrong
+    with pytest.raises(Exception, match="a target is no class"):
+        torch.ops.fangyan.linear_cross_entropy(*arguments)
+
+
+@implementations("triton_tags", "triton_vocabulary")
+def test_labels_beyond_most_labelled_are_reported(impl, monkeypatch):
+    """Instead of a loss without them. The interpreter raises what a GPU's assertion says."""
+    if not triton_here.INTERPRETED:
+        pytest.skip("on a GPU a failed assertion ends the process's use of it")
+    heed_assertions(monkeypatch)
+    input, weight, _, target = make(impl, 40, 16, 12, ignored=0.5)
+    labelled = int((target != IGNORE).sum())
+    linear_cross_entropy(input, weight, target, impl=impl, most_labelled=labelled)
+    with pytest.raises(Exception, match="most_labelled"):
+        linear_cross_entropy(input, weight, target, impl=impl, most_labelled=labelled - 1)
 
 
 def test_the_operator_itself_never_reads_out_of_bounds():
