@@ -6,7 +6,6 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -21,13 +20,13 @@ def cpu_tensors_to_triton() -> Iterator[None]:
     What launches the kernels is the caller's choice: Triton's interpreter, or :mod:`harness.host`.
     """
     from fangyan_kernels.linear_cross_entropy import triton as kernels
-    from fangyan_kernels.lora_linear import products, triton_tails
+    from fangyan_kernels.lora_linear import triton as lora_kernels
 
     implementations = {
         "linear_cross_entropy": kernels.linear_cross_entropy,
         "scale_gradients_": kernels.scale_gradients_,
-        "lora_linear": partial(products.forward, triton_tails),
-        "lora_linear_backward": partial(products.backward, triton_tails),
+        "lora_linear": lora_kernels.forward,
+        "lora_linear_backward": lora_kernels.backward,
     }
     with (
         _named_on_the_cpu(linear_cross_entropy, {"triton": "triton_auto"}),

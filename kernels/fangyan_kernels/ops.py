@@ -35,20 +35,24 @@ torch.library.define(
     "fangyan::scale_gradients_", "(Tensor(a!) first, Tensor(b!) second, Tensor(c!) third, Tensor scale) -> ()"
 )
 
-# Frozen linear layers of one input, each with a low-rank adapter: their outputs. Biases are none or one a
-# layer. ``seed`` is a number on the CPU, absent where nothing is dropped; ``scales``, ``blocks`` and
-# ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
+# Frozen linear layers of one input, each with a low-rank adapter: their outputs, and with ``keep_low`` the
+# adapters' (D * x) A' side by side, (T, R), where a back end keeps it for the backward. Biases are none or one
+# per layer. ``seed`` is an int64 on the input's device, absent where nothing is dropped; ``scales``, ``blocks``
+# and ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
 _LORA_INPUTS = (
     "Tensor input_TK, Tensor[] weights, Tensor[] biases_N, Tensor[] a_RK, Tensor[] b_NR, float[] scalings,"
     " float dropout, Tensor? seed, Tensor[] scales, int[] blocks, str quant_type"
 )
-torch.library.define("fangyan::lora_linear", f"({_LORA_INPUTS}) -> Tensor[]")
+torch.library.define(
+    "fangyan::lora_linear", f"({_LORA_INPUTS}, bool keep_low) -> (Tensor[] outputs_TN, Tensor low_TR)"
+)
 
-# The gradients of input, of every A, B and bias; what is not wanted is empty.
+# The gradients of input, of every A, B and bias; what is not wanted is empty. ``low_TR`` is the forward's, or
+# empty.
 torch.library.define(
     "fangyan::lora_linear_backward",
-    f"(Tensor[] grads_TN, {_LORA_INPUTS}, bool wants_input, bool wants_adapters, bool wants_biases)"
-    " -> (Tensor, Tensor[], Tensor[], Tensor[])",
+    f"(Tensor[] grads_TN, {_LORA_INPUTS}, Tensor low_TR, bool wants_input, bool wants_adapters,"
+    " bool wants_biases) -> (Tensor, Tensor[], Tensor[], Tensor[])",
 )
 
 # The low-rank part of one layer on the CPU, float32; b is s B'. Results are added in place; the gradients of
@@ -194,8 +198,13 @@ def _scale_gradients_cuda(*arguments: Any) -> None:
 
 
 @torch.library.register_fake("fangyan::lora_linear")
-def _lora_linear_fake(input_TK: Tensor, weights: Any, biases_N: Any, a_RK: Any, b_NR: Any, *_: Any) -> Any:
-    return [input_TK.new_empty(input_TK.shape[0], b.shape[0]) for b in b_NR]
+def _lora_linear_fake(
+    input_TK: Tensor, weights: Any, biases_N: Any, a_RK: Any, b_NR: Any, *rest: Any
+) -> tuple[list[Tensor], Tensor]:
+    tokens = input_TK.shape[0]
+    kept = rest[-1] and input_TK.device.type == "cuda"
+    low_TR = input_TK.new_empty((tokens, sum(a.shape[0] for a in a_RK)) if kept else 0)
+    return [input_TK.new_empty(tokens, b.shape[0]) for b in b_NR], low_TR
 
 
 @torch.library.register_fake("fangyan::lora_linear_backward")
@@ -203,47 +212,70 @@ def _lora_linear_backward_fake(grads_TN: Any, input_TK: Tensor, *rest: Any) -> A
     _, biases_N, a_RK, b_NR, *_, wants_input, wants_adapters, wants_biases = rest
     return (
         torch.empty_like(input_TK) if wants_input else input_TK.new_empty(0),
-        [torch.empty_like(a) for a in a_RK] if wants_adapters else [],
-        [torch.empty_like(b) for b in b_NR] if wants_adapters else [],
+        [a.new_empty(a.shape) for a in a_RK] if wants_adapters else [],
+        [b.new_empty(b.shape) for b in b_NR] if wants_adapters else [],
         [torch.empty_like(bias) for bias in biases_N] if wants_biases else [],
     )
 
 
-def _lora_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    input_TK, weights, biases_N, a_RK, b_NR, scalings, dropout, seed, scales, blocks, quant_type = inputs
-    # ZeRO-3 needs the weights themselves, not views of them. Nothing of T x N is kept.
-    ctx.counts = [len(part) for part in (weights, biases_N, a_RK, b_NR, scales)]
-    ctx.save_for_backward(input_TK, seed, *weights, *biases_N, *a_RK, *b_NR, *scales)
-    ctx.options = scalings, dropout, blocks, quant_type
+class _LoraLinear(torch.autograd.Function):
+    """The operator's derivative. ``register_autograd`` flattens lists as pytrees, at several times the price."""
 
+    @staticmethod
+    def forward(ctx: Any, counts: list[int], options: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+        ctx.counts, ctx.options = counts, options
+        # Of A and B; the counts' first two are the input and the seed.
+        keep_low = any(ctx.needs_input_grad[2 + sum(counts[:4]) : 2 + sum(counts[:6])])
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs_TN, low_TR = _lora_call(_split(tensors, counts), options, keep_low)
+        # ZeRO-3 needs the weights themselves, not views of them. Nothing of T x N is kept.
+        ctx.save_for_backward(low_TR, *tensors)
+        ctx.mark_non_differentiable(low_TR)
+        ctx.set_materialize_grads(False)  # zeros for low, among others
+        return *outputs_TN, low_TR
 
-def _lora_linear_backward(ctx: Any, grads_TN: list[Tensor]) -> tuple[Any, ...]:
-    if torch.is_grad_enabled() and type(grads_TN[0]) is Tensor:
-        raise RuntimeError(
-            "lora_linear: the gradient of a gradient (create_graph=True) is not implemented by its kernels, "
-            "expected impl='reference'"
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and any(type(grad) is Tensor for grad in grads):
+            raise RuntimeError(
+                "lora_linear: the gradient of a gradient (create_graph=True) is not implemented by its "
+                "kernels, expected impl='reference'"
+            )
+        low_TR, *tensors = ctx.saved_tensors
+        parts, wants = _split(tensors, ctx.counts), _split(ctx.needs_input_grad[2:], ctx.counts)
+        (input_TK,), (seed,), weights, biases_N, a_RK, b_NR, scales = parts
+        grads_TN = [
+            input_TK.new_zeros(input_TK.shape[0], b.shape[0]) if grad is None else grad
+            for grad, b in zip(grads, b_NR, strict=False)  # the last is low's
+        ]
+        scalings, dropout, blocks, quant_type = ctx.options
+        wants_input, wants_biases, wants_a, wants_b = wants[0][0], wants[3], wants[4], wants[5]
+        grad_input_TK, grads_a, grads_b, grads_bias = torch.ops.fangyan.lora_linear_backward.default(
+            *(grads_TN, input_TK, weights, biases_N, a_RK, b_NR, scalings, dropout, seed, scales, blocks),
+            *(quant_type, low_TR, wants_input, any(wants_a) or any(wants_b), any(wants_biases)),
         )
-    input_TK, seed, *rest = ctx.saved_tensors
-    parts: list[list[Tensor]] = []
-    for count in ctx.counts:
-        parts.append(rest[:count])
-        rest = rest[count:]
-    weights, biases_N, a_RK, b_NR, scales = parts
-    scalings, dropout, blocks, quant_type = ctx.options
-    wants_input, _, wants_biases, wants_a, wants_b, *_ = ctx.needs_input_grad
-    wanted = wants_input, any([*wants_a, *wants_b]), any(wants_biases)
-    grad_input_TK, grads_a, grads_b, grads_bias = torch.ops.fangyan.lora_linear_backward(
-        grads_TN,
-        *(input_TK, weights, biases_N, a_RK, b_NR, scalings, dropout, seed, scales, blocks, quant_type),
-        *wanted,
-    )
-    return (
-        grad_input_TK if wants_input else None,
-        [None] * len(weights),
-        _wanted(grads_bias, wants_biases),
-        _wanted(grads_a, wants_a),
-        _wanted(grads_b, wants_b),
-        *(None, None, None, [None] * len(scales), None if blocks else [], None),
+        return (
+            *(None, None, grad_input_TK if wants_input else None, None, *[None] * len(weights)),
+            *_wanted(grads_bias, wants_biases),
+            *_wanted(grads_a, wants_a),
+            *_wanted(grads_b, wants_b),
+            *[None] * len(scales),
+        )
+
+
+def _split(values: Any, counts: list[int]) -> list[Any]:
+    parts, first = [], 0
+    for count in counts:
+        parts.append(list(values[first : first + count]))
+        first += count
+    return parts
+
+
+def _lora_call(parts: list[Any], options: tuple[Any, ...], keep_low: bool) -> Any:
+    (input_TK,), (seed,), weights, biases_N, a_RK, b_NR, scales = parts
+    scalings, dropout, blocks, quant_type = options
+    return torch.ops.fangyan.lora_linear.default(
+        input_TK, weights, biases_N, a_RK, b_NR, scalings, dropout, seed, scales, blocks, quant_type, keep_low
     )
 
 
@@ -253,36 +285,56 @@ def _wanted(gradients: list[Tensor], wants: list[bool]) -> list[Tensor | None]:
     return [gradient if want else None for gradient, want in zip(gradients, wants, strict=True)]
 
 
-torch.library.register_autograd(
-    "fangyan::lora_linear", _lora_linear_backward, setup_context=_lora_linear_setup
-)
+@torch.library.impl("fangyan::lora_linear", "Autograd")
+def _lora_linear_autograd(
+    input_TK: Tensor,
+    weights: list[Tensor],
+    biases_N: list[Tensor],
+    a_RK: list[Tensor],
+    b_NR: list[Tensor],
+    scalings: list[float],
+    dropout: float,
+    seed: Tensor | None,
+    scales: list[Tensor],
+    blocks: list[int],
+    quant_type: str,
+    keep_low: bool,
+) -> tuple[list[Tensor], Tensor]:
+    parts = ([input_TK], [seed], weights, biases_N, a_RK, b_NR, scales)
+    tensors = (input_TK, seed, *weights, *biases_N, *a_RK, *b_NR, *scales)
+    options = scalings, dropout, blocks, quant_type
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _lora_call(list(parts), options, keep_low)  # type: ignore[no-any-return]
+    *outputs_TN, low_TR = _LoraLinear.apply(list(map(len, parts)), options, *tensors)
+    return outputs_TN, low_TR
 
 
 @torch.library.impl("fangyan::lora_linear", "CPU")
-def _lora_linear_cpu(*arguments: Any) -> list[Tensor]:
-    from fangyan_kernels.lora_linear import cpu, products
+def _lora_linear_cpu(*arguments: Any) -> Any:
+    from fangyan_kernels.lora_linear import products
 
-    return products.forward(cpu, *arguments)
+    return products.forward(*arguments)
 
 
 @torch.library.impl("fangyan::lora_linear_backward", "CPU")
 def _lora_linear_backward_cpu(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import cpu, products
+    from fangyan_kernels.lora_linear import products
 
-    return products.backward(cpu, *arguments)
+    return products.backward(*arguments)
 
 
 @torch.library.impl("fangyan::lora_linear", "CUDA")
-def _lora_linear_cuda(*arguments: Any) -> list[Tensor]:
-    from fangyan_kernels.lora_linear import products, triton_tails
+def _lora_linear_cuda(*arguments: Any) -> Any:
+    from fangyan_kernels.lora_linear import triton
 
     with torch.cuda.device_of(arguments[0]):
-        return products.forward(triton_tails, *arguments)
+        return triton.forward(*arguments)
 
 
 @torch.library.impl("fangyan::lora_linear_backward", "CUDA")
 def _lora_linear_backward_cuda(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import products, triton_tails
+    from fangyan_kernels.lora_linear import triton
 
     with torch.cuda.device_of(arguments[1]):
-        return products.backward(triton_tails, *arguments)
+        return triton.backward(*arguments)

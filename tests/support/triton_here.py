@@ -6,6 +6,7 @@ kernels or none.
 
 import contextlib
 
+import numpy as np
 import torch
 import triton
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
@@ -28,6 +29,7 @@ def on_the_cpu(monkeypatch):
         yield
         return
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl))
     with cpu_tensors_to_triton():
         yield
 
@@ -49,3 +51,19 @@ def _widened(operand):
     return TensorHandle(
         _convert_float(operand.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32
     )
+
+
+def _cast(original):
+    """Where a GPU rounds to the nearest bfloat16, Triton's interpreter cuts bits off (3.7)."""
+
+    def cast_impl(self, source, kind):
+        import triton.language as tl
+
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            bits = np.ascontiguousarray(source.data).view(np.uint32)
+            bits = bits + 0x7FFF + ((bits >> 16) & 1)
+            rounded = np.where(np.isfinite(source.data), bits.view(np.float32), source.data)
+            source = TensorHandle(rounded, tl.float32)
+        return original(self, source, kind)
+
+    return cast_impl

@@ -67,9 +67,10 @@ def lora_linear(
     Several projections of one input (queries, keys and values; gate and up) are given as sequences:
     they share one pass over the input, and what dropout leaves of it.
 
-    Only ``input`` is kept for the backward. Dropout draws a seed from PyTorch's CPU generator and
-    stores no mask: the backward makes the same one again, and so does a checkpointed forward. Pass
-    ``dropout=0`` where the model is evaluated. Under autocast everything is cast as ``linear`` casts.
+    Only ``input`` is kept for the backward, on a GPU also the adapter's (T, R). Dropout draws a seed from
+    the generator of the input's device and stores no mask: the backward makes the same one again, and so
+    does a checkpointed forward; a captured CUDA graph draws another at each replay. Pass ``dropout=0`` where
+    the model is evaluated. Under autocast everything is cast as ``linear`` casts.
 
     Args:
         input: ``(..., K)``, floating point.
@@ -109,7 +110,8 @@ def lora_linear(
     if chosen != "reference":
         refuse_bfloat16(input)
     a, b = [m.to(input.dtype) for m in a], [m.to(input.dtype) for m in b]
-    seed = torch.empty((), dtype=torch.int64).random_() if dropout else None
+    # On the input's device: a captured CUDA graph draws another one at every replay.
+    seed = torch.empty((), dtype=torch.int64, device=input.device).random_() if dropout else None
     input_TK = input.reshape(-1, input.shape[-1])
     packed = four_bit or FourBit([], [], "")
     if chosen == "reference":
@@ -117,8 +119,8 @@ def lora_linear(
         dense = [frozen.dense(i) for i in range(len(weights))]
         outputs = reference.lora_linear(input_TK, dense, biases, a, b, scalings, dropout, seed)
     else:
-        outputs = torch.ops.fangyan.lora_linear(
-            input_TK, weights, biases, a, b, scalings, dropout, seed, *packed
+        outputs, _ = torch.ops.fangyan.lora_linear.default(
+            input_TK, weights, biases, a, b, scalings, dropout, seed, *packed, False
         )
     shaped = tuple(output.view(*input.shape[:-1], output.shape[-1]) for output in outputs)
     return shaped[0] if single else shaped

@@ -14,7 +14,7 @@ from fangyan_kernels.lora_linear.frozen import Frozen
 
 
 def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
+    """W + s B A of layer ``i``, (N, K), a new matrix: added in float32, rounded once."""
     return frozen.merged(i, a_RK, b_NR, scaling)
 
 
@@ -26,7 +26,7 @@ def forward_(
     seed: Tensor | None,
     dropout: float,
 ) -> None:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
+    """output += (D * input) A' (s B'), of every layer; ``b_RN`` is s B' of each."""
     wide_TK = _wide(input_TK)
     for output_TN, a, b in zip(outputs_TN, a_RK, b_RN, strict=True):
         wide_TN = _wide(output_TN)
@@ -45,7 +45,10 @@ def backward_(
     grad_input_TK: Tensor | None,
     wants_adapters: bool,
 ) -> list[tuple[Tensor, Tensor]]:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
+    """The gradients of A and s B' of every layer, if wanted.
+
+    Adds the sum of all D * (grad (s B')' A) to ``grad_input_TK``, if it is given.
+    """
     wide_TK = _wide(input_TK)
     total_TK = None if grad_input_TK is None else _wide(grad_input_TK)
     gradients = []

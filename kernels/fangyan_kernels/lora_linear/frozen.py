@@ -81,23 +81,46 @@ class Frozen:
         """The weight of projection ``i``, (N, K); of a 4-bit one a new matrix."""
         if not self.quant_type:
             return self._weights[i]
-        packed, absmax, block = self.packed(i)
+        packed, (absmax, *nested), blocks = self.stored(i)
+        if nested:
+            offset, scales, code = nested
+            absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+                absmax, scales, code, blocks[1], torch.float32
+            )
+            absmax = absmax + offset
         numbers = (self.outer[i] * self.inner,)  # as one row: see unpacked()
         flat = torch.ops.bitsandbytes.dequantize_4bit(
-            packed, absmax, block, self.quant_type, numbers, dtype or self.dtype
+            packed, absmax, blocks[0], self.quant_type, numbers, dtype or self.dtype
         )
         return flat.view(self.outer[i], self.inner)
 
-    def packed(self, i: int) -> tuple[Tensor, Tensor, int]:
-        """Of 4-bit projection ``i``: its bytes, its blocks' largest absolute values, a block's size."""
-        scales = self._scales[i]
-        absmax = scales[0]
-        if len(scales) > 1:
-            codes, offset, nested, code = scales
-            block = self._blocks[1]
-            absmax = torch.ops.bitsandbytes.dequantize_blockwise(codes, nested, code, block, torch.float32)
-            absmax = absmax + offset
-        return self._weights[i], absmax, self._blocks[0]
+    def stored(self, i: int) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
+        """Of 4-bit projection ``i``: its bytes; its scales and block sizes, as :class:`FourBit` has them."""
+        packed = self._weights[i]
+        return (
+            packed if packed.dtype == torch.uint8 else packed.view(torch.uint8),
+            self._scales[i],
+            self._blocks,
+        )
+
+    def merges(self, drops: bool) -> bool:
+        """Whether W + s B A costs less than the low-rank products, and rounds no worse.
+
+        Merging takes 2 N K R operations and moves 3 N K numbers, however many tokens there are. The forward
+        is then the frozen layer's one product, and so is the gradient of the input; what remains are the
+        adapter's own gradients. With dropout, x and D * x differ and the low-rank products stay.
+
+            forward + backward, merged:  4 T K N + 4 T R (K + N) + 4 N K R operations
+            forward + backward, dropout: 4 T K N + T R (8 K + 6 N) operations
+
+        Merging rounds W + s B A to float32, no worse than the products round. In 16 bits it would lose small
+        adapters; so there only a 4-bit W, which is rounded to 16 bits anyway, is merged: in float32, rounded
+        once.
+        """
+        if drops or (self.dtype != torch.float32 and not self.quant_type):
+            return False
+        outer = sum(self.outer)
+        return self.tokens * (self.inner + outer) >= 2 * self.inner * outer
 
     def merged(self, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
         """W + s B A of projection ``i``, (N, K), a new matrix: added in float32, rounded once."""

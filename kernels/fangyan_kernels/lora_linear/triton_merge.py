@@ -5,9 +5,11 @@ N K / 64 scales), 2 N K written in 16 bits, for 2 N K R operations. Dequantizing
 rounding in three passes moves 18 N K. Accumulation is in float32, rounded once.
 
 Layout as bitsandbytes has it (``csrc/kernels.cu``): numbers follow one another along the rows, two to a byte,
-the first in its upper half; a scale for every so many of them, whatever the rows.
+the first in its upper half; a scale for every so many of them, whatever the rows. Where no tile's row ends
+within a block, a row has one scale and its bytes are read 16 at a time, each once; any other matrix is read
+number by number. Nested scales are decoded where they are used.
 
-Prefixes inside kernels: p_ pointer, m_ mask.
+Prefixes inside kernels: p_ pointer, o_ offset, m_ mask.
 Shape suffixes: K in, N out, R rank.
 """
 
@@ -21,74 +23,117 @@ import triton.language as tl
 from torch import Tensor
 
 from fangyan_kernels.lora_linear.frozen import Frozen
+from fangyan_kernels.lora_linear.launching import launch
 
 
 @triton.jit
+def scale_of(block, mask, p_absmax, p_offset, p_nested, p_nested_code, NESTED_BLOCK: tl.constexpr):
+    """The largest absolute value of blocks of numbers; nested, it is an 8-bit code itself."""
+    absmax = tl.load(p_absmax + block, mask=mask, other=0)
+    if p_nested is not None:
+        scale = tl.load(p_nested + block // NESTED_BLOCK, mask=mask, other=0.0)
+        absmax = tl.load(p_nested_code + absmax.to(tl.int32)) * scale + tl.load(p_offset)
+    return absmax
+
+
+@triton.jit(do_not_specialize=["scaling"])
 def merge(
     p_bytes,
     p_absmax,
+    p_offset,
+    p_nested,
+    p_nested_code,
     p_code,
     p_a,
     p_b,
     p_out,
+    scaling: tl.float32,
     outer,
     inner,
     rank,
-    scaling,
     QUANT_BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    NESTED_BLOCK: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """A tile of W + s B A."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    """A tile of W + s B A, or of W without a and b. WHOLE_ROWS: K and the blocks are multiples of the tile's."""
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     m_n, m_k = n < outer, k < inner
     m_tile = m_n[:, None] & m_k[None, :]
-    low = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for o_r in range(0, rank, BLOCK_R):
-        r = o_r + tl.arange(0, BLOCK_R)
-        m_r = r < rank
-        b = tl.load(p_b + n[:, None] * rank + r[None, :], mask=m_n[:, None] & m_r[None, :], other=0.0)
-        a = tl.load(p_a + r[:, None] * inner + k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
-        low = tl.dot(b, a, low, input_precision=PRECISION)
-    place = n.to(tl.int64)[:, None] * inner + k[None, :]
-    both = tl.load(p_bytes + place // 2, mask=m_tile, other=0)
-    half = tl.where(place % 2 == 0, both >> 4, both & 15)
-    value = tl.load(p_code + half.to(tl.int32)) * tl.load(
-        p_absmax + place // QUANT_BLOCK, mask=m_tile, other=0.0
-    )
-    tl.store(p_out + place, value + scaling * low, mask=m_tile)
+    o_row = n.to(tl.int64) * inner
+    o_tile = o_row[:, None] + k[None, :]
+    if WHOLE_ROWS:
+        o_first = o_row + tl.program_id(0) * BLOCK_K
+        o_words = (o_first // 8)[:, None] + tl.arange(0, BLOCK_K // 8)[None, :]
+        words = tl.load(p_bytes.to(tl.pointer_type(tl.int32)) + o_words, mask=m_n[:, None], other=0)
+        e = tl.arange(0, 8)
+        half = (words[:, :, None] >> (e ^ 1) * 4) & 15
+        code = tl.load(p_code + tl.arange(0, 16))
+        value = tl.gather(code, half.reshape(BLOCK_N * BLOCK_K), 0).reshape(BLOCK_N, BLOCK_K)
+        block = o_first // QUANT_BLOCK
+        scale = scale_of(block, m_n, p_absmax, p_offset, p_nested, p_nested_code, NESTED_BLOCK)[:, None]
+    else:
+        both = tl.load(p_bytes + o_tile // 2, mask=m_tile, other=0).to(tl.int32)
+        value = tl.load(p_code + tl.where(o_tile % 2 == 0, both >> 4, both & 15))
+        block = o_tile // QUANT_BLOCK
+        scale = scale_of(block, m_tile, p_absmax, p_offset, p_nested, p_nested_code, NESTED_BLOCK)
+    value *= scale
+    if p_a is not None:
+        adapter = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for o_r in range(0, rank, BLOCK_R):
+            r = o_r + tl.arange(0, BLOCK_R)
+            m_r = r < rank
+            b = tl.load(p_b + n[:, None] * rank + r[None, :], mask=m_n[:, None] & m_r[None, :], other=0.0)
+            a = tl.load(p_a + r[:, None] * inner + k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+            adapter = tl.dot(b, a, adapter, input_precision="ieee")
+        value += scaling * adapter
+    tl.store(p_out + o_tile, value, mask=m_tile)
 
 
 def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`; of a 4-bit weight."""
-    packed, absmax, block = frozen.packed(i)
-    rank, inner = a_RK.shape
-    outer = len(b_NR)
-    out_NK = a_RK.new_empty(outer, inner)
-    options = launch(rank)
-    grid = (triton.cdiv(outer, options["BLOCK_N"]), triton.cdiv(inner, options["BLOCK_K"]))
-    merge[grid](
-        packed,
-        absmax,
-        _code(frozen.quant_type, packed.device),
-        a_RK.contiguous(),
-        b_NR.contiguous(),
-        out_NK,
-        *(outer, inner, rank, scaling),
-        QUANT_BLOCK=block,
-        PRECISION="ieee" if a_RK.dtype == torch.float32 else "tf32",
-        **options,
+    """W + s B A of 4-bit projection ``i``, (N, K), a new matrix."""
+    return _launch(frozen, i, a_RK.contiguous(), b_NR.contiguous(), scaling)
+
+
+def dense(frozen: Frozen, i: int) -> Tensor:
+    """W of 4-bit projection ``i``, (N, K), a new matrix."""
+    return _launch(frozen, i, None, None, 0.0)
+
+
+def _launch(frozen: Frozen, i: int, a_RK: Tensor | None, b_NR: Tensor | None, scaling: float) -> Tensor:
+    packed, (absmax, *nested), blocks = frozen.stored(i)
+    offset, nested_absmax, nested_code = nested or (None, None, None)
+    outer, inner, rank = frozen.outer[i], frozen.inner, 0 if a_RK is None else len(a_RK)
+    out_NK = torch.empty((outer, inner), dtype=frozen.dtype, device=packed.device)
+    options = tiles(rank, inner, *blocks)
+    code = _code(frozen.quant_type, packed.device)
+    launch(
+        merge,
+        (-(-inner // options["BLOCK_K"]), -(-outer // options["BLOCK_N"])),
+        (packed, absmax, offset, nested_absmax, nested_code, code, a_RK, b_NR, out_NK),
+        (scaling,),
+        (outer, inner, rank),
+        options,
     )
     return out_NK
 
 
-def launch(rank: int) -> dict[str, int]:
-    """Blocks, warps and stages of a rank: by analysis, none has been timed on a GPU."""
-    block_r = min(64, max(16, triton.next_power_of_2(rank)))
-    return {"BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_R": block_r, "num_warps": 4, "num_stages": 2}
+@functools.cache
+def tiles(rank: int, inner: int, block: int, nested_block: int = 0) -> dict[str, int]:
+    """Tiles of 64 columns, the smallest quantization block; 32 numbers per thread."""
+    return {
+        "QUANT_BLOCK": block,
+        "NESTED_BLOCK": nested_block,
+        "WHOLE_ROWS": inner % 64 == 0 and block % 64 == 0,
+        "BLOCK_N": 64,
+        "BLOCK_K": 64,
+        "BLOCK_R": min(64, max(16, 1 << max(rank - 1, 0).bit_length())),
+        "num_warps": 4,
+        "num_stages": 1,
+    }
 
 
 @functools.cache

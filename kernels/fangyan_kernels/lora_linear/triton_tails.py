@@ -1,13 +1,19 @@
 """The low-rank products of LoRA linears on a GPU.
 
-Three kernels: ``shrink`` gives low = (D * x) A', ``expand`` adds D * (low A) to a matrix, ``outer`` gives
-low' (D * x). Each reads its large matrix once, 2 T K bytes in bfloat16 (``expand`` also writes it), for
-2 T K R operations: at R = 16 that is 16 operations a byte, far below what a tensor core can do, so the
-floor is the bytes. Dropout is drawn where x is read or a sum is written, ten integer operations an element.
-Accumulation is in float32; low is stored in float32 and rounded to the dtype of x before the next product,
-as in plain PyTorch.
+Four kernels. ``shrink`` makes low = (D * x) A' of a matrix, ``expand`` writes low A (and a bias), ``outer``
+makes (D * x)' low and, in the same pass, x B of the same matrix; ``finish`` adds up what the programs of
+``outer`` have summed. The first three each read or write their large matrix once, 2 T K bytes in bfloat16, for
+2 T K R operations: at R = 16 that is 16 operations per byte, far below what a tensor core can do, so the floor is
+the bytes. What bounds them on the way there is how many bytes are under way: a Hopper card moves 23 bytes per
+nanosecond and multiprocessor, so 20 KB have to be in flight on each.
 
-``stride`` is that of low's rows, which hold several layers' side by side.
+Dropout is drawn anew wherever x is read or its gradient written, 10 integer operations per element: the mask
+picks elements, and 1 / (1 - p) multiplies the R sums of a token in place of its K elements.
+
+Accumulation is in float32. low is rounded to the dtype of x, as the next product rounds it in plain PyTorch.
+Nothing is added by atomics: the order of every sum follows from the shapes and the number of multiprocessors.
+
+Numbers that change from batch to batch are not specialized on: a layer has one variant of each kernel.
 
 Prefixes inside kernels: p_ pointer, i_ index, o_ offset, m_ mask.
 Shape suffixes: T tokens, K in or out, R rank.
@@ -15,298 +21,233 @@ Shape suffixes: T tokens, K in or out, R rank.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fangyan_kernels.lora_linear import triton_merge
-from fangyan_kernels.lora_linear.frozen import Frozen
-from fangyan_kernels.lora_linear.reference import threshold
-
-# Programs of ``outer`` that share the tokens; each writes its own sum.
-PARTS = 32
-# Of layers that share a pass; also of one.
-LARGEST_RANK = 256
+_VARYING = ["tokens", "tokens_per_part", "parts", "threshold", "factor"]
 
 
 @triton.jit
-def mixed(word):
-    """The hash of ``reference.py``, of 32 bits."""
-    word ^= word >> 16
-    word *= 0x7FEB352D
-    word ^= word >> 15
-    word *= 0x846CA68B
+def folded(word):
     return word ^ (word >> 16)
 
 
 @triton.jit
-def kept(t, k, low, high, threshold, scale):
-    """D of a tile: scale where an element is kept, else 0."""
-    key = mixed(mixed(t.to(tl.uint32) + low.to(tl.uint32)) ^ high.to(tl.uint32))
-    bits = mixed(k.to(tl.uint32)[None, :] ^ key[:, None])
-    return tl.where(bits >= threshold.to(tl.uint32), scale, 0.0)
+def stirred(word):
+    """What the hash of ``reference.py`` does to a word after its first folding."""
+    word *= 0x7FEB352D
+    word ^= word >> 15
+    word *= 0x846CA68B
+    return folded(word)
 
 
-@triton.jit(do_not_specialize=["low", "high", "threshold"])
+@triton.jit
+def keys(seed, t):
+    """The folded keys of rows."""
+    first, second = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    return folded(stirred(folded(stirred(folded(t.to(tl.uint32) + first)) ^ second)))
+
+
+@triton.jit
+def kept(key, k, threshold):
+    """The elements of a tile that are not dropped. Folding is linear: rows and columns are folded apart."""
+    return stirred(folded(k.to(tl.uint32))[None, :] ^ key[:, None]) >= threshold.to(tl.uint32)
+
+
+@triton.jit(do_not_specialize=_VARYING)
 def shrink(
     p_input,
     p_a,
     p_low,
+    p_seed,
     tokens,
+    threshold: tl.uint32,
+    factor: tl.float32,
     inner,
     rank,
-    low,
-    high,
-    threshold,
-    scale,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    stride_r,
+    stride_k,
+    stride_low,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """low_tr = sum_k D_tk input_tk a_rk, for a block of tokens."""
+    """low_tr = factor sum_k D_tk input_tk a_rk, for a block of tokens; D is 0 or 1."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     r = tl.arange(0, BLOCK_R)
     m_t, m_r = t < tokens, r < rank
+    o_t = t.to(tl.int64)[:, None]
     total = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
+    if p_seed is not None:
+        key = keys(tl.load(p_seed), t)
     for o_k in range(0, inner, BLOCK_K):
         k = o_k + tl.arange(0, BLOCK_K)
         m_k = k < inner
-        x = tl.load(
-            p_input + t.to(tl.int64)[:, None] * inner + k[None, :],
-            mask=m_t[:, None] & m_k[None, :],
-            other=0.0,
+        x = tl.load(p_input + o_t * inner + k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        a = tl.load(
+            p_a + r[None, :] * stride_r + k[:, None] * stride_k, mask=m_r[None, :] & m_k[:, None], other=0.0
         )
-        if DROPOUT:
-            x = (x * kept(t, k, low, high, threshold, scale)).to(p_input.dtype.element_ty)
-        a = tl.load(p_a + r[None, :] * inner + k[:, None], mask=m_r[None, :] & m_k[:, None], other=0.0)
-        total = tl.dot(x, a, total, input_precision=PRECISION)
-    tl.store(p_low + t.to(tl.int64)[:, None] * rank + r[None, :], total, mask=m_t[:, None] & m_r[None, :])
+        if p_seed is not None:
+            x = tl.where(kept(key, k, threshold), x, 0.0)
+        total = tl.dot(x, a, total, input_precision="ieee")
+    tl.store(p_low + o_t * stride_low + r[None, :], factor * total, mask=m_t[:, None] & m_r[None, :])
 
 
-@triton.jit
-def tail(
-    p_low,
-    p_a,
-    t,
-    k,
-    tokens,
-    inner,
-    rank,
-    stride,
-    low,
-    high,
-    threshold,
-    scale,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    """D_tk sum_r low_tr a_rk of a tile."""
-    r = tl.arange(0, BLOCK_R)
-    m_t, m_r, m_k = t < tokens, r < rank, k < inner
-    z = tl.load(
-        p_low + t.to(tl.int64)[:, None] * stride + r[None, :], mask=m_t[:, None] & m_r[None, :], other=0.0
-    )
-    a = tl.load(p_a + r[:, None] * inner + k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
-    value = tl.dot(z.to(p_a.dtype.element_ty), a, input_precision=PRECISION)
-    if DROPOUT:
-        value *= kept(t, k, low, high, threshold, scale)
-    return value
-
-
-@triton.jit(do_not_specialize=["low", "high", "threshold"])
+@triton.jit(do_not_specialize=_VARYING)
 def expand(
     p_low,
     p_a,
-    p_total,
+    p_bias,
+    p_out,
+    p_sum,
+    p_seed,
     tokens,
-    inner,
+    parts,
+    threshold: tl.uint32,
+    factor: tl.float32,
+    columns,
     rank,
-    stride,
-    low,
-    high,
-    threshold,
-    scale,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    stride_low,
+    stride_r,
+    stride_k,
+    stride_sum,
+    SPAN: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """total_tk += D_tk sum_r low_tr a_rk, for a block of tokens and of columns."""
+    """out_tk = D_tk factor sum_r low_tr a_rk + bias_k, for a block of tokens and SPAN columns.
+
+    With ``p_sum``, low is the sum of ``parts`` matrices, and is stored there; out is then optional.
+    """
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    value = tail(
-        *(p_low, p_a, t, k, tokens, inner, rank, stride, low, high, threshold, scale),
-        *(DROPOUT, PRECISION, BLOCK_R),
-    )
-    p_tile = p_total + t.to(tl.int64)[:, None] * inner + k[None, :]
-    m_tile = (t < tokens)[:, None] & (k < inner)[None, :]
-    tl.store(p_tile, tl.load(p_tile, mask=m_tile, other=0.0) + value, mask=m_tile)
+    r = tl.arange(0, BLOCK_R)
+    m_t, m_r = t < tokens, r < rank
+    o_t = t.to(tl.int64)[:, None]
+    m_low = m_t[:, None] & m_r[None, :]
+    if p_sum is not None:
+        total = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
+        for _ in range(0, parts):
+            total += tl.load(p_low + o_t * stride_low + r[None, :], mask=m_low, other=0.0)
+            p_low += tokens.to(tl.int64) * stride_low
+        low = total.to(p_sum.dtype.element_ty)
+        if tl.program_id(1) == 0:
+            tl.store(p_sum + o_t * stride_sum + r[None, :], low, mask=m_low)
+    else:
+        low = tl.load(p_low + o_t * stride_low + r[None, :], mask=m_low, other=0.0)
+    if p_seed is not None:
+        key = keys(tl.load(p_seed), t)
+    if p_out is not None:
+        first = tl.program_id(1) * SPAN
+        for o_k in range(first, min(first + SPAN, columns), BLOCK_K):
+            k = o_k + tl.arange(0, BLOCK_K)
+            m_k = k < columns
+            a = tl.load(
+                p_a + r[:, None] * stride_r + k[None, :] * stride_k,
+                mask=m_r[:, None] & m_k[None, :],
+                other=0.0,
+            )
+            value = factor * tl.dot(low, a, input_precision="ieee")
+            if p_bias is not None:
+                value += tl.load(p_bias + k, mask=m_k, other=0.0).to(tl.float32)[None, :]
+            if p_seed is not None:
+                value = tl.where(kept(key, k, threshold), value, 0.0)
+            tl.store(p_out + o_t * columns + k[None, :], value, mask=m_t[:, None] & m_k[None, :])
 
 
-@triton.jit(do_not_specialize=["low", "high", "threshold"])
+@triton.jit(do_not_specialize=_VARYING)
 def outer(
-    p_low,
     p_input,
+    p_low,
     p_sums,
+    p_b,
+    p_products,
+    p_seed,
     tokens,
+    tokens_per_part,
+    threshold: tl.uint32,
+    factor: tl.float32,
     inner,
     rank,
-    stride,
-    low,
-    high,
-    threshold,
-    scale,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    stride_low,
+    stride_k,
+    stride_r,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """sums_prk = sum_t low_tr D_tk input_tk over the token blocks p, p + P, ...: deterministic."""
-    i_part = tl.program_id(1)
-    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    """sums_pkr = sum_t D_tk input_tk low_tr over the tokens of part p, for a strip s of columns.
+
+    With ``p_b`` also products_str = factor sum_k input_tk b_kr over the columns of the strip.
+    """
+    i_strip, i_part = tl.program_id(0), tl.program_id(1)
+    k = i_strip * BLOCK_K + tl.arange(0, BLOCK_K)
     r = tl.arange(0, BLOCK_R)
     m_k, m_r = k < inner, r < rank
-    total = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
-    for o_t in range(i_part * BLOCK_T, tokens, tl.num_programs(1) * BLOCK_T):
+    if p_b is not None:
+        b = tl.load(
+            p_b + k[:, None] * stride_k + r[None, :] * stride_r, mask=m_k[:, None] & m_r[None, :], other=0.0
+        )
+    if p_seed is not None:
+        seed = tl.load(p_seed)
+    total = tl.zeros((BLOCK_K, BLOCK_R), tl.float32)
+    first = i_part * tokens_per_part
+    for o_t in range(first, min(first + tokens_per_part, tokens), BLOCK_T):
         t = o_t + tl.arange(0, BLOCK_T)
         m_t = t < tokens
-        z = tl.load(
-            p_low + t.to(tl.int64)[None, :] * stride + r[:, None],
-            mask=m_t[None, :] & m_r[:, None],
+        wide = t.to(tl.int64)[:, None]
+        m_low = m_t[:, None] & m_r[None, :]
+        x = tl.load(p_input + wide * inner + k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        low = tl.load(p_low + wide * stride_low + r[None, :], mask=m_low, other=0.0)
+        if p_b is not None:
+            product = factor * tl.dot(x, b, input_precision="ieee")
+            o_strip = i_strip.to(tl.int64) * tokens
+            tl.store(p_products + (o_strip + wide) * rank + r[None, :], product, mask=m_low)
+        if p_seed is not None:
+            x = tl.where(kept(keys(seed, t), k, threshold), x, 0.0)
+        total = tl.dot(tl.trans(x), low, total, input_precision="ieee")
+    o_sums = (i_part.to(tl.int64) * inner + k[:, None]) * rank + r[None, :]
+    tl.store(p_sums + o_sums, total, mask=m_k[:, None] & m_r[None, :])
+
+
+@triton.jit
+def added_up(p_sums, parts, inner, stride, rank, e, PARTS: tl.constexpr):
+    """Sums over parts of elements (k, r) = (e // rank, e % rank) of matrices whose rows are ``stride`` apart."""
+    m_e = e < inner * rank
+    o_e = e // rank * stride + e % rank
+    total = tl.zeros(e.shape, tl.float32)
+    for o_p in range(0, parts, PARTS):
+        p = o_p + tl.arange(0, PARTS)
+        part = tl.load(
+            p_sums + p.to(tl.int64)[:, None] * inner * stride + o_e[None, :],
+            mask=(p < parts)[:, None] & m_e[None, :],
             other=0.0,
         )
-        x = tl.load(
-            p_input + t.to(tl.int64)[:, None] * inner + k[None, :],
-            mask=m_t[:, None] & m_k[None, :],
-            other=0.0,
-        )
-        if DROPOUT:
-            x = (x * kept(t, k, low, high, threshold, scale)).to(p_input.dtype.element_ty)
-        total = tl.dot(z.to(p_input.dtype.element_ty), x, total, input_precision=PRECISION)
-    p_tile = p_sums + (i_part.to(tl.int64) * rank + r[:, None]) * inner + k[None, :]
-    tl.store(p_tile, total, mask=m_r[:, None] & m_k[None, :])
+        total += tl.sum(part, 0)
+    return total
 
 
-def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`."""
-    if not frozen.quant_type:
-        return frozen.merged(i, a_RK, b_NR, scaling)
-    return triton_merge.merged(frozen, i, a_RK, b_NR, scaling)
-
-
-def forward_(
-    outputs_TN: Sequence[Tensor],
-    input_TK: Tensor,
-    a_RK: Sequence[Tensor],
-    b_RN: Sequence[Tensor],
-    seed: Tensor | None,
-    dropout: float,
-) -> None:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`: one pass over the input for all layers."""
-    for part in _parts(a_RK):
-        low_TR = _shrink(input_TK, torch.cat(list(a_RK[part])), seed, dropout)
-        for low, b, output_TN in zip(_split(low_TR, a_RK[part]), b_RN[part], outputs_TN[part], strict=True):
-            _expand(low, b, output_TN, None, 0.0)
-
-
-def backward_(
-    grads_TN: Sequence[Tensor],
-    input_TK: Tensor,
-    a_RK: Sequence[Tensor],
-    b_RN: Sequence[Tensor],
-    seed: Tensor | None,
-    dropout: float,
-    grad_input_TK: Tensor | None,
-    wants_adapters: bool,
-) -> list[tuple[Tensor, Tensor]]:
-    """See :class:`fangyan_kernels.lora_linear.products.Tails`: layers share passes over the input."""
-    gradients: list[tuple[Tensor, Tensor]] = []
-    for part in _parts(a_RK):
-        each = [_shrink(grad, b, None, 0.0) for grad, b in zip(grads_TN[part], b_RN[part], strict=True)]
-        a_all, grad_low_TR = torch.cat(list(a_RK[part])), torch.cat(each, 1)
-        if grad_input_TK is not None:
-            _expand(grad_low_TR, a_all, grad_input_TK, seed, dropout)
-        if wants_adapters:
-            low_TR = _shrink(input_TK, a_all, seed, dropout)
-            grads_a = _outer(grad_low_TR, input_TK, seed, dropout).split([len(a) for a in a_RK[part]])
-            lows = zip(_split(low_TR, a_RK[part]), grads_TN[part], strict=True)
-            grads_b = [_outer(low, grad_TN, None, 0.0) for low, grad_TN in lows]
-            gradients += zip(grads_a, grads_b, strict=True)
-    return gradients
-
-
-def _parts(a_RK: Sequence[Tensor]) -> list[slice]:
-    """Neighbouring layers whose ranks together are one block of the kernels."""
-    bounds, rank = [0], 0
-    for i, a in enumerate(a_RK):
-        if rank + len(a) > LARGEST_RANK:
-            bounds.append(i)
-            rank = 0
-        rank += len(a)
-    return [slice(first, last) for first, last in itertools.pairwise([*bounds, len(a_RK)])]
-
-
-def _split(low_TR: Tensor, a_RK: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return low_TR.split([len(a) for a in a_RK], 1)
-
-
-def _shrink(input_TK: Tensor, a_RK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
-    input_TK, a_RK = input_TK.contiguous(), a_RK.contiguous()
-    (tokens, inner), rank = input_TK.shape, len(a_RK)
-    low_TR = input_TK.new_empty((tokens, rank), dtype=torch.float32)
-    if tokens:
-        options = _options(input_TK, rank, seed, dropout)
-        grid = (triton.cdiv(tokens, options["BLOCK_T"]),)
-        shrink[grid](input_TK, a_RK, low_TR, tokens, inner, rank, **options)
-    return low_TR
-
-
-def _expand(low_TR: Tensor, a_RK: Tensor, total_TK: Tensor, seed: Tensor | None, dropout: float) -> None:
-    a_RK = a_RK.contiguous()
-    (rank, inner), tokens = a_RK.shape, len(low_TR)
-    if tokens:
-        options = _options(total_TK, rank, seed, dropout)
-        grid = (triton.cdiv(tokens, options["BLOCK_T"]), triton.cdiv(inner, options["BLOCK_K"]))
-        expand[grid](low_TR, a_RK, total_TK, tokens, inner, rank, low_TR.stride(0), **options)
-
-
-def _outer(low_TR: Tensor, input_TK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
-    input_TK = input_TK.contiguous()
-    (tokens, inner), rank = input_TK.shape, low_TR.shape[1]
-    options = _options(input_TK, rank, seed, dropout)
-    parts = max(1, min(PARTS, triton.cdiv(tokens, options["BLOCK_T"])))
-    sums_PRK = input_TK.new_empty((parts, rank, inner), dtype=torch.float32)
-    grid = (triton.cdiv(inner, options["BLOCK_K"]), parts)
-    outer[grid](low_TR, input_TK, sums_PRK, tokens, inner, rank, low_TR.stride(0), **options)
-    return sums_PRK.sum(0)
-
-
-def launch(rank: int) -> dict[str, int]:
-    """Blocks, warps and stages of a rank: by analysis, none has been timed on a GPU."""
-    block_r = max(16, triton.next_power_of_2(rank))
-    if block_r <= 64:
-        return {"BLOCK_T": 64, "BLOCK_K": 64, "BLOCK_R": block_r, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_T": 32, "BLOCK_K": 64, "BLOCK_R": block_r, "num_warps": 8, "num_stages": 2}
-
-
-def _options(matrix: Tensor, rank: int, seed: Tensor | None, dropout: float) -> dict[str, Any]:
-    bits = 0 if seed is None else int(seed) % 2**64
-    return {
-        "low": bits & 0xFFFFFFFF,
-        "high": bits >> 32,
-        "threshold": threshold(dropout),
-        "scale": 1.0 / (1.0 - dropout),
-        "DROPOUT": seed is not None,
-        "PRECISION": "ieee" if matrix.dtype == torch.float32 else "tf32",
-        **launch(rank),
-    }
+@triton.jit(do_not_specialize=["parts_a", "parts_b", "factor"])
+def finish(
+    p_sums_a,
+    p_sums_b,
+    p_grad_a,
+    p_grad_b,
+    parts_a,
+    parts_b,
+    factor: tl.float32,
+    inner,
+    outer,
+    rank,
+    stride_a,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """grad_a_rk = sum_p sums_a_pkr and grad_b_nr = factor sum_p sums_b_pnr, some programs for each."""
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) == 0:
+        total = added_up(p_sums_a, parts_a, inner, stride_a, rank, e, PARTS)
+        tl.store(p_grad_a + e % rank * inner + e // rank, total, mask=e < inner * rank)
+    else:
+        total = added_up(p_sums_b, parts_b, outer, rank, rank, e, PARTS)
+        tl.store(p_grad_b + e, factor * total, mask=e < outer * rank)
