@@ -3,9 +3,8 @@
 Dialect sentences are short (HKCanCor averages 12.5 characters), and the usual loop pads each to
 128. Here sequences share a row; attention and positions start anew at each of them.
 
-Two layouts of the same batch: on a GPU one long row whose boundaries a variable-length attention
-kernel reads; on the CPU short rows with a block-diagonal mask, since attention over a row costs
-its square.
+Two layouts of the same batch: one long row whose boundaries a variable-length attention kernel reads; for
+models that cannot take it, short rows with a block-diagonal mask, since attention over a row costs its square.
 """
 
 from __future__ import annotations
