@@ -79,7 +79,7 @@ int64_t optimizer_step_(std::string rule, Tensor parameter, Tensor gradient, Ten
                         std::optional<Tensor> state2, std::optional<Tensor> absmax1, std::optional<Tensor> absmax2,
                         std::optional<Tensor> qmap1, std::optional<Tensor> qmap2, std::optional<Tensor> copy, double lr,
                         double beta1, double beta2, double beta3, double alpha, double eps, double weight_decay,
-                        int64_t step) {
+                        int64_t step, double gradient_scale) {
   const int64_t size = parameter.numel();
   Step s{};
   s.rule = rule_of(rule);
@@ -107,9 +107,11 @@ int64_t optimizer_step_(std::string rule, Tensor parameter, Tensor gradient, Ten
   s.beta1 = static_cast<float>(beta1);
   s.beta2 = static_cast<float>(beta2);
   s.beta3 = static_cast<float>(beta3);
-  s.rest1 = static_cast<float>(1.0 - beta1);
-  s.rest2 = static_cast<float>(1.0 - beta2);
-  s.rest3 = static_cast<float>(1.0 - beta3);
+  // The gradient's scale goes into what its average, or that of its squares, takes of it.
+  const double of_second = s.rule == Rule::kLion ? gradient_scale : gradient_scale * gradient_scale;
+  s.rest1 = static_cast<float>((1.0 - beta1) * gradient_scale);
+  s.rest2 = static_cast<float>((1.0 - beta2) * of_second);
+  s.rest3 = static_cast<float>((1.0 - beta3) * gradient_scale);
   s.alpha = static_cast<float>(alpha);
   s.decay = static_cast<float>(1.0 - lr * weight_decay);
   const double correction = 1.0 - std::pow(beta1, step), root_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, step));

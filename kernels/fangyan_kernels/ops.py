@@ -63,13 +63,14 @@ torch.library.define(
     " Tensor(a!)? grad_input_TK, bool wants_adapter) -> (Tensor, Tensor)",
 )
 
-# A step of an 8-bit optimizer over one tensor, in place: adamw8bit/reference.py says what it means. Gives the
-# number of numbers that it left as they were.
+# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py says what
+# it means. Returns the number of elements that it left as they were.
 torch.library.define(
     "fangyan::optimizer_step_",
     "(str rule, Tensor(a!) parameter, Tensor gradient, Tensor(b!) state1, Tensor(c!)? state2,"
     " Tensor(d!)? absmax1, Tensor(e!)? absmax2, Tensor? qmap1, Tensor? qmap2, Tensor(f!)? copy, float lr,"
-    " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step) -> int",
+    " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step,"
+    " float gradient_scale=1.0) -> int",
 )
 
 
