@@ -63,8 +63,8 @@ torch.library.define(
     " Tensor(a!)? grad_input_TK, bool wants_adapter) -> (Tensor, Tensor)",
 )
 
-# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py says what
-# it means. Returns the number of elements that it left as they were.
+# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py owns
+# the meaning. Returns the number of elements that it left as they were.
 torch.library.define(
     "fangyan::optimizer_step_",
     "(str rule, Tensor(a!) parameter, Tensor gradient, Tensor(b!) state1, Tensor(c!)? state2,"
@@ -72,6 +72,9 @@ torch.library.define(
     " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step,"
     " float gradient_scale=1.0) -> int",
 )
+
+# The sum of the squares of all elements on the CPU, summed in double precision: for the norm of gradients.
+torch.library.define("fangyan::sum_of_squares", "(Tensor[] tensors) -> float")
 
 
 @torch.library.register_fake("fangyan::linear_cross_entropy")
@@ -296,7 +299,8 @@ _ATTENTION_INPUTS = (
 )
 torch.library.define("fangyan::varlen_attention", f"({_ATTENTION_INPUTS}) -> Tensor")
 torch.library.define(
-    "fangyan::varlen_attention_backward", f"(Tensor grad_THD, {_ATTENTION_INPUTS}) -> (Tensor, Tensor, Tensor)"
+    "fangyan::varlen_attention_backward",
+    f"(Tensor grad_THD, {_ATTENTION_INPUTS}) -> (Tensor, Tensor, Tensor)",
 )
 
 

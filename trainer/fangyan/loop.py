@@ -284,7 +284,7 @@ def prepare(recipe: Recipe) -> Run:
         engine=engine,
         optimizer=optimizer,
         evaluator=evaluator,
-        notes=_unseen_tags(material.parts),
+        notes=_unseen_tags(material.parts) + _slow_precision(recipe, device()),
     )
 
 
@@ -293,6 +293,17 @@ def _unseen_tags(parts: dict[str, list[Example]]) -> list[str]:
     tags = {name: {tag for example in part for tag in example.tags or ()} for name, part in parts.items()}
     unseen = sorted(set().union(*tags.values()) - tags["train"])
     return [f"tags that train never shows: {', '.join(unseen)}"] if unseen else []
+
+
+def _slow_precision(recipe: Recipe, where: torch.device) -> list[str]:
+    """A line where bf16 takes longer than fp32: on processors whose products of bfloat16 are emulated."""
+    has = torch.cpu.get_capabilities()
+    fast = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
+    if where.type != "cpu" or recipe.engine.precision != "bf16" or any(has.get(name) for name in fast):
+        return []
+    return [
+        "engine.precision: bf16 is slower than fp32 on this processor, which has neither AVX512-BF16 nor AMX"
+    ]
 
 
 def _train_epoch(

@@ -86,10 +86,13 @@ def _validate(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, window
         if tensor.ndim != 3 or (tensor.shape[0], tensor.shape[2]) != (tokens, size):
             raise ValueError(f"{name} is {_describe(tensor)}, expected shape ({tokens}, G, {size})")
         if tensor.shape[1] != key.shape[1] or tensor.shape[1] == 0 or heads % tensor.shape[1]:
-            raise ValueError(f"{name} has {tensor.shape[1]} heads, expected as many as key, a divisor of {heads}")
+            raise ValueError(
+                f"{name} has {tensor.shape[1]} heads, expected as many as key, a divisor of {heads}"
+            )
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise ValueError(
-                f"{name} is {tensor.dtype} on {tensor.device}, expected query's {query.dtype} on {query.device}"
+                f"{name} is {tensor.dtype} on {tensor.device}, "
+                f"expected query's {query.dtype} on {query.device}"
             )
     if offsets.ndim != 1 or offsets.dtype != torch.int32 or offsets.numel() == 0:
         raise ValueError(f"offsets is {_describe(offsets)}, expected torch.int32 of shape (sequences + 1,)")

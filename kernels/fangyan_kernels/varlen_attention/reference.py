@@ -21,15 +21,11 @@ def varlen_attention(
 ) -> Tensor:
     """See :func:`fangyan_kernels.varlen_attention`; one sequence at a time."""
     repeats = query_THD.shape[1] // key_TGD.shape[1]
+    key_THD, value_THD = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key_TGD, value_TGD))
     outputs = [query_THD.new_empty((0, *query_THD.shape[1:]))]
     for start, end in itertools.pairwise(offsets.tolist()):
         query_HLD, key_HLD, value_HLD = (
-            tensor[start:end].transpose(0, 1)
-            for tensor in (
-                query_THD,
-                key_TGD.repeat_interleave(repeats, dim=1),
-                value_TGD.repeat_interleave(repeats, dim=1),
-            )
+            tensor[start:end].transpose(0, 1) for tensor in (query_THD, key_THD, value_THD)
         )
         scores_HLL = scale * query_HLD @ key_HLD.transpose(1, 2)
         seen_LL = visible(end - start, window, query_THD.device)

@@ -1,4 +1,4 @@
-"""Attention within each of many sequences in one row: PyTorch's variable-length flash kernel, on the CPU ours.
+"""Attention within each of many sequences in one row, by PyTorch's flash kernel, on the CPU by our own.
 
 Registered with transformers' attention interface, so that every model written against it packs
 without a change of its own.
@@ -58,8 +58,12 @@ def varlen_attention(
     reach = sliding_window - 1 if sliding_window else -1
     window = (reach, 0 if causal else reach)
     if query.device.type == "cpu":
-        heads = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return fangyan_kernels.varlen_attention(*heads, cu_seq_lens_q, window=window, scale=scaling)[None], None
+        # Views: selecting the row would have its backward fill zeros and copy.
+        query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+        attended = fangyan_kernels.varlen_attention(
+            query, key, value, cu_seq_lens_q, window=window, scale=scaling
+        )
+        return attended.unsqueeze(0), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
@@ -80,7 +84,7 @@ def varlen_attention(
 
 
 def takes_boundaries(model: Any, position_offset: int) -> bool:
-    """Whether the model can run sequences in one row by their boundaries: found by trying two of a token each."""
+    """Whether the model keeps sequences in one row apart by their boundaries: tries two of a token each."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     offsets = torch.tensor([0, 1, 2], dtype=torch.int32)
