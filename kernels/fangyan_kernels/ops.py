@@ -36,9 +36,9 @@ torch.library.define(
 )
 
 # Frozen linear layers of one input, each with a low-rank adapter: their outputs, and with ``keep_low`` the
-# adapters' (D * x) A' side by side, (T, R), where a back end keeps it for the backward. Biases are none or one
-# per layer. ``seed`` is an int64 on the input's device, absent where nothing is dropped; ``scales``, ``blocks``
-# and ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
+# adapters' (D * x) A' side by side, (T, R), where a back end keeps it for the backward. Biases are none or
+# one per layer. ``seed`` is an int64 on the input's device, absent where nothing is dropped; ``scales``,
+# ``blocks`` and ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
 _LORA_INPUTS = (
     "Tensor input_TK, Tensor[] weights, Tensor[] biases_N, Tensor[] a_RK, Tensor[] b_NR, float[] scalings,"
     " float dropout, Tensor? seed, Tensor[] scales, int[] blocks, str quant_type"
@@ -67,14 +67,18 @@ torch.library.define(
     " Tensor(a!)? grad_input_TK, bool wants_adapter) -> (Tensor, Tensor)",
 )
 
-# A step of an 8-bit optimizer over one tensor, in place: adamw8bit/reference.py says what it means. Gives the
-# number of numbers that it left as they were.
+# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py owns
+# the meaning. Returns the number of elements that it left as they were.
 torch.library.define(
     "fangyan::optimizer_step_",
     "(str rule, Tensor(a!) parameter, Tensor gradient, Tensor(b!) state1, Tensor(c!)? state2,"
     " Tensor(d!)? absmax1, Tensor(e!)? absmax2, Tensor? qmap1, Tensor? qmap2, Tensor(f!)? copy, float lr,"
-    " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step) -> int",
+    " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step,"
+    " float gradient_scale=1.0) -> int",
 )
+
+# The sum of the squares of all elements on the CPU, summed in double precision: for the norm of gradients.
+torch.library.define("fangyan::sum_of_squares", "(Tensor[] tensors) -> float")
 
 
 # The overloads, which are called without a search for them.
@@ -243,7 +247,7 @@ def _lora_linear_backward_fake(grads_TN: Any, input_TK: Tensor, *rest: Any) -> A
 
 
 class _LoraLinear(torch.autograd.Function):
-    """The operator's derivative. ``register_autograd`` flattens lists as pytrees, at several times the price."""
+    """The operator's derivative. ``register_autograd`` flattens lists as pytrees, which takes 200 us."""
 
     @staticmethod
     def forward(ctx: Any, counts: list[int], options: tuple[Any, ...], *tensors: Tensor | None) -> Any:
@@ -324,13 +328,13 @@ def _lora_linear_autograd(
     quant_type: str,
     keep_low: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    parts = ([input_TK], [seed], weights, biases_N, a_RK, b_NR, scales)
+    parts: list[Any] = [[input_TK], [seed], weights, biases_N, a_RK, b_NR, scales]
     tensors = (input_TK, seed, *weights, *biases_N, *a_RK, *b_NR, *scales)
     options = scalings, dropout, blocks, quant_type
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
         with torch._C._AutoDispatchBelowAutograd():
-            return _lora_call(list(parts), options, keep_low)  # type: ignore[no-any-return]
-    *outputs_TN, low_TR = _LoraLinear.apply(list(map(len, parts)), options, *tensors)
+            return _lora_call(parts, options, keep_low)
+    *outputs_TN, low_TR = _LoraLinear.apply([len(part) for part in parts], options, *tensors)
     return outputs_TN, low_TR
 
 
@@ -362,3 +366,48 @@ def _lora_linear_backward_cuda(*arguments: Any) -> Any:
 
     with torch.cuda.device_of(arguments[1]):
         return triton.backward(*arguments)
+
+
+# Attention within each of the sequences that ``offsets`` bound; ``left`` and ``right`` are how many tokens
+# around itself a token sees, -1 for all. H heads, G heads of keys and values, D numbers a head.
+_ATTENTION_INPUTS = (
+    "Tensor query_THD, Tensor key_TGD, Tensor value_TGD, Tensor offsets, int left, int right, float scale"
+)
+torch.library.define("fangyan::varlen_attention", f"({_ATTENTION_INPUTS}) -> Tensor")
+torch.library.define(
+    "fangyan::varlen_attention_backward",
+    f"(Tensor grad_THD, {_ATTENTION_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("fangyan::varlen_attention")
+def _varlen_attention_fake(query_THD: Tensor, *_: Any) -> Tensor:
+    return query_THD.new_empty(query_THD.shape)
+
+
+@torch.library.register_fake("fangyan::varlen_attention_backward")
+def _varlen_attention_backward_fake(
+    grad_THD: Tensor, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_THD, key_TGD, value_TGD))
+    return query, key, value
+
+
+def _varlen_attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _varlen_attention_backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and type(grad_THD) is Tensor:
+        raise RuntimeError(
+            "varlen_attention: the gradient of a gradient (create_graph=True) is not implemented by its "
+            "kernels, expected impl='reference'"
+        )
+    gradients = torch.ops.fangyan.varlen_attention_backward(grad_THD, *ctx.saved_tensors, *ctx.options)
+    return (*gradients, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "fangyan::varlen_attention", _varlen_attention_backward, setup_context=_varlen_attention_setup
+)

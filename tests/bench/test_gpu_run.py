@@ -158,6 +158,10 @@ def test_the_plan_fits_the_minutes():
     assert len(set(map(str, ENTRIES))) == len(ENTRIES)
 
 
+def test_an_op_is_missing_only_for_want_of_a_package():
+    assert all(reason.startswith("ModuleNotFoundError") for reason in missing_ops().values()), missing_ops()
+
+
 def test_entries_name_contenders_that_there_are():
     pytest.importorskip("bitsandbytes")
     for e in (*ENTRIES, *DRY_ENTRIES):

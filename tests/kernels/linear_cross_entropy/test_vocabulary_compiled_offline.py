@@ -51,7 +51,7 @@ def test_a_tile_costs_no_more_arithmetic_than_memory(classes):
     per_thread = tile.rows * tile.block // (32 * tile.warps)
     (check,) = (loop[0] for loop in report.loops if loop[2] == 4)  # the input's rows, where no label is
     assert (report.instructions["total"] - check) / per_thread <= 42
-    assert report.programs_per_sm * tile.rows * tile.block * 2 >= 32 << 10  # bytes under way at once
+    assert report.programs_per_sm * tile.rows * tile.block * 2 >= 24 << 10  # bytes under way, of 16 needed
     assert report.spills == 0
     assert report.stores["16"] == per_thread // 8
     rows = tile.rows * min(32, tile.block // 8) // (32 * tile.warps) or 1  # of a thread
