@@ -19,14 +19,18 @@ def refuse_bfloat16(input: Tensor) -> None:
     Raises:
         ValueError: for bfloat16 on a card older than Ampere, such as a T4 or an RTX 20.
     """
-    if input.dtype != torch.bfloat16 or not input.is_cuda or torch.compiler.is_compiling():
+    if input.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return
-    major, minor = _capability(input.device)
-    if (major, minor) < BFLOAT16_SINCE:
-        raise ValueError(
-            "input is torch.bfloat16, which GPUs have from compute capability 8.0 on, and this one is of "
-            f"{major}.{minor}; expected torch.float16 or torch.float32"
-        )
+    if reason := bfloat16_missing(input.device):
+        raise ValueError(f"input is torch.bfloat16, which {reason}; expected torch.float16 or torch.float32")
+
+
+def bfloat16_missing(device: torch.device) -> str | None:
+    """Why a device does not compute in bfloat16, as an end of a sentence, or None."""
+    if device.type != "cuda" or (capability := _capability(device)) >= BFLOAT16_SINCE:
+        return None
+    found, needed = (".".join(map(str, version)) for version in (capability, BFLOAT16_SINCE))
+    return f"GPUs have from compute capability {needed} on, and this one is of {found}"
 
 
 @cache

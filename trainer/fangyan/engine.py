@@ -12,10 +12,13 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from fangyan_kernels.capability import bfloat16_missing
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 import fangyan.accelerator  # noqa: F401  (before DeepSpeed)
+from fangyan.bf16_step import use_one_pass
+from fangyan.errors import UserError
 from fangyan.optimizer import build_optimizer, keep_full_precision_states, parameter_groups
 from fangyan.recipe import Recipe
 
@@ -53,6 +56,17 @@ def _unlink_shared_memory() -> None:
 def device() -> torch.device:
     """Where this rank computes."""
     return torch.device(get_accelerator().current_device_name())
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Before anything is loaded: PyTorch would emulate, and then a kernel refuse, what the GPU does not have.
+
+    Raises:
+        UserError: for bf16 on a GPU that has none.
+    """
+    reason = bfloat16_missing(device()) if recipe.engine.precision == "bf16" else None
+    if reason:
+        raise UserError(f"engine.precision is bf16, which {reason}; expected fp32")
 
 
 def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
@@ -104,6 +118,9 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
         # In bf16 DeepSpeed has taken a step on zero gradients: at rate 0 it moved no weight, and
         # forgetting its states takes its count of steps back to 0.
         optimizer.state.clear()
+        use_one_pass(engine.optimizer, optimizer)
+        # Alone, DeepSpeed would still lay all gradients side by side, reduce them and copy them back.
+        engine.enable_backward_allreduce = dist.get_world_size() > 1
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     keep_full_precision_states(engine, optimizer)
