@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fangyan_kernels.lora_linear.frozen import Frozen
-from fangyan_kernels.lora_linear.launching import launch
+from fangyan_kernels.launching import launch
 
 
 @triton.jit
