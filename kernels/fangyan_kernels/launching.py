@@ -46,7 +46,7 @@ def launch(
             key.append(tensor.dtype)
             addresses |= tensor.data_ptr()
     key.append(tensors[0].get_device())  # type: ignore[union-attr]
-    usual = addresses % 16 == 0 and _SMALLEST <= min(varying) and max(varying) <= _LARGEST
+    usual = addresses % 16 == 0 and min(varying) >= _SMALLEST and max(varying) <= _LARGEST
     found = _compiled.get(tuple(key)) if usual else None
     if found is not None:
         found[(*grid, 1)](*tensors, *varying, *fixed, *values[: list(options).index("num_warps")])

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fangyan_kernels.launching import launch
 from fangyan_kernels.lora_linear import triton_merge
 from fangyan_kernels.lora_linear.frozen import Frozen
-from fangyan_kernels.launching import launch
 from fangyan_kernels.lora_linear.reference import threshold
 from fangyan_kernels.lora_linear.triton_tails import expand, finish, outer, shrink
 

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fangyan_kernels.lora_linear.frozen import Frozen
 from fangyan_kernels.launching import launch
+from fangyan_kernels.lora_linear.frozen import Frozen
 
 
 @triton.jit

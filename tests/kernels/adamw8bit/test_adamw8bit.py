@@ -421,7 +421,8 @@ def test_a_gradients_scale_is_that_of_the_gradient(rule, dtype):
         second = None if rule == "lion" else torch.full((700,), 0.2)
         numbers = (0.01, 0.9, 0.99, 0.999, 2.0, 1e-8, 0.1, 3, scale)
         assert function(rule, parameter, scaled, first, second, None, None, None, None, copy, *numbers) == 0
-        found.append([parameter, copy.float(), first, *([] if second is None else [second])])
+        assert torch.equal(copy, parameter.bfloat16())
+        found.append([parameter, first, *([] if second is None else [second])])
     for one, other, third in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(third, other, rtol=1e-6, atol=1e-7)
