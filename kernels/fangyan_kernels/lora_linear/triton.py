@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fangyan_kernels.capability import has_tensor_cores
 from fangyan_kernels.lora_linear import triton_merge
 from fangyan_kernels.lora_linear.frozen import Frozen
 from fangyan_kernels.lora_linear.launching import launch
@@ -222,7 +223,7 @@ def launch_shrink(
     """low = factor (D * matrix) A', D of zeros and ones."""
     (tokens, inner), rank = matrix_TK.shape, len(a_RK)
     if tokens:
-        options = tiles("shrink", rank, matrix_TK.element_size())
+        options = tiles("shrink", rank, matrix_TK.element_size(), has_tensor_cores(matrix_TK.device))
         launch(
             shrink,
             (blocks_of(tokens, options["BLOCK_T"]), 1),
@@ -249,7 +250,8 @@ def launch_expand(
     """
     (tokens, rank), columns = low_TR.shape[-2:], 0 if out_TK is None else out_TK.shape[1]
     if tokens:
-        options = tiles("expand", rank, (low_TR if total_TR is None else total_TR).element_size())
+        element_size = (low_TR if total_TR is None else total_TR).element_size()
+        options = tiles("expand", rank, element_size, has_tensor_cores(low_TR.device))
         strides = (0, 0) if a_RK is None else a_RK.stride()
         launch(
             expand,
@@ -273,7 +275,7 @@ def launch_outer(
     With ``b_KR`` also factor matrix B, (S, T, R): a sum for each strip of the columns.
     """
     (tokens, inner), rank = matrix_TK.shape, low_TR.shape[1]
-    options = tiles("outer", rank, matrix_TK.element_size())
+    options = tiles("outer", rank, matrix_TK.element_size(), has_tensor_cores(matrix_TK.device))
     strips = blocks_of(inner, options["BLOCK_K"])
     length, parts = _parts(tokens, strips, rank, options["BLOCK_T"], matrix_TK.device)
     sums_PKR = matrix_TK.new_empty((parts, inner, rank), dtype=torch.float32)
@@ -311,12 +313,15 @@ FINISH = {"PARTS": 8, "BLOCK": 512, "num_warps": 4, "num_stages": 1}
 
 
 @cache
-def tiles(kernel: str, rank: int, element_size: int) -> dict[str, int]:
+def tiles(kernel: str, rank: int, element_size: int, tensor_cores: bool = True) -> dict[str, int]:
     """Constants, warps and stages of a kernel, for 2- or 4-byte elements.
 
     In 16 bits a program of ``shrink`` has three copies of 8 KB of the matrix under way at R <= 32, of 4 KB at
     R = 64, and there is one for every 32 tokens: at T = 8,192 two per multiprocessor. One of ``outer`` has two
     or three of 16 KB, and sums in 64 registers per thread. ``expand`` only writes.
+
+    Without tensor cores both operands of a product stand in registers, so tiles are small; such chips copy
+    nothing asynchronously either.
     """
     block_r = max(16, 1 << (rank - 1).bit_length())
     block_t, block_k, stages = 32, 128 if block_r <= 32 else 64, 4
@@ -326,9 +331,13 @@ def tiles(kernel: str, rank: int, element_size: int) -> dict[str, int]:
         block_k, stages = max(64, min(256, 8192 // block_r)), 3
     elif kernel == "expand":
         block_k, stages = 128 if block_r <= 64 else 64, 2
-    shape = {"BLOCK_T": block_t, "BLOCK_K": block_k * 2 // element_size, "BLOCK_R": block_r}
+    block_k, warps = block_k * 2 // element_size, 8 if block_r > 128 else 4
+    if not tensor_cores:
+        block_t, warps, stages = 16, 8, 1
+        block_k = max(32, min(128, 2048 // block_r)) if kernel == "outer" else 32
+    shape = {"BLOCK_T": block_t, "BLOCK_K": block_k, "BLOCK_R": block_r}
     span = {"SPAN": 1024} if kernel == "expand" else {}
-    return {**span, **shape, "num_warps": 8 if block_r > 128 else 4, "num_stages": stages}
+    return {**span, **shape, "num_warps": warps, "num_stages": stages}
 
 
 def blocks_of(count: int, size: int) -> int:
