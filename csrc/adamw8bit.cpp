@@ -19,7 +19,9 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "bfloat16.h"
 #include "optimizer_blocks.h"
 
 namespace {
@@ -79,7 +81,7 @@ int64_t optimizer_step_(std::string rule, Tensor parameter, Tensor gradient, Ten
                         std::optional<Tensor> state2, std::optional<Tensor> absmax1, std::optional<Tensor> absmax2,
                         std::optional<Tensor> qmap1, std::optional<Tensor> qmap2, std::optional<Tensor> copy, double lr,
                         double beta1, double beta2, double beta3, double alpha, double eps, double weight_decay,
-                        int64_t step) {
+                        int64_t step, double gradient_scale) {
   const int64_t size = parameter.numel();
   Step s{};
   s.rule = rule_of(rule);
@@ -107,9 +109,11 @@ int64_t optimizer_step_(std::string rule, Tensor parameter, Tensor gradient, Ten
   s.beta1 = static_cast<float>(beta1);
   s.beta2 = static_cast<float>(beta2);
   s.beta3 = static_cast<float>(beta3);
-  s.rest1 = static_cast<float>(1.0 - beta1);
-  s.rest2 = static_cast<float>(1.0 - beta2);
-  s.rest3 = static_cast<float>(1.0 - beta3);
+  // The gradient's scale goes into what its average, or that of its squares, takes of it.
+  const double of_second = s.rule == Rule::kLion ? gradient_scale : gradient_scale * gradient_scale;
+  s.rest1 = static_cast<float>((1.0 - beta1) * gradient_scale);
+  s.rest2 = static_cast<float>((1.0 - beta2) * of_second);
+  s.rest3 = static_cast<float>((1.0 - beta3) * gradient_scale);
   s.alpha = static_cast<float>(alpha);
   s.decay = static_cast<float>(1.0 - lr * weight_decay);
   const double correction = 1.0 - std::pow(beta1, step), root_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, step));
@@ -134,6 +138,54 @@ int64_t optimizer_step_(std::string rule, Tensor parameter, Tensor gradient, Ten
   return left;
 }
 
+// Elements whose squares are summed in one go: the order of the sums does not depend on the threads.
+constexpr int64_t kPart = 1 << 14;
+
+template <class T>
+FANGYAN_INLINE double squares(const T* from, int64_t size) {
+  constexpr int64_t kLanes = 16;
+  double sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const double x = widened(from[i + j]);
+      sums[j] += x * x;
+    }
+  for (int64_t j = 0; i + j < size; ++j) {
+    const double x = widened(from[i + j]);
+    sums[j] += x * x;
+  }
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+FANGYAN_CLONES double squares_of(const float* from, int64_t size) { return squares(from, size); }
+FANGYAN_CLONES double squares_of(const uint16_t* from, int64_t size) { return squares(from, size); }
+
+double sum_of_squares(std::vector<Tensor> tensors) {
+  double total = 0.0;
+  for (const Tensor& tensor : tensors) {
+    const bool narrow = tensor.scalar_type() == ScalarType::BFloat16;
+    STD_TORCH_CHECK(tensor.is_contiguous() && (narrow || tensor.scalar_type() == ScalarType::Float),
+                    "sum_of_squares: expected contiguous tensors in float32 or bfloat16");
+    const int64_t size = tensor.numel(), parts = (size + kPart - 1) / kPart;
+    std::vector<double> sums(parts);
+    torch::stable::parallel_for(0, parts, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t start = i * kPart, count = std::min(kPart, size - start);
+        sums[i] = narrow ? squares_of(static_cast<const uint16_t*>(tensor.const_data_ptr()) + start, count)
+                         : squares_of(static_cast<const float*>(tensor.const_data_ptr()) + start, count);
+      }
+    });
+    for (const double sum : sums) total += sum;
+  }
+  return total;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fangyan, CPU, m) { m.impl("optimizer_step_", TORCH_BOX(&optimizer_step_)); }
+STABLE_TORCH_LIBRARY_IMPL(fangyan, CPU, m) {
+  m.impl("optimizer_step_", TORCH_BOX(&optimizer_step_));
+  m.impl("sum_of_squares", TORCH_BOX(&sum_of_squares));
+}

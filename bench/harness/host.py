@@ -39,6 +39,10 @@ class Launches:
         self.variants.clear()
 
 
+# One for the process: a variant stays compiled, and with it the launcher that records here.
+_RECORD = Launches()
+
+
 class _Driver:
     """What Triton asks of a driver, answered for an H100; launching records a name."""
 
@@ -80,12 +84,12 @@ def launching_nothing() -> Iterator[Launches]:
     """Triton kernels are compiled, for sm_90, and not launched; ``impl="triton"`` takes CPU tensors."""
     if knobs.runtime.interpret:
         raise RuntimeError("the interpreter launches and compiles nothing, expected TRITON_INTERPRET unset")
-    launches = Launches()
+    _RECORD.clear()
     before = driver._active
-    driver.set_active(_Driver(launches))
+    driver.set_active(_Driver(_RECORD))
     try:
         with cpu_tensors_to_triton():
-            yield launches
+            yield _RECORD
     finally:
         driver._active = before
 

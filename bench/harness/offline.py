@@ -83,6 +83,8 @@ class Report:
             ``{"16": 8}``; copies from global to shared memory are loads; empty on AMD.
         stages: by asynchronously filled buffer, its depth and the bytes of one stage, such as
             ``[[3, 8192]]``: what is under way while a stage is computed on; empty without a pipeline.
+        loops: by innermost loop, in the order of the code, its instructions and the bytes that a thread
+            loads from and stores to global memory in one round, such as ``[[161, 32, 0]]``; empty on AMD.
     """
 
     registers: int
@@ -93,6 +95,7 @@ class Report:
     loads: dict[str, int] = field(default_factory=dict)
     stages: list[list[int]] = field(default_factory=list)
     stores: dict[str, int] = field(default_factory=dict)
+    loops: list[list[int]] = field(default_factory=list)
 
     @property
     def bytes_in_flight(self) -> int:
@@ -157,7 +160,34 @@ def _read_nvidia(ptx: str, shared: int) -> Report:
         instructions=_mix(opcodes),
         loads=_widths(opcodes, "LDG|UTMALDG|UBLKCP"),
         stores=_widths(opcodes, "STG|UTMASTG"),
+        loops=_loops(code),
     )
+
+
+def _loops(code: str) -> list[list[int]]:
+    """What lies between a label and the branch back to it, where no other such pair lies within."""
+    pattern = r"^(\.L_x_\d+):|^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)"
+    labels: dict[str, int] = {}
+    opcodes: list[str] = []
+    found: list[tuple[int, int]] = []
+    for label, opcode, operands in re.findall(pattern, code, re.MULTILINE):
+        if label:
+            labels[label] = len(opcodes)
+            continue
+        opcodes.append(opcode)
+        target = re.search(r"\.L_x_\d+", operands)
+        if opcode.startswith("BRA") and target and target[0] in labels:
+            found.append((labels[target[0]], len(opcodes)))
+    innermost = [(a, b) for a, b in found if not any(a <= c and d < b for c, d in found)]
+    return [
+        [
+            stop - start,
+            sum(int(width) * count for width, count in _widths(opcodes[start:stop], "LDG").items()),
+            sum(int(width) * count for width, count in _widths(opcodes[start:stop], "STG").items()),
+        ]
+        for start, stop in sorted(innermost)
+        if stop - start > 1  # a branch to itself ends the code
+    ]
 
 
 def _widths(opcodes: list[str], names: str) -> dict[str, int]:

@@ -17,8 +17,8 @@ def _declared() -> tuple[dict[str, Op], dict[str, str]]:
     for entry in pkgutil.iter_modules(declarations.__path__):
         try:
             op = op_called(entry.name)
-        except ImportError as error:
-            missing[entry.name] = str(error)
+        except Exception as error:  # one that is broken costs the others nothing either
+            missing[entry.name] = f"{type(error).__name__}: {error}"
         else:
             found[op.name] = op
     return found, missing
@@ -30,7 +30,7 @@ def ops() -> dict[str, Op]:
 
 
 def missing_ops() -> dict[str, str]:
-    """By file, what an op needs that is not installed here: the others run without it."""
+    """By file, why an op cannot be declared, such as a package that is not installed: the others can."""
     return _declared()[1]
 
 

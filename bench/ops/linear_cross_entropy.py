@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
-from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
+from fangyan_kernels.linear_cross_entropy import triton_softmax, triton_softmax_rows, triton_tags
 from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
+from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import tag_logits, tag_rows, tag_weight
 from torch import Tensor
 
 from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, compiled, function
@@ -76,30 +77,40 @@ FLAGS = {
 }
 
 
-def tags_kernel(classes: int, element_size: int) -> OfflineKernel:
-    """The kernel of so many tags, with loss and every gradient."""
-    config = triton_tags.choose_config(classes, element_size)
-    constants = FLAGS | {
-        "LOSS_T": False,
-        "GRAD_INPUT": True,
-        "GRAD_WEIGHT": True,
-        "GRAD_BIAS": True,
-        "PRECISION": "ieee",
-        "SPAN": config.span,
-        "BLOCK_T": config.block_t,
-        "BLOCK_H": config.block_h,
-        "BLOCK_C": config.block_c,
-    }
-    options = launch_options(config.warps, config.stages)
-    return _offline(f"tags-C{classes}", triton_tags.tag_spans, constants, options, element_size)
-
-
-def vocabulary_kernel() -> OfflineKernel:
-    """The softmax between a vocabulary's products."""
-    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "BLOCK": triton_vocabulary.BLOCK}
-    return _offline(
-        "vocabulary", triton_vocabulary.softmax_rows, constants, launch_options(triton_vocabulary.WARPS), 2
+def tags_kernels(
+    hidden: int, classes: int, element_size: int, shared: int, options: dict[str, bool] | None = None
+) -> tuple[OfflineKernel, ...]:
+    """The kernels of so many tags, with every gradient, for chips with ``shared`` bytes per block."""
+    tiles = triton_tags.choose_tiles(hidden, classes, element_size, shared)
+    gradients = {"GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
+    constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
+    constants |= {"BLOCK_C": tiles.block_c} | gradients | (options or {})
+    name = f"H{hidden}-C{classes}"
+    if isinstance(tiles, triton_tags.Rows):
+        constants |= {"SPLITS": tiles.splits, "SLICES": triton_tags.SLICES, "STAGES": triton_tags.STAGES}
+        warps = {"num_warps": triton_tags.SLICES}
+        return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size),)
+    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
+    weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_tags.STAGES}
+    launch = launch_options(4, triton_tags.LOGITS_STAGES[element_size])
+    return (
+        _offline(f"tag-logits-{name}", tag_logits, constants, launch, element_size),
+        _offline(f"tag-weight-{name}", tag_weight, weight, {"num_warps": 4}, element_size),
     )
+
+
+def vocabulary_kernel(classes: int, element_size: int = 2) -> OfflineKernel:
+    """The softmax between the products of so many classes: a row per program, or several."""
+    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True}
+    name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
+    if classes > triton_softmax.MOST_TILE_CLASSES:
+        kernel, warps = triton_softmax_rows.softmax_row, triton_softmax_rows.WARPS
+        constants |= {"GROUPS": triton_softmax_rows.GROUPS, "WIDTH": triton_softmax_rows.WIDTH}
+    else:
+        kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)
+        constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
+        warps = tile.warps
+    return _offline(name, kernel, constants, {"num_warps": warps}, element_size)
 
 
 def _offline(
@@ -109,14 +120,15 @@ def _offline(
     element = "*bf16" if element_size == 2 else "*fp32"
     elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
     kinds = dict.fromkeys(elements, element)
-    kinds |= dict.fromkeys(("tokens", "hidden", "classes", "n_parts", "start", "ignore_index"), "i32")
+    integers = ("tokens", "hidden", "classes", "n_parts", "splits", "start", "ignore_index", "rows", "stride")
+    kinds |= dict.fromkeys(integers, "i32") | {"p_repair": "*i32"}
     kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
     kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
     signature = {
         argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
     }
-    multiples = tuple(argument for argument in signature if argument == "hidden")
+    multiples = tuple(argument for argument in signature if argument in ("hidden", "stride"))
     return OfflineKernel(name, kernel, signature, constants, multiples, options)
 
 
@@ -268,5 +280,11 @@ OP = Op(
         ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),
         ("fangyan", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000, "L": 85})),
     ),
-    kernels=(tags_kernel(9, 2), tags_kernel(188, 2), vocabulary_kernel()),
+    kernels=(
+        *tags_kernels(1024, 9, 2, 227 << 10),
+        *tags_kernels(768, 9, 2, 227 << 10),
+        *tags_kernels(512, 32, 2, 227 << 10),
+        *tags_kernels(1024, 32, 2, 227 << 10),
+        *map(vocabulary_kernel, (188, 1000, 21128)),
+    ),
 )

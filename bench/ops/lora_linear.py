@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import lora_linear
+from fangyan_kernels.lora_linear import triton as lora_kernels
 from fangyan_kernels.lora_linear import triton_merge, triton_tails
 from torch import Tensor, nn
 
@@ -191,36 +192,72 @@ def work(shape: Shape, which: str) -> Work:
     return Work(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
 
 
-def tail(kernel: Any, rank: int = 16) -> OfflineKernel:
-    """A Triton kernel of the low-rank products, with dropout, in bfloat16."""
-    launch = triton_tails.launch(rank)
-    options = {name: launch.pop(name) for name in ("num_warps", "num_stages")}
-    constants = {"DROPOUT": True, "PRECISION": "tf32", **launch}
-    kinds = {"p_low": "*fp32", "p_sums": "*fp32", "scale": "fp32"}
+_KINDS = {
+    **dict.fromkeys(("p_sums", "p_products", "p_sums_a", "p_sums_b", "p_offset", "p_nested"), "*fp32"),
+    **dict.fromkeys(("p_nested_code", "p_code"), "*fp32"),
+    **dict.fromkeys(("p_bytes", "p_absmax"), "*u8"),
+    **dict.fromkeys(("factor", "scaling"), "fp32"),
+    "p_seed": "*i64",
+    "threshold": "u32",
+}
+_OF_A_LAYER = (
+    "inner",
+    "columns",
+    "outer",
+    "rank",
+    "stride_r",
+    "stride_k",
+    "stride_low",
+    "stride_sum",
+    "stride_a",
+)
+
+
+def _offline(
+    name: str, kernel: Any, tiles: dict[str, int], none: tuple[str, ...] = (), **known: Any
+) -> OfflineKernel:
+    """A kernel as a layer of bfloat16 has it compiled, its sizes and ranks multiples of 16.
+
+    Args:
+        none: pointers that are absent.
+        known: types of pointers that are not of bfloat16; values of numbers that are 1.
+    """
+    options = {option: tiles[option] for option in ("num_warps", "num_stages")}
+    ones = {argument: value for argument, value in known.items() if value == 1}
+    constants = {**dict.fromkeys(none), **ones, **tiles}
+    kinds = {**_KINDS, **known}
     signature = {
-        name: kinds.get(name, "*bf16" if name.startswith("p_") else "i32")
-        for name in kernel.arg_names
-        if name not in constants
+        argument: kinds.get(argument, "*bf16" if argument.startswith("p_") else "i32")
+        for argument in kernel.arg_names
+        if argument not in constants
     }
-    divisible = tuple(name for name in ("inner", "rank", "stride") if name in signature)
-    return OfflineKernel(f"lora-{kernel.fn.__name__}", kernel, signature, constants, divisible, options)
+    constants = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
+    multiples = tuple(argument for argument in _OF_A_LAYER if argument in signature)
+    return OfflineKernel(name, kernel, signature, constants, multiples, options)
+
+
+def tails(rank: int = 16, drops: bool = True, tensor_cores: bool = True) -> dict[str, OfflineKernel]:
+    """The launches of a layer's forward and backward, of the low-rank products alone."""
+    shrink, expand, outer = (
+        lora_kernels.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer")
+    )
+    unused = () if drops else ("p_seed",)
+    no_b, no_sum = ("p_b", "p_products"), ("p_sum", "p_bias", "p_seed")
+    kernels = (
+        _offline("lora-shrink", triton_tails.shrink, shrink, unused, stride_k=1),
+        _offline("lora-expand-output", triton_tails.expand, expand, no_sum, stride_r=1),
+        _offline("lora-outer-gradient", triton_tails.outer, outer, ("p_seed",), stride_r=1),
+        _offline("lora-expand", triton_tails.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"),
+        _offline("lora-outer", triton_tails.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
+        _offline("lora-finish", triton_tails.finish, lora_kernels.FINISH),
+    )
+    return {kernel.name: kernel for kernel in kernels}
 
 
 def merging(rank: int = 16) -> OfflineKernel:
-    """The Triton kernel that adds an adapter to a 4-bit weight."""
-    launch = triton_merge.launch(rank)
-    options = {name: launch.pop(name) for name in ("num_warps", "num_stages")}
-    constants = {"QUANT_BLOCK": 64, "PRECISION": "tf32", **launch}
-    kinds = {"p_bytes": "*u8", "p_absmax": "*fp32", "p_code": "*fp32", "scaling": "fp32"}
-    signature = {
-        name: kinds.get(name, "*bf16" if name.startswith("p_") else "i32")
-        for name in triton_merge.merge.arg_names
-        if name not in constants
-    }
-    return OfflineKernel("lora-merge", triton_merge.merge, signature, constants, ("inner", "rank"), options)
+    """The Triton kernel that adds an adapter to a 4-bit weight of nested scales."""
+    return _offline("lora-merge", triton_merge.merge, triton_merge.tiles(rank, 4096, 64, 256))
 
-
-TAILS = (triton_tails.shrink, triton_tails.expand, triton_tails.outer)
 
 OP = Op(
     name="lora_linear",
@@ -246,5 +283,5 @@ OP = Op(
         Claim("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
     ),
     counted=(("fangyan", Shape("attention", {"T": 128, "K": 64, "N": 96, "R": 8, "P": 10})),),
-    kernels=(*map(tail, TAILS), merging()),
+    kernels=(*tails().values(), merging()),
 )

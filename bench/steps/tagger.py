@@ -24,7 +24,7 @@ from fangyan.engine import start_distributed
 from fangyan.evaluate import Tagger
 from fangyan.loop import prepare, train_step
 from fangyan.models import load_token_classifier, max_length
-from fangyan.models.packed import PackedModel
+from fangyan.models.packed import Layout, PackedModel
 from fangyan.recipe import Model, Recipe, load_recipe
 from fangyan.tasks.token_tagging import TokenTagging
 from torch import Tensor, nn
@@ -125,7 +125,8 @@ def check_agreement(setting: Setting) -> float:
     pad_id = setting.tokenizer.pad_token_id
     loss = plain(**pad(windows, pad_id, TUTORIAL_LENGTH)).loss
     loss.backward()
-    packed = PackedModel(fused, len(setting.task.labels), "rows")
+    layout: Layout = "varlen" if device() == "cpu" else "rows"
+    packed = PackedModel(fused, len(setting.task.labels), layout)
     labelled = sum(target != IGNORE for window in windows for target in window.targets)
     batch = collate(windows, pad_id, packed.row_width).to(torch.device(device()))
     packed_loss = packed(batch) / labelled

@@ -7,6 +7,7 @@ import torch  # noqa: F401  (before _C: the extension needs libtorch loaded)
 from fangyan_kernels import ops  # noqa: F401  (registers the operators)
 from fangyan_kernels.linear_cross_entropy import Statistics, linear_cross_entropy
 from fangyan_kernels.lora_linear import lora_linear
+from fangyan_kernels.varlen_attention import varlen_attention
 
 if TYPE_CHECKING:
     from fangyan_kernels.adamw8bit import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit
@@ -19,6 +20,7 @@ __all__ = [
     "Statistics",
     "linear_cross_entropy",
     "lora_linear",
+    "varlen_attention",
 ]
 
 

@@ -36,9 +36,9 @@ torch.library.define(
 )
 
 # Frozen linear layers of one input, each with a low-rank adapter: their outputs, and with ``keep_low`` the
-# adapters' (D * x) A' side by side, (T, R), where a back end keeps it for the backward. Biases are none or one
-# per layer. ``seed`` is an int64 on the input's device, absent where nothing is dropped; ``scales``, ``blocks``
-# and ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
+# adapters' (D * x) A' side by side, (T, R), where a back end keeps it for the backward. Biases are none or
+# one per layer. ``seed`` is an int64 on the input's device, absent where nothing is dropped; ``scales``,
+# ``blocks`` and ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
 _LORA_INPUTS = (
     "Tensor input_TK, Tensor[] weights, Tensor[] biases_N, Tensor[] a_RK, Tensor[] b_NR, float[] scalings,"
     " float dropout, Tensor? seed, Tensor[] scales, int[] blocks, str quant_type"
@@ -67,14 +67,23 @@ torch.library.define(
     " Tensor(a!)? grad_input_TK, bool wants_adapter) -> (Tensor, Tensor)",
 )
 
-# A step of an 8-bit optimizer over one tensor, in place: adamw8bit/reference.py says what it means. Gives the
-# number of numbers that it left as they were.
+# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py owns
+# the meaning. Returns the number of elements that it left as they were.
 torch.library.define(
     "fangyan::optimizer_step_",
     "(str rule, Tensor(a!) parameter, Tensor gradient, Tensor(b!) state1, Tensor(c!)? state2,"
     " Tensor(d!)? absmax1, Tensor(e!)? absmax2, Tensor? qmap1, Tensor? qmap2, Tensor(f!)? copy, float lr,"
-    " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step) -> int",
+    " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step,"
+    " float gradient_scale=1.0) -> int",
 )
+
+# The sum of the squares of all elements on the CPU, summed in double precision: for the norm of gradients.
+torch.library.define("fangyan::sum_of_squares", "(Tensor[] tensors) -> float")
+
+
+# The overloads, which are called without a search for them.
+_linear_cross_entropy = torch.ops.fangyan.linear_cross_entropy.default
+_scale_gradients_ = torch.ops.fangyan.scale_gradients_.default
 
 
 @torch.library.register_fake("fangyan::linear_cross_entropy")
@@ -117,44 +126,70 @@ def _scale_gradients_fake(first: Tensor, second: Tensor, third: Tensor, scale: T
     return None
 
 
-def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, reduction = inputs[:8]
-    ctx.options = inputs[8:15]
-    ctx.reduced = reduction != "none"
-    ctx.reduction = reduction
-    gradients = output[4:] if ctx.reduced else ()
-    # ZeRO-3 needs the weight itself, not a view of it.
-    ctx.save_for_backward(*tensors, *gradients)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros for them would be as large as the gradients
-    ctx.spent = False
-
-
-def _linear_cross_entropy_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+class _LinearCrossEntropy(torch.autograd.Function):
     """Scales the gradients of the forward; computes them where the forward could not, or not again.
 
     Without a reduction they depend on every token's upstream gradient. Those of the forward are
     scaled in place, once: a second backward through the same graph computes its own.
     """
-    if torch.is_grad_enabled() and type(grad_loss) is Tensor:
-        raise RuntimeError(
-            "linear_cross_entropy: the gradient of a gradient (create_graph=True) is not implemented by "
-            "its kernels, expected impl='reference'"
-        )
-    saved = ctx.saved_tensors
-    inputs, gradients = saved[:7], saved[7:]
-    wanted = ctx.needs_input_grad[:3]
-    if not ctx.reduced:
-        token_weight_T = inputs[5]
-        factor_T = grad_loss if token_weight_T is None else grad_loss * token_weight_T
-        gradients = _gradients((*inputs[:5], factor_T, None, "sum"), ctx.options, wanted)
-    else:
-        if ctx.spent:
-            gradients = _gradients((*inputs, ctx.reduction), ctx.options, wanted)
-        ctx.spent = True
-        gradients = _scaled(gradients, grad_loss)
-    found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
-    return (found[0], found[1], found[2], *[None] * 16)
+
+    @staticmethod
+    def forward(
+        ctx: Any, input_TH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, rest: tuple[Any, ...]
+    ) -> tuple[Tensor, ...]:
+        output: tuple[Tensor, ...] = _below_autograd(input_TH, weight_CH, bias_C, *rest)
+        *tensors, reduction = rest[:5]
+        ctx.options = rest[5:12]
+        ctx.reduced = reduction != "none"
+        ctx.reduction = reduction
+        # ZeRO-3 needs the weight itself, not a view of it.
+        ctx.save_for_backward(input_TH, weight_CH, bias_C, *tensors, *(output[4:] if ctx.reduced else ()))
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # zeros for them would be as large as the gradients
+        ctx.spent = False
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = grads[0]
+        if torch.is_grad_enabled() and type(grad_loss) is Tensor:
+            raise RuntimeError(
+                "linear_cross_entropy: the gradient of a gradient (create_graph=True) is not implemented by "
+                "its kernels, expected impl='reference'"
+            )
+        saved = ctx.saved_tensors
+        inputs, gradients = saved[:7], saved[7:]
+        wanted = ctx.needs_input_grad[:3]
+        if not ctx.reduced:
+            token_weight_T = inputs[5]
+            factor_T = grad_loss if token_weight_T is None else grad_loss * token_weight_T
+            gradients = _gradients((*inputs[:5], factor_T, None, "sum"), ctx.options, wanted)
+        else:
+            if ctx.spent:
+                gradients = _gradients((*inputs, ctx.reduction), ctx.options, wanted)
+            ctx.spent = True
+            gradients = _scaled(gradients, grad_loss)
+        found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+        return (*found, None)
+
+
+def _below_autograd(*arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _linear_cross_entropy(*arguments)
+
+
+# Not by register_autograd: at each call it fills in the schema's defaults in a time that grows with the
+# square of the 19 arguments, 113 to 143 us.
+@torch.library.impl("fangyan::linear_cross_entropy", "Autograd")
+def _linear_cross_entropy_autograd(
+    input_TH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    leaves = input_TH, weight_CH, bias_C
+    if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
+        output: tuple[Tensor, ...] = _LinearCrossEntropy.apply(*leaves, rest)
+        return output
+    output = _below_autograd(*leaves, *rest)
+    return output
 
 
 def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
@@ -163,21 +198,14 @@ def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
         return tuple(gradient * scale for gradient in gradients)
     # They are saved for a backward that will not use them again.
     with _unsafe_preserve_version_counter(gradients):
-        torch.ops.fangyan.scale_gradients_(*gradients, scale)
+        _scale_gradients_(*gradients, scale)
     return gradients
 
 
 def _gradients(
     inputs: tuple[Any, ...], options: tuple[Any, ...], wanted: tuple[bool, ...]
 ) -> tuple[Tensor, ...]:
-    return torch.ops.fangyan.linear_cross_entropy(*inputs, *options, False, *wanted)[4:]
-
-
-torch.library.register_autograd(
-    "fangyan::linear_cross_entropy",
-    _linear_cross_entropy_backward,
-    setup_context=_linear_cross_entropy_setup,
-)
+    return _linear_cross_entropy(*inputs, *options, False, *wanted)[4:]
 
 
 # Triton is imported with the first tensor on a GPU.
@@ -219,7 +247,7 @@ def _lora_linear_backward_fake(grads_TN: Any, input_TK: Tensor, *rest: Any) -> A
 
 
 class _LoraLinear(torch.autograd.Function):
-    """The operator's derivative. ``register_autograd`` flattens lists as pytrees, at several times the price."""
+    """The operator's derivative. ``register_autograd`` flattens lists as pytrees, which takes 200 us."""
 
     @staticmethod
     def forward(ctx: Any, counts: list[int], options: tuple[Any, ...], *tensors: Tensor | None) -> Any:
@@ -300,13 +328,13 @@ def _lora_linear_autograd(
     quant_type: str,
     keep_low: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    parts = ([input_TK], [seed], weights, biases_N, a_RK, b_NR, scales)
+    parts: list[Any] = [[input_TK], [seed], weights, biases_N, a_RK, b_NR, scales]
     tensors = (input_TK, seed, *weights, *biases_N, *a_RK, *b_NR, *scales)
     options = scalings, dropout, blocks, quant_type
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
         with torch._C._AutoDispatchBelowAutograd():
-            return _lora_call(list(parts), options, keep_low)  # type: ignore[no-any-return]
-    *outputs_TN, low_TR = _LoraLinear.apply(list(map(len, parts)), options, *tensors)
+            return _lora_call(parts, options, keep_low)
+    *outputs_TN, low_TR = _LoraLinear.apply([len(part) for part in parts], options, *tensors)
     return outputs_TN, low_TR
 
 
@@ -338,3 +366,48 @@ def _lora_linear_backward_cuda(*arguments: Any) -> Any:
 
     with torch.cuda.device_of(arguments[1]):
         return triton.backward(*arguments)
+
+
+# Attention within each of the sequences that ``offsets`` bound; ``left`` and ``right`` are how many tokens
+# around itself a token sees, -1 for all. H heads, G heads of keys and values, D numbers a head.
+_ATTENTION_INPUTS = (
+    "Tensor query_THD, Tensor key_TGD, Tensor value_TGD, Tensor offsets, int left, int right, float scale"
+)
+torch.library.define("fangyan::varlen_attention", f"({_ATTENTION_INPUTS}) -> Tensor")
+torch.library.define(
+    "fangyan::varlen_attention_backward",
+    f"(Tensor grad_THD, {_ATTENTION_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("fangyan::varlen_attention")
+def _varlen_attention_fake(query_THD: Tensor, *_: Any) -> Tensor:
+    return query_THD.new_empty(query_THD.shape)
+
+
+@torch.library.register_fake("fangyan::varlen_attention_backward")
+def _varlen_attention_backward_fake(
+    grad_THD: Tensor, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_THD, key_TGD, value_TGD))
+    return query, key, value
+
+
+def _varlen_attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _varlen_attention_backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and type(grad_THD) is Tensor:
+        raise RuntimeError(
+            "varlen_attention: the gradient of a gradient (create_graph=True) is not implemented by its "
+            "kernels, expected impl='reference'"
+        )
+    gradients = torch.ops.fangyan.varlen_attention_backward(grad_THD, *ctx.saved_tensors, *ctx.options)
+    return (*gradients, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "fangyan::varlen_attention", _varlen_attention_backward, setup_context=_varlen_attention_setup
+)

@@ -34,8 +34,9 @@ def binaries(monkeypatch):
         loaded.setdefault(name, []).append(binary)
         return 0, 0, 0, 0, 1024
 
-    for module in (sys.modules[linear_cross_entropy.__module__], lora_on_gpus):
-        monkeypatch.setattr(module, "has_tensor_cores", lambda device: False)
+    module = sys.modules[linear_cross_entropy.__module__]
+    monkeypatch.setattr(module, "has_tensor_cores", lambda device: False)
+    monkeypatch.setattr(lora_on_gpus, "_multiplies", lambda device: False)
     monkeypatch.setattr(launching, "_compiled", {})
     with launching_nothing():
         fake = driver.active

@@ -9,6 +9,7 @@ import contextlib
 import numpy as np
 import torch
 import triton
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
 
 from harness.routing import cpu_tensors_to_triton
@@ -28,10 +29,21 @@ def on_the_cpu(monkeypatch):
     if not INTERPRETED:
         yield
         return
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", _indexed(interpreter._patch_lang_tensor))
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl))
     with cpu_tensors_to_triton():
         yield
+
+
+def _indexed(original):
+    """Triton 3.6 makes an int of an array of one dimension, which NumPy refuses; 3.7 does as is done here."""
+
+    def patch(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    return patch
 
 
 def _dot(original):

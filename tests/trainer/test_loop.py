@@ -8,7 +8,8 @@ import torch
 from fangyan import engine
 from fangyan.checkpoint import State
 from fangyan.engine import start_distributed
-from fangyan.loop import _Losses, load_material
+from fangyan.loop import _Losses, _slow_precision, load_material
+from fangyan.recipe import parse_recipe
 from fangyan.report import Reporter
 from fangyan_kernels import capability
 
@@ -37,3 +38,19 @@ def test_bf16_on_a_gpu_without_it(monkeypatch):
     monkeypatch.setattr(capability, "_capability", lambda device: (7, 5))
     with pytest.raises(fangyan.UserError, match=r"engine.precision is bf16, .* of 7.5; expected fp32"):
         load_material(recipe)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("has", ["avx512_bf16", "amx_bf16", "avx512_f"])
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_where_bf16_is_slow_is_said(monkeypatch, precision, has, where):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, has: True})
+    recipe = parse_recipe({"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": precision}})
+    said = _slow_precision(recipe, torch.device(where))
+    if (precision, has, where) == ("bf16", "avx512_f", "cpu"):
+        assert said == [
+            "engine.precision: bf16 is slower than fp32 on this processor, "
+            "which has neither AVX512-BF16 nor AMX"
+        ]
+    else:
+        assert not said

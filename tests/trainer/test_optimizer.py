@@ -105,6 +105,63 @@ def test_norms_biases_and_embeddings_keep_32_bit_states(name, stage, precision, 
     assert bnb.optim.GlobalOptimManager.get_instance().pid2config.keys() <= alive
 
 
+@pytest.mark.skipif(device().type != "cpu", reason="it is the CPU's step")
+@pytest.mark.filterwarnings("default")  # DeepSpeed's own
+@pytest.mark.parametrize("clipping", [0.0, 0.01])
+def test_bf16_steps_in_one_pass_as_deepspeed_does(clipping):
+    start_distributed()
+    recipe = parse_recipe(
+        {
+            "name": "x",
+            "data": {"format": "hkcancor"},
+            "optimizer": {"weight_decay": 0.1},
+            "train": {"gradient_clipping": clipping},
+            "engine": {"precision": "bf16"},
+        }
+    )
+    window = Window([33, 100, 200, 300, 36], [1, 2, 3], 0, (0, 3), [-100, 0, 1, 2, -100])
+    found = []
+    for one_pass in (True, False):
+        model, _ = load_token_classifier(recipe.model, LABELS, seed=0)
+        engine, optimizer = build_engine(
+            recipe, PackedModel(model.eval(), len(LABELS), "rows"), total_steps=10
+        )
+        assert "step" in vars(engine.optimizer)
+        if not one_pass:
+            del engine.optimizer.step
+        engine.eval()
+        for _ in range(3):
+            engine.backward(engine(collate([window], 35).to(device())))
+            engine.step()
+        masters = [master for group in engine.optimizer.fp32_groups for master in group]
+        states = [tensor for master in masters for tensor in optimizer.state[master].values()]
+        weights = [weight for group in engine.optimizer.fp16_groups for weight in group]
+        for master, weight in zip(masters, weights, strict=True):
+            assert torch.equal(master.bfloat16(), weight)
+        found.append((engine.optimizer._global_grad_norm, [*masters, *states]))
+        engine.destroy()
+    assert found[0][0] == pytest.approx(float(found[1][0]), rel=1e-4)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.skipif(device().type != "cpu", reason="it is the CPU's step")
+def test_bf16_leaves_weights_where_gradients_are_not_finite():
+    start_distributed()
+    content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": "bf16"}}
+    model, _ = load_token_classifier(Model(), LABELS, seed=0)
+    engine, optimizer = build_engine(parse_recipe(content), PackedModel(model, len(LABELS), "rows"), 10)
+    weights = [weight for group in engine.optimizer.fp16_groups for weight in group]
+    before = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    weights[3].grad[0] = float("inf")
+    assert engine.optimizer.step()
+    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+    assert not optimizer.state
+    engine.destroy()
+
+
 def test_what_has_nothing_to_offload_is_refused():
     content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"offload": "optimizer"}}
     with pytest.raises(UserError, match="engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3"):

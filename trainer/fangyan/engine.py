@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 import fangyan.accelerator  # noqa: F401  (before DeepSpeed)
+from fangyan.bf16_step import use_one_pass
 from fangyan.errors import UserError
 from fangyan.optimizer import build_optimizer, keep_full_precision_states, parameter_groups
 from fangyan.recipe import Recipe
@@ -117,6 +118,9 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
         # In bf16 DeepSpeed has taken a step on zero gradients: at rate 0 it moved no weight, and
         # forgetting its states takes its count of steps back to 0.
         optimizer.state.clear()
+        use_one_pass(engine.optimizer, optimizer)
+        # Alone, DeepSpeed would still lay all gradients side by side, reduce them and copy them back.
+        engine.enable_backward_allreduce = dist.get_world_size() > 1
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     keep_full_precision_states(engine, optimizer)

@@ -32,9 +32,10 @@ from fangyan.errors import UserError
 from fangyan.evaluate import Reader, Tagger
 from fangyan.export import export, export_adapter
 from fangyan.models import load_causal_model, load_token_classifier, max_length
+from fangyan.models.attention import takes_boundaries
 from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.head import head_name
-from fangyan.models.packed import Layout, PackedModel
+from fangyan.models.packed import Layout, PackedModel, position_offset
 from fangyan.optimizer import check_states, flat_parameters
 from fangyan.profile import StepProfile
 from fangyan.recipe import Recipe, load_recipe
@@ -240,7 +241,7 @@ def load_material(recipe: Recipe) -> Material:
     if recipe.train.token_masking and tokenizer.mask_token_id is None:
         raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
     frozen = freeze(model, recipe.freeze)
-    layout = _layout(recipe)
+    layout = _layout(recipe, model)
     encoder = Encoder(tokenizer, max_length(model, recipe.model.max_length, layout))
     windows = [window for group in task.encode(parts["train"], encoder) for window in group]
     lengths = [len(window.input_ids) for window in windows]
@@ -291,7 +292,7 @@ def prepare(recipe: Recipe) -> Run:
         engine=engine,
         optimizer=optimizer,
         evaluator=evaluator,
-        notes=_unseen_tags(material.parts),
+        notes=_unseen_tags(material.parts) + _slow_precision(recipe, device()),
     )
 
 
@@ -300,6 +301,17 @@ def _unseen_tags(parts: dict[str, list[Example]]) -> list[str]:
     tags = {name: {tag for example in part for tag in example.tags or ()} for name, part in parts.items()}
     unseen = sorted(set().union(*tags.values()) - tags["train"])
     return [f"tags that train never shows: {', '.join(unseen)}"] if unseen else []
+
+
+def _slow_precision(recipe: Recipe, where: torch.device) -> list[str]:
+    """A line where bf16 takes longer than fp32: on processors whose products of bfloat16 are emulated."""
+    has = torch.cpu.get_capabilities()
+    fast = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
+    if where.type != "cpu" or recipe.engine.precision != "bf16" or any(has.get(name) for name in fast):
+        return []
+    return [
+        "engine.precision: bf16 is slower than fp32 on this processor, which has neither AVX512-BF16 nor AMX"
+    ]
 
 
 def _train_epoch(
@@ -533,11 +545,14 @@ def _clear(folder: Path, rank: int) -> list[str]:
     return notes
 
 
-def _layout(recipe: Recipe) -> Layout:
+def _layout(recipe: Recipe, model: Any) -> Layout:
     if not recipe.train.packing:
         return "padded"
-    # The variable-length kernel takes 16-bit numbers on a GPU; elsewhere short rows measure best.
-    return "varlen" if device().type == "cuda" and recipe.engine.precision == "bf16" else "rows"
+    if device().type == "cuda":  # PyTorch's variable-length kernel takes 16-bit numbers
+        return "varlen" if recipe.engine.precision == "bf16" else "rows"
+    # Ours has no dropout, and some models cap their scores or do not pass boundaries on.
+    fits = not recipe.model.attention_dropout and takes_boundaries(model, position_offset(model))
+    return "varlen" if fits else "rows"
 
 
 def _metric(recipe: Recipe, task: Task) -> str:

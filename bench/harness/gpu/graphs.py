@@ -12,6 +12,10 @@ from harness.timing import SAMPLE_SECONDS, Trial, clock
 Calls = Callable[[], None]
 
 
+class AsksTheHost(Exception):
+    """A call waits for the GPU, so that no graph of it can be captured; nothing has been tried."""
+
+
 class Replay:
     """A pass over all sets of inputs, captured once; with the methods of :class:`harness.timing.Timed`.
 
@@ -44,7 +48,19 @@ class Replay:
 
 
 def _capture(calls: Calls) -> Calls:
-    """Warmed up on the stream of the capture (PyTorch, CUDA semantics, "CUDA Graphs")."""
+    """Warmed up on the stream of the capture (PyTorch, CUDA semantics, "CUDA Graphs").
+
+    Raises:
+        AsksTheHost: found out beforehand: a capture that fails leaves the allocator unable to free memory.
+    """
+    before = torch.cuda.current_stream()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        calls()
+    except RuntimeError as error:
+        raise AsksTheHost(str(error)) from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -52,8 +68,11 @@ def _capture(calls: Calls) -> Calls:
             calls()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        calls()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            calls()
+    finally:
+        torch.cuda.set_stream(before)  # which a capture that fails does not
     torch.cuda.synchronize()
     replay: Calls = graph.replay
     return replay

@@ -5,27 +5,28 @@ from __future__ import annotations
 import faulthandler
 import gc
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from harness.gpu.entries import DRY_ENTRIES, EFFORT, ENTRIES, Entry, planned_seconds
-from harness.gpu.graphs import Replay, kernels
-from harness.gpu.predictions import compare, predictions
+from harness.gpu.graphs import AsksTheHost, Replay, kernels
+from harness.gpu.predictions import compare, of_entry
 from harness.gpu.record import Budget, Record, Row
 from harness.gpu.warm import warm_up
 from harness.machine import Ceilings, gpu_lost, measure_ceilings
 from harness.memory import peak_memory
-from harness.op import Op, Shape
+from harness.op import Contender, Op, Shape
 from harness.registry import missing_ops, ops
 from harness.suite import Measured, prepare
-from harness.timing import Effort, Trial, complaint, input_sets, interleave
+from harness.timing import Effort, Timed, Trial, complaint, input_sets, interleave
 
 WARM_UP_SECONDS = 40.0  # in parallel processes, at most
 START_SECONDS = 8.0  # imports, ceilings
-HANGING = 30.0  # seconds beyond the plan after which an entry's process ends itself
+HANGING = 25.0  # seconds beyond the plan after which an entry's process ends itself
 DRY_EFFORT = Effort(2, 2, 0.1)
 
 
@@ -81,6 +82,8 @@ def measure(
         try:
             found = _measure(entry, op, record, ceilings, effort)
             record.put(name, "done", seconds=time.perf_counter() - start, planned=planned, **found)
+            if found["broken"] and watch:
+                sys.exit("a capture has failed: the other entries need a process whose allocator is whole")
         except Exception as error:
             if gpu_lost():  # the next process leaves out whoever ran last
                 raise
@@ -103,17 +106,28 @@ def floor(op: Op, shape: Shape, ceilings: Ceilings) -> tuple[float, str]:
 
 def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: Effort) -> Row:
     shape, which, name = entry.shape, op.passes[-1], str(entry)
-    measured = Measured(failed=record.killers(name))
-    chosen = [c for c in entry.contenders(op) if c.name not in measured.failed]
-    record.running(name, None, measured.failed)
+    killers = record.killers(name)
+    measured = Measured(failed=dict(killers))
+    chosen = [c for c in entry.contenders(op) if c.name not in killers]
+
+    def blame(who: str | None) -> None:
+        record.running(name, who, killers)
+
+    blame(None)
     sets = input_sets(op, shape)
-    trials = prepare(
-        op, shape, chosen, sets, measured, lambda who: record.running(name, who, measured.failed)
-    )
-    record.running(name, None, measured.failed)
-    eager = interleave(trials, which, effort, measured.failed)
-    replays, not_captured = _captured({n: trials[n] for n in eager}, which, shape.device)
-    graph = interleave(replays, which, effort, not_captured)
+    trials = prepare(op, shape, chosen, sets, measured, blame)
+    blame(None)
+    eager = _interleaved(trials, which, effort, measured.failed, blame)
+    replays, not_captured, broken = {}, {}, False
+    for who in eager:
+        blame(who)
+        try:
+            replays[who] = Replay(trials[who], which, shape.device)
+        except Exception as error:
+            not_captured[who] = complaint(error)
+            broken = broken or not isinstance(error, AsksTheHost)
+    blame(None)
+    graph = _interleaved(replays, which, effort, not_captured, blame)
     least, bound = floor(op, shape, ceilings)
     contenders: dict[str, Row] = {}
     for contender in chosen:
@@ -125,7 +139,7 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
                 "eager": _median(eager[contender.name]),
                 "rounds": {"graph": graph.get(contender.name), "eager": eager[contender.name]},
                 "error": measured.errors.get(contender.name),
-                "peak_memory": peak_memory(op, shape, contender) if shape.device == "cuda" else None,
+                "peak_memory": _memory(op, shape, contender),
                 "first_call": measured.first_call_seconds[contender.name],
                 "kernels": _kernels(trials[contender.name], which, shape.device) if ours else [],
             }
@@ -134,26 +148,37 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
         "floor": least,
         "bound": bound,
         "contenders": contenders,
-        "prediction": _predicted(name, contenders, least),
+        "predictions": _predicted(name, contenders, least),
         "missing": measured.missing,
         "failed": measured.failed,
         "not_captured": not_captured,
+        "broken": broken,
     }
 
 
-def _captured(
-    trials: Mapping[str, Trial], which: str, device: str
-) -> tuple[dict[str, Replay], dict[str, str]]:
-    """Graphs of those that can be captured, and why the others cannot."""
-    replays, refused = {}, {}
-    for name, trial in trials.items():
-        try:
-            replays[name] = Replay(trial, which, device)
-        except Exception as error:  # such as one that asks the host for a number
-            refused[name] = complaint(error)
-            if gpu_lost():
-                raise
-    return replays, refused
+def _interleaved(
+    trials: Mapping[str, Timed],
+    which: str,
+    effort: Effort,
+    failed: dict[str, str],
+    blame: Callable[[str | None], None],
+) -> dict[str, list[float]]:
+    """Rounds of all; where the GPU is lost in them, who failed first is to blame for the others' failing."""
+    before = set(failed)
+    times = interleave(trials, which, effort, failed)
+    if gpu_lost():
+        first = next((name for name in failed if name not in before), None)
+        blame(first)
+        raise RuntimeError(f"the GPU is lost since {first}: {failed.get(first or '')}")
+    return times
+
+
+def _memory(op: Op, shape: Shape, contender: Contender) -> int | None:
+    """On the CPU, where it takes a process, it is nothing to rehearse."""
+    try:
+        return peak_memory(op, shape, contender) if shape.device == "cuda" else None
+    except Exception:
+        return None
 
 
 def _kernels(trial: Trial, which: str, device: str) -> list[dict[str, Any]]:
@@ -172,13 +197,15 @@ def _add_ratios(contenders: dict[str, Row], baseline: str, least: float) -> None
         found["over_baseline"] = found[kind] / plain[kind] if plain else None
 
 
-def _predicted(name: str, contenders: Mapping[str, Row], least: float) -> Row | None:
-    prediction, ours = predictions().get(name), contenders.get("fangyan")
-    if prediction is None or ours is None:
-        return None
-    kind = "graph" if ours["graph"] else "eager"
-    others = {who: found[kind] for who, found in contenders.items() if found[kind]}
-    return compare(prediction, ours[kind], {"floor": least, **others})
+def _predicted(name: str, contenders: Mapping[str, Row], least: float) -> Row:
+    """Of every contender that something was predicted of."""
+    found: Row = {}
+    for who, prediction in of_entry(name).items():
+        if who in contenders:
+            kind = "graph" if contenders[who]["graph"] else "eager"
+            others = {other: row[kind] for other, row in contenders.items() if row[kind]}
+            found[who] = compare(prediction, contenders[who][kind], {"floor": least, **others})
+    return found
 
 
 def _median(seconds: Sequence[float] | None) -> float | None:

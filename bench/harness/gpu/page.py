@@ -61,7 +61,7 @@ def _ops(entries: Mapping[str, Row]) -> str:
         if entry["state"] == "done":
             text += f"\n## {name}\n\nForward and backward. Floor: {duration(entry['floor'])}"
             text += f" ({entry['bound']}). {entry['seconds']:.1f} s.\n"
-            text += _contenders(entry) + _kernels(entry) + _prediction(entry) + _absent(entry)
+            text += _contenders(entry) + _kernels(entry) + _predictions(entry) + _absent(entry)
     return text
 
 
@@ -92,19 +92,20 @@ def _kernels(entry: Row) -> str:
     return text
 
 
-def _prediction(entry: Row) -> str:
-    found = entry["prediction"]
-    if found is None:
-        return "\nNothing was predicted of it.\n"
-    low, high = found["predicted"]
-    text = f"\nPredicted: {low:.2f} to {high:.2f} times the {found['over']}; "
-    if found["measured"] is None:
-        return text + f"the {found['over']} has no time here.\n"
-    missed = found["missed_by"]
-    said = "as predicted" if missed == 1 else f"missed by {max(missed, 1 / missed):.2f}x"
-    if missed != 1:
-        said += ", slower" if missed > 1 else ", faster"
-    return text + f"measured: {found['measured']:.2f}, {said}.\n"
+def _predictions(entry: Row) -> str:
+    text = "" if entry["predictions"] else "\nNothing was predicted of it.\n"
+    for who, found in entry["predictions"].items():
+        low, high = found["predicted"]
+        text += f"\nPredicted of {who}: {low:.2f} to {high:.2f} times the {found['over']}; "
+        if found["measured"] is None:
+            text += f"the {found['over']} has no time here.\n"
+            continue
+        missed = found["missed_by"]
+        said = "as predicted" if missed == 1 else f"missed by {max(missed, 1 / missed):.2f}x"
+        if missed != 1:
+            said += ", slower" if missed > 1 else ", faster"
+        text += f"measured: {found['measured']:.2f}, {said}.\n"
+    return text
 
 
 def _absent(entry: Row) -> str:

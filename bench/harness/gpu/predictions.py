@@ -16,11 +16,17 @@ def predictions() -> dict[str, Any]:
     return found
 
 
-def compare(prediction: Mapping[str, Any], ours: float, others: Mapping[str, float]) -> dict[str, Any]:
+def of_entry(name: str) -> dict[str, Any]:
+    """An entry's predictions, by contender."""
+    found = {key: value for key, value in predictions().items() if f"{key} ".startswith(f"{name} ")}
+    return {key.removeprefix(name).strip() or "fangyan": value for key, value in found.items()}
+
+
+def compare(prediction: Mapping[str, Any], own: float, others: Mapping[str, float]) -> dict[str, Any]:
     """The measured ratio beside the predicted one.
 
     Args:
-        ours: seconds of our own contender.
+        own: seconds of the contender that it is of.
         others: seconds by what a prediction may be over: the floor, or a contender's name.
 
     Returns:
@@ -31,6 +37,6 @@ def compare(prediction: Mapping[str, Any], ours: float, others: Mapping[str, flo
     found = {"over": over, "predicted": [low, high], "measured": None, "missed_by": None}
     if over not in others:
         return found
-    measured = ours / others[over]
+    measured = own / others[over]
     nearest = min(max(measured, low), high)
     return found | {"measured": measured, "missed_by": measured / nearest}

@@ -37,7 +37,7 @@ class Record:
         entry = self.entries.get(name, {})
         killers: dict[str, str] = dict(entry.get("killers", {}))
         if entry.get("state") == "running" and entry.get("contender"):
-            killers[entry["contender"]] = "the process died or hung in its first calls"
+            killers[entry["contender"]] = "the process died or hung in its first calls or its capture"
         return killers
 
     def died_timing(self, name: str) -> bool:

@@ -60,6 +60,7 @@ def run(record: Record, seconds: float, dry: bool) -> None:
     """Every model that fits; without what the trainer needs, all of them are missing."""
     budget = Budget(seconds)
     ceilings = measure_ceilings()
+    torch.cuda.empty_cache()  # the contenders' processes share the card
     peak = ceilings.flops[torch.float32 if dry else torch.bfloat16]
     for entry in DRY_ENTRIES if dry else ENTRIES:
         if record.finished(entry.name):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +20,7 @@ DRY = ["tests/kernels/linear_cross_entropy", "-k", "test_bad_arguments or test_c
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
-    """All tests that end in time; what pytest itself says is in ``values.log``."""
+    """All tests that end in time; what pytest itself says is in ``pytest.log``."""
     outcomes = record.folder / "outcomes.jsonl"
     outcomes.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *(DRY if dry else CHOSEN), "-q", "-p", "no:cacheprovider"]
@@ -36,14 +34,13 @@ def run(record: Record, seconds: float, dry: bool) -> None:
     if find_spec("pytest_timeout"):
         command += ["-o", "timeout=60"]
     end = time.monotonic() + seconds
-    with (record.folder / "values.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    with (record.folder / "pytest.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.3)
             _read(outcomes, record)
         stopped = process.poll() is None
-        with suppress(ProcessLookupError):  # its workers too, if it has left any
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # whoever started this part ends what it leaves
         code = process.wait()
     _read(outcomes, record)
     record.about["pytest"] = "stopped: no time was left" if stopped else f"exit status {code}"

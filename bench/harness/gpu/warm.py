@@ -72,7 +72,6 @@ def warm_up(dry: bool, seconds: float) -> dict[str, Any]:
 
 
 def _work(dry: bool, first: int, step: int, answers: Any) -> None:
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # this is one of many processes
     from harness.timing import complaint
 
     todo = tasks(DRY_ENTRIES if dry else ENTRIES)

@@ -60,6 +60,7 @@ def optimizer_step_(
     eps: float,
     weight_decay: float,
     step: int,
+    gradient_scale: float = 1.0,
 ) -> int:
     """The operator ``fangyan::optimizer_step_``.
 
@@ -75,6 +76,7 @@ def optimizer_step_(
         parameter, state1, state2, absmax1, absmax2, copy: updated in place; ``copy`` gets the parameter in
             bfloat16. States are codes with scales and maps, or float32. ademamix' state1 holds m and n.
         step: t, from 1.
+        gradient_scale: g is so many times ``gradient``, which is clipped without a pass of its own.
 
     Returns:
         How many numbers were left as they were.
@@ -83,7 +85,7 @@ def optimizer_step_(
         three = rule == "ademamix"
         first = _decoded(state1, absmax1, qmap1, 2 if three else 1)
         second = None if state2 is None else _decoded(state2, absmax2, qmap2, 1)[0]
-        p, g = parameter.float().flatten(), gradient.float().flatten()
+        p, g = parameter.float().flatten(), gradient_scale * gradient.float().flatten()
 
         direction, averages, square = _averages(rule, g, first, second, beta1, beta2, beta3)
         finite = torch.isfinite(torch.stack([direction, *averages])).all(0)

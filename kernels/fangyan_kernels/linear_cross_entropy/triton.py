@@ -39,9 +39,18 @@ def linear_cross_entropy(
     input_TH, weight_CH, target_T = input_TH.contiguous(), weight_CH.contiguous(), target_T.contiguous()
     class_weight_C = None if class_weight_C is None else class_weight_C.contiguous()
     token_weight_T = None if token_weight_T is None else token_weight_T.contiguous()
-    classes = weight_CH.shape[0]
-    # Checks the targets, whatever the loss is divided by.
-    parts = weigh(target_T, class_weight_C, token_weight_T, classes, ignore_index)
+    classes, most = weight_CH.shape[0], triton_tags.MOST_TAGS[input_TH.element_size()]
+    if regime == "tags" and classes > most:
+        raise ValueError(
+            f"impl='triton_tags' takes {most} classes of {input_TH.dtype} at most, "
+            f"linear_weight has {classes}"
+        )
+    tags = regime == "tags" or (regime == "auto" and classes <= most)
+    parts = None if divisor is None else divisor.reshape(1)
+    # It also checks the targets, which the kernels of tags do by themselves.
+    if not tags or (reduction == "mean" and divisor is None):
+        weights = weigh(target_T, class_weight_C, token_weight_T, classes, ignore_index)
+        parts = weights if reduction == "mean" and divisor is None else parts
     call = Call(
         input_TH=input_TH,
         weight_CH=weight_CH,
@@ -49,8 +58,8 @@ def linear_cross_entropy(
         target_T=target_T,
         class_weight_C=class_weight_C,
         token_weight_T=token_weight_T,
-        parts=None if reduction != "mean" else parts if divisor is None else divisor.reshape(1),
-        given=reduction == "mean" and divisor is not None,
+        parts=parts,
+        given=divisor is not None,
         reduction=reduction,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -61,14 +70,8 @@ def linear_cross_entropy(
         grad_weight=grad_weight,
         grad_bias=grad_bias,
     )
-    most = triton_tags.most_tags(input_TH.element_size())
-    if regime == "tags" and classes > most:
-        raise ValueError(
-            f"impl='triton_tags' takes {most} classes of {input_TH.dtype} at most, "
-            f"linear_weight has {classes}"
-        )
-    if regime == "tags" or (regime == "auto" and classes <= most):
-        return triton_tags.linear_cross_entropy(call)
+    if tags:
+        return triton_tags.linear_cross_entropy(call, most_labelled)
     return triton_vocabulary.linear_cross_entropy(call, most_labelled)
 
 

@@ -6,13 +6,14 @@ Shape suffixes: T tokens, H hidden, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 # Programs that each add up a part of the targets' weights; whoever needs the sum adds the parts.
 PARTS = 64
@@ -21,8 +22,7 @@ TOTALS_BLOCK = 4096
 SCALE_BLOCK = 1024
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The operator's arguments (see ``ops.py``), contiguous, and the parts of what it divides by."""
 
     input_TH: Tensor
@@ -59,18 +59,18 @@ class Call:
     def gradients(self) -> bool:
         return self.grad_input or self.grad_weight or self.grad_bias
 
-    def pointer(self, tensor: Tensor | None) -> Tensor:
-        """The tensor, or something a kernel that does not read it may be given in its place."""
-        return self.target_T if tensor is None else tensor
+    def pointer(self, tensor: Tensor | None) -> Tensor | None:
+        """The tensor: Triton takes None where a kernel's options leave a pointer unread."""
+        return tensor
 
     def options(self) -> dict[str, object]:
         """What both regimes' kernels take besides sizes and results."""
         return {
-            "p_bias": self.pointer(self.bias_C),
+            "p_bias": self.bias_C,
             "p_target": self.target_T,
-            "p_class_weight": self.pointer(self.class_weight_C),
-            "p_token_weight": self.pointer(self.token_weight_T),
-            "p_parts": self.pointer(self.parts),
+            "p_class_weight": self.class_weight_C,
+            "p_token_weight": self.token_weight_T,
+            "p_parts": self.parts,
             "n_parts": 0 if self.parts is None else self.parts.numel(),
             "ignore_index": self.ignore_index,
             "smoothing": self.label_smoothing,
@@ -92,6 +92,15 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 3
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program can have; an H100's under the interpreter."""
+    if device.type != "cuda":
+        return 227 << 10
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
@@ -119,11 +128,13 @@ def token_loss(lse, gap, distance, hit, spread, class_weight_sum, z_loss):
 @triton.jit
 def divisor(p_parts, n_parts, GIVEN: tl.constexpr, PARTS: tl.constexpr):
     """What the loss is divided by: the sum of the parts; 1 where there is nothing to divide."""
+    if p_parts is None:
+        return 1.0
     i = tl.arange(0, PARTS)
     total = tl.sum(tl.load(p_parts + i, mask=i < n_parts, other=0.0), 0)
     if GIVEN:
         return total
-    return tl.where((total == 0.0) | (n_parts == 0), 1.0, total)
+    return tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit(do_not_specialize=["tokens", "ignore_index"], debug=True)
@@ -160,7 +171,7 @@ def weigh_targets(
     tl.store(p_parts + tl.program_id(0), total)
 
 
-@triton.jit(do_not_specialize=["tokens", "ignore_index"])
+@triton.jit(do_not_specialize=["tokens", "n_parts", "ignore_index", "most_labelled"], debug=True)
 def add_totals(
     p_token_loss,
     p_correct,
@@ -172,6 +183,7 @@ def add_totals(
     tokens,
     n_parts,
     ignore_index,
+    most_labelled,
     REDUCE: tl.constexpr,
     GIVEN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -189,7 +201,10 @@ def add_totals(
         labelled += (tl.load(p_target + i_t, mask=m_t, other=ignore_index) != ignore_index).to(tl.int32)
     if REDUCE:
         tl.store(p_loss, tl.sum(loss, 0) / divisor(p_parts, n_parts, GIVEN, PARTS))
-    tl.store(p_labelled_total, tl.sum(labelled, 0).to(tl.int64))
+    n_labelled = tl.sum(labelled, 0)
+    # The others were lost, and the loss is wrong.
+    tl.device_assert(n_labelled <= most_labelled, "linear_cross_entropy: more labels than most_labelled")
+    tl.store(p_labelled_total, n_labelled.to(tl.int64))
     tl.store(p_correct_total, tl.sum(correct, 0).to(tl.int64))
 
 
@@ -228,8 +243,8 @@ def weigh(
     )
     weigh_targets[(parts.numel(),)](
         target_T,
-        target_T if class_weight_C is None else class_weight_C,
-        target_T if token_weight_T is None else token_weight_T,
+        class_weight_C,
+        token_weight_T,
         parts,
         tokens,
         classes,

@@ -1,419 +1,228 @@
 """Linear cross-entropy over token tags on a GPU: a tile's logits never leave the chip.
 
-Floor: the input read once, its gradient written once, 4 T H bytes in bfloat16, and 6 T H C
-operations: about 40 classes at 700 TFLOP/s and 4 TB/s take as long as the bytes, more are bound by
-the operations.
+Floor: the input read once, its gradient written once, 4 T H bytes in bfloat16, and 6 T H C operations.
+On an H100 (3.0 TB/s, 800 TFLOP/s) the bytes take longer up to about 180 classes.
 
-A program takes spans of tokens. In each it lists the labelled ones, so that ignored tokens cost 16
-bytes and the zeros of their gradient; then, a tile of labelled tokens at a time, logits, loss and the
-gradients of logits and input; then the span's part of the gradient of the weight, for which it reads
-the span's input again, from the cache. The parts of all programs are summed by a second kernel, in a
-fixed order: 4 P C H bytes more, written and read.
+Where a program's registers hold the gradient of the weight, C <= 16 at H <= 1024 or C <= 32 at H <= 512 in
+16 bits, one kernel does all in one pass over the input: 4 T H bytes, and 8 P C H of partial sums written
+and read for P programs, one per multiprocessor. Elsewhere a kernel computes the loss and the gradients of
+logits and input, and a second one reads the input again for the gradient of the weight: 6 T H bytes.
 
-Shape suffixes: T tokens, H hidden, C classes, P programs, S tokens of a span.
+Sums are taken in an order that the shape and the number of multiprocessors decide: results repeat on one
+GPU, and are rounded otherwise on a GPU with another number of them.
+
+Shape suffixes: T tokens, H hidden, C classes, P programs, S splits of the tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from fangyan_kernels.linear_cross_entropy.triton_shared import (
-    PARTS,
-    Call,
-    divisor,
-    launch_options,
-    processors,
-    tanh,
-    token_loss,
+from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, Call, launch_options, shared_memory
+from fangyan_kernels.linear_cross_entropy.triton_shared import processors as count_processors
+from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
+    finish,
+    tag_logits,
+    tag_rows,
+    tag_weight,
 )
 
-FINISH_BLOCK = 512
+# Beyond them the vocabulary's way is faster by the model. It moves the same 6 T H bytes by cuBLAS, and 6 to 8
+# more per logit: 1% of the bytes at C = 32, H = 1024. Here the products take tiles of C padded to a power of
+# two, on the older tensor-core instructions (half of Hopper's rate), and read W from the L2 cache twice
+# per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor
+# cores.
+MOST_TAGS = {2: 32, 4: 16}
+SLICES = 8  # of H in the pass that reads the input once: one per warp
+# Of tag_rows' loop: the targets are under way two tiles before the input's rows, those two before their use.
+STAGES = 5
+LOGITS_STAGES = {2: 4, 4: 2}
+FINISH = {"BLOCK_P": 32, "BLOCK": 32}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
 
 
 @dataclass(frozen=True)
-class Config:
-    """How a shape is cut.
+class Rows:
+    """Tiles of the one pass: ``block_t`` tokens by H, as 8 slices of ``splits`` blocks of ``block_h``."""
 
-    Attributes:
-        span: tokens of a span. Its input should stay in the second-level cache until it is read again;
-            its part of the weight's gradient is read and written once a span.
-        block_t, block_h, block_c: a tile's tokens, inputs and (padded) classes.
-        warps, stages: of a program, and of its loads.
-        programs: a multiprocessor.
-    """
-
-    span: int
     block_t: int
     block_h: int
+    splits: int
     block_c: int
-    warps: int
-    stages: int
-    programs: int
+
+    @property
+    def width(self) -> int:
+        return SLICES * self.splits * self.block_h
+
+    @property
+    def shared(self) -> int:
+        """Bytes: two tiles of input, the weight by rows and by columns, a block on its way out, sums."""
+        return 2 * self.width * (2 * self.block_t + 2 * self.block_c + self.block_t // self.splits) + 1536
 
 
-# By analysis and by the compiler's reports, not yet by a clock. A tile's logits, their exponentials and
-# their gradients are floats of tile x classes: with these sizes they stay in the registers of every
-# NVIDIA architecture since sm_80, and the operands in 52 KB of shared memory. Tiles of 64 tokens would
-# use Hopper's wider products, but spill beyond 128 classes and do not compile for sm_100 (Triton 3.7).
-CONFIGS = {
-    2: {
-        16: Config(span=128, block_t=32, block_h=64, block_c=16, warps=4, stages=3, programs=2),
-        32: Config(span=128, block_t=32, block_h=64, block_c=32, warps=4, stages=3, programs=2),
-        64: Config(span=128, block_t=32, block_h=32, block_c=64, warps=4, stages=3, programs=2),
-        128: Config(span=512, block_t=32, block_h=32, block_c=128, warps=8, stages=3, programs=1),
-        256: Config(span=512, block_t=32, block_h=32, block_c=256, warps=8, stages=3, programs=1),
-    },
-    4: {
-        16: Config(span=128, block_t=32, block_h=32, block_c=16, warps=4, stages=2, programs=2),
-        32: Config(span=128, block_t=32, block_h=16, block_c=32, warps=4, stages=2, programs=2),
-        64: Config(span=128, block_t=16, block_h=16, block_c=64, warps=8, stages=2, programs=1),
-        128: Config(span=512, block_t=16, block_h=16, block_c=128, warps=8, stages=2, programs=1),
-    },
-}
+@dataclass(frozen=True)
+class Blocks:
+    """Tiles of the two passes: ``block_t`` tokens by ``block_h``, then ``weight_h``, of H at a time."""
+
+    block_t: int
+    block_h: int
+    weight_h: int
+    block_c: int
 
 
-def most_tags(element_size: int) -> int:
-    """The most classes that this regime takes."""
-    return max(CONFIGS[element_size])
+@cache
+def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> Rows | Blocks:
+    """Tiles for a chip with ``shared`` bytes of shared memory per block."""
+    block_c = max(16, triton.next_power_of_2(classes))
+    # Float32 multiplies without tensor cores; Turing, of 64 KB, copies nothing asynchronously, and what is
+    # under way there takes registers.
+    if element_size == 4 or shared <= 64 << 10:
+        return Blocks(block_t=32, block_h=32, weight_h=32, block_c=block_c)
+    block_h = 64 if hidden > 768 else 32 if hidden > 256 else 16
+    rows = Rows(16, block_h, triton.cdiv(hidden, SLICES * block_h), block_c)
+    # 64 registers of a thread for the weight's gradient: more would spill.
+    if rows.width * block_c <= 64 * 32 * SLICES and rows.shared <= shared:
+        return rows
+    return Blocks(block_t=64, block_h=64, weight_h=128, block_c=block_c)
 
 
-def choose_config(classes: int, element_size: int) -> Config:
-    return CONFIGS[element_size][max(16, triton.next_power_of_2(classes))]
+@dataclass(frozen=True)
+class Grid:
+    """How many programs a call's kernels have, and the float32 elements of their workspace.
 
-
-@triton.jit(do_not_specialize=["tokens", "ignore_index"])
-def tag_spans(
-    p_input,
-    p_weight,
-    p_bias,
-    p_target,
-    p_class_weight,
-    p_token_weight,
-    p_parts,
-    p_loss,
-    p_prediction,
-    p_grad_input,
-    p_token,
-    p_grad_logits,
-    p_grad_weight,
-    p_grad_bias,
-    p_loss_sum,
-    p_counts,
-    tokens,
-    hidden,
-    classes,
-    n_parts,
-    ignore_index,
-    smoothing,
-    z_loss,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_CLASS_WEIGHT: tl.constexpr,
-    HAS_TOKEN_WEIGHT: tl.constexpr,
-    GIVEN: tl.constexpr,
-    HAS_SMOOTHING: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    PREDICT: tl.constexpr,
-    LOSS_T: tl.constexpr,
-    GRAD_INPUT: tl.constexpr,
-    GRAD_WEIGHT: tl.constexpr,
-    GRAD_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PARTS: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Loss and gradients of every P-th span; see ``reference.py`` for the formula.
-
-    Products take their operands in the input's dtype and accumulate in float32, as does all else.
+    Attributes:
+        programs: of the kernel that computes the loss.
+        splits: that each hold a sum of the weight's gradient, in rows of ``width``.
     """
-    i_program = tl.program_id(0)
-    lane_t, lane_h, c = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_C)
-    m_c = c < classes
-    dtype = p_input.dtype.element_ty
-    class_weight = m_c.to(tl.float32)
-    if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
-        class_weight = tl.load(p_class_weight + c, mask=m_c, other=0.0)
-    class_weight_sum = tl.sum(class_weight, 0)
-    spread = smoothing / classes
-    inverse = 1.0 / divisor(p_parts, n_parts, GIVEN, PARTS)
 
-    o_scratch = i_program.to(tl.int64) * SPAN
-    p_own = p_grad_weight + i_program.to(tl.int64) * classes * hidden
-    grad_bias = tl.zeros((BLOCK_C,), tl.float32)
-    loss_sum = tl.zeros((BLOCK_T,), tl.float32)
-    n_labelled, n_correct = 0, 0
-    for i_span in range(i_program, tl.cdiv(tokens, SPAN), tl.num_programs(0)):
-        # 1. List the labelled tokens, and give the ignored ones their zeros.
-        token_span = i_span * SPAN + tl.arange(0, SPAN)
-        target_span = tl.load(p_target + token_span, mask=token_span < tokens, other=ignore_index)
-        m_labelled = target_span != ignore_index
-        place = tl.cumsum(m_labelled.to(tl.int32), 0) - 1
-        count = tl.sum(m_labelled.to(tl.int32), 0)
-        tl.store(p_token + o_scratch + place, token_span, mask=m_labelled)
-        m_ignored = (target_span == ignore_index) & (token_span < tokens)
-        if LOSS_T:
-            tl.store(p_loss + token_span, tl.zeros((SPAN,), tl.float32), mask=m_ignored)
-        if PREDICT:
-            tl.store(p_prediction + token_span, target_span, mask=m_ignored)
-        if GRAD_INPUT:
-            if count < SPAN:
-                for o_t in range(0, SPAN, BLOCK_T):
-                    i_t = i_span * SPAN + o_t + lane_t
-                    m_zero = tl.load(p_target + i_t, mask=i_t < tokens, other=ignore_index) == ignore_index
-                    m_zero = m_zero & (i_t < tokens)
-                    p_zero = p_grad_input + i_t.to(tl.int64)[:, None] * hidden + lane_h[None, :]
-                    for o_h in range(0, hidden, BLOCK_H):
-                        m_tile = m_zero[:, None] & (o_h + lane_h[None, :] < hidden)
-                        tl.store(p_zero + o_h, tl.zeros((BLOCK_T, BLOCK_H), dtype), mask=m_tile)
-        tl.debug_barrier()  # the list is read by other threads than wrote it
+    programs: int
+    splits: int
+    width: int
 
-        # 2. Logits, loss, and the gradients of logits and input.
-        for o_t in range(0, count, BLOCK_T):
-            m_t = o_t + lane_t < count
-            token = tl.load(p_token + o_scratch + o_t + lane_t, mask=m_t, other=0)
-            o_rows = token.to(tl.int64)[:, None] * hidden
-            z = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-            for o_h in range(0, hidden, BLOCK_H):
-                i_h = o_h + lane_h
-                m_h = i_h < hidden
-                x = tl.load(p_input + o_rows + i_h[None, :], mask=m_t[:, None] & m_h[None, :], other=0.0)
-                w = tl.load(
-                    p_weight + c[None, :] * hidden + i_h[:, None], mask=m_c[None, :] & m_h[:, None], other=0.0
-                )
-                z = tl.dot(x, w, z, input_precision=PRECISION)
-            if HAS_BIAS:
-                z += tl.load(p_bias + c, mask=m_c, other=0.0).to(tl.float32)[None, :]
-            if HAS_SOFTCAP:
-                share = tanh(z / softcap)
-                z = softcap * share
-                slope = 1.0 - share * share
-
-            target = tl.load(p_target + token, mask=m_t, other=0).to(tl.int32)
-            m_target = c[None, :] == target[:, None]
-            z_target = tl.sum(tl.where(m_target, z, 0.0), 1)
-            distance = tl.zeros((BLOCK_T,), tl.float32)
-            if HAS_SMOOTHING:
-                distance = tl.sum(class_weight[None, :] * (z_target[:, None] - z), 1)
-            z = tl.where(m_c[None, :], z, -float("inf"))
-            max_z = tl.max(z, 1)
-            best = tl.min(tl.where(z == max_z[:, None], c[None, :], BLOCK_C), 1)
-            e = tl.exp(z - max_z[:, None])
-            sum_exp = tl.sum(e, 1)
-            log_sum = tl.log(sum_exp)
-            lse = max_z + log_sum
-            hit = tl.full((BLOCK_T,), 1.0, tl.float32) - smoothing
-            if HAS_CLASS_WEIGHT:
-                hit *= tl.load(p_class_weight + target, mask=m_t, other=0.0)
-            token_weight = m_t.to(tl.float32)
-            if HAS_TOKEN_WEIGHT:
-                token_weight = tl.load(p_token_weight + token, mask=m_t, other=0.0)
-            gap = log_sum + (max_z - z_target)
-            loss = token_weight * token_loss(lse, gap, distance, hit, spread, class_weight_sum, z_loss)
-            loss = tl.where(m_t, loss, 0.0)
-            loss_sum += loss
-            n_correct += tl.sum((m_t & (best == target)).to(tl.int32), 0)
-            if LOSS_T:
-                tl.store(p_loss + token, loss, mask=m_t)
-            if PREDICT:
-                tl.store(p_prediction + token, best.to(tl.int64), mask=m_t)
-
-            if GRAD_INPUT or GRAD_WEIGHT or GRAD_BIAS:
-                scale = token_weight * inverse
-                factor = scale * (hit + spread * class_weight_sum + 2.0 * z_loss * lse) / sum_exp
-                g = factor[:, None] * e - tl.where(m_target, (scale * hit)[:, None], 0.0)
-                if HAS_SMOOTHING:
-                    g -= (scale * spread)[:, None] * class_weight[None, :]
-                if HAS_SOFTCAP:
-                    g *= slope
-                g = tl.where(m_t[:, None], g, 0.0)
-                if GRAD_BIAS:
-                    grad_bias += tl.sum(g, 0)
-                g = g.to(dtype)
-                if GRAD_WEIGHT:
-                    o_g = (o_scratch + o_t + lane_t)[:, None] * BLOCK_C + c[None, :]
-                    tl.store(p_grad_logits + o_g, g)
-                if GRAD_INPUT:
-                    for o_h in range(0, hidden, BLOCK_H):
-                        i_h = o_h + lane_h[None, :]
-                        w = tl.load(
-                            p_weight + c[:, None] * hidden + i_h,
-                            mask=m_c[:, None] & (i_h < hidden),
-                            other=0.0,
-                        )
-                        grad = tl.dot(g, w, input_precision=PRECISION)
-                        m_grad = m_t[:, None] & (i_h < hidden)
-                        tl.store(p_grad_input + o_rows + i_h, grad.to(dtype), mask=m_grad)
-        n_labelled += count
-
-        # 3. The span's part of the weight's gradient.
-        if GRAD_WEIGHT:
-            tl.debug_barrier()
-            for o_h in range(0, hidden, BLOCK_H):
-                i_h = o_h + lane_h[None, :]
-                m_own = m_c[:, None] & (i_h < hidden)
-                p_tile = p_own + c[:, None] * hidden + i_h
-                total = tl.load(p_tile, mask=m_own & (i_span != i_program), other=0.0)
-                for o_t in range(0, count, BLOCK_T):
-                    m_t = o_t + lane_t < count
-                    token = tl.load(p_token + o_scratch + o_t + lane_t, mask=m_t, other=0)
-                    x = tl.load(
-                        p_input + token.to(tl.int64)[:, None] * hidden + i_h,
-                        mask=m_t[:, None] & (i_h < hidden),
-                        other=0.0,
-                    )
-                    o_g = (o_scratch + o_t + lane_t)[None, :] * BLOCK_C + c[:, None]
-                    g = tl.load(p_grad_logits + o_g)
-                    total = tl.dot(g, x, total, input_precision=PRECISION)
-                tl.store(p_tile, total, mask=m_own)
-        tl.debug_barrier()  # the next span writes over the list and the gradients
-
-    if GRAD_BIAS:
-        tl.store(p_grad_bias + i_program * classes + c, grad_bias, mask=m_c)
-    tl.store(p_loss_sum + i_program, tl.sum(loss_sum, 0))
-    tl.store(p_counts + 2 * i_program, n_labelled)
-    tl.store(p_counts + 2 * i_program + 1, n_correct)
+    def workspace(self, classes: int, grad_weight: bool, grad_bias: bool) -> int:
+        own = self.splits * self.width * classes if grad_weight else 0
+        return own + self.programs * (classes * grad_bias + 4)
 
 
-@triton.jit
-def finish(
-    p_own_weight,
-    p_own_bias,
-    p_loss_sum,
-    p_counts,
-    p_parts,
-    p_grad_weight,
-    p_grad_bias,
-    p_loss,
-    p_labelled,
-    p_correct,
-    n_weight,
-    classes,
-    programs,
-    n_parts,
-    REDUCE: tl.constexpr,
-    GIVEN: tl.constexpr,
-    GRAD_WEIGHT: tl.constexpr,
-    GRAD_BIAS: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sums over the programs, in their order: 4 P C H bytes read."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if GRAD_WEIGHT:
-        m = i < n_weight
-        total = tl.zeros((BLOCK,), tl.float32)
-        p_tile = p_own_weight + i
-        for _ in range(0, programs):
-            total += tl.load(p_tile, mask=m, other=0.0)
-            p_tile += n_weight
-        tl.store(p_grad_weight + i, total.to(p_grad_weight.dtype.element_ty), mask=m)
-    if GRAD_BIAS:
-        m = i < classes
-        total = tl.zeros((BLOCK,), tl.float32)
-        for i_program in range(0, programs):
-            total += tl.load(p_own_bias + i_program * classes + i, mask=m, other=0.0)
-        tl.store(p_grad_bias + i, total.to(p_grad_bias.dtype.element_ty), mask=m)
-    if tl.program_id(0) == 0:
-        lane = tl.arange(0, BLOCK)
-        loss = tl.zeros((BLOCK,), tl.float32)
-        labelled = tl.zeros((BLOCK,), tl.int32)
-        correct = tl.zeros((BLOCK,), tl.int32)
-        for o in range(0, programs, BLOCK):
-            m_own = o + lane < programs
-            loss += tl.load(p_loss_sum + o + lane, mask=m_own, other=0.0)
-            labelled += tl.load(p_counts + 2 * (o + lane), mask=m_own, other=0)
-            correct += tl.load(p_counts + 2 * (o + lane) + 1, mask=m_own, other=0)
-        if REDUCE:
-            tl.store(p_loss, tl.sum(loss, 0) / divisor(p_parts, n_parts, GIVEN, PARTS))
-        tl.store(p_labelled, tl.sum(labelled, 0).to(tl.int64))
-        tl.store(p_correct, tl.sum(correct, 0).to(tl.int64))
+@cache
+def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, processors: int) -> Grid:
+    tiles_T = max(1, triton.cdiv(tokens, tiles.block_t))
+    if isinstance(tiles, Rows):
+        programs = min(tiles_T, processors)
+        return Grid(programs, programs, tiles.width)
+    # Two programs per multiprocessor: what one stores, the other loads.
+    blocks = triton.cdiv(hidden, tiles.weight_h)
+    return Grid(min(tiles_T, 2 * processors), min(tiles_T, triton.cdiv(2 * processors, blocks)), hidden)
 
 
-def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
-    """The operator's results, by two kernels."""
+def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor, ...]:
+    """The operator's results, by two kernels, or three where the input is read twice."""
     input_TH, weight_CH, target_T = call.input_TH, call.weight_CH, call.target_T
-    device, tokens, hidden, classes = input_TH.device, call.tokens, call.hidden, call.classes
-    config = choose_config(classes, input_TH.element_size())
-    most = config.programs * processors(device)
-    # Few tokens: shorter spans, so that every multiprocessor has some. Two sizes alone, each compiled once.
-    span = config.span if triton.cdiv(tokens, config.span) >= most else config.block_t
-    programs = max(1, min(triton.cdiv(tokens, span), most))
+    device, (tokens, hidden), classes = input_TH.device, input_TH.shape, weight_CH.shape[0]
+    tiles = choose_tiles(hidden, classes, input_TH.element_size(), shared_memory(device))
+    grid = choose_grid(tiles, tokens, hidden, count_processors(device))
     reduce = call.reduction != "none"
-
-    def single(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=torch.float32, device=device)
-
-    loss = single() if reduce else single(tokens)
-    labelled, correct = (torch.empty((), dtype=torch.int64, device=device) for _ in range(2))
+    loss = torch.empty(() if reduce else (tokens,), dtype=torch.float32, device=device)
+    labelled, correct = target_T.new_empty(()), target_T.new_empty(())
     prediction_T = torch.empty_like(target_T) if call.predict else target_T.new_empty(0)
     grad_input = torch.empty_like(input_TH) if call.grad_input else input_TH.new_empty(0)
     grad_weight = torch.empty_like(weight_CH) if call.grad_weight else weight_CH.new_empty(0)
     grad_bias = weight_CH.new_empty(classes if call.grad_bias else 0)
-    token = torch.empty(programs * span, dtype=torch.int32, device=device)
-    grad_logits = input_TH.new_empty(programs * span * config.block_c if call.grad_weight else 0)
-    own_weight = single(programs, classes * hidden if call.grad_weight else 0)
-    if tokens == 0:
-        own_weight.zero_()  # no span writes it
-    own_bias = single(programs, classes if call.grad_bias else 0)
-    loss_sum, counts = single(programs), torch.empty(2 * programs, dtype=torch.int32, device=device)
-    tag_spans[(programs,)](
-        input_TH,
-        weight_CH,
-        p_loss=loss,
-        p_prediction=prediction_T,
-        p_grad_input=grad_input,
-        p_token=token,
-        p_grad_logits=grad_logits,
-        p_grad_weight=own_weight,
-        p_grad_bias=own_bias,
-        p_loss_sum=loss_sum,
-        p_counts=counts,
-        tokens=tokens,
-        hidden=hidden,
-        classes=classes,
-        LOSS_T=not reduce,
-        GRAD_INPUT=call.grad_input,
-        GRAD_WEIGHT=call.grad_weight,
-        GRAD_BIAS=call.grad_bias,
-        # Without tensor cores in float32, as torch.mm computes unless told otherwise.
-        PRECISION="ieee",
-        PARTS=PARTS,
-        SPAN=span,
-        BLOCK_T=config.block_t,
-        BLOCK_H=config.block_h,
-        BLOCK_C=config.block_c,
-        **launch_options(config.warps, config.stages),
-        **call.options(),
-    )
-    elements = max(classes * hidden if call.grad_weight else 0, classes if call.grad_bias else 0, 1)
-    finish[(triton.cdiv(elements, FINISH_BLOCK),)](
-        own_weight,
-        own_bias,
-        loss_sum,
-        counts,
-        call.pointer(call.parts),
+    size = grid.workspace(classes, call.grad_weight, call.grad_bias)
+    workspace = torch.empty(size, dtype=torch.float32, device=device)
+    results = {
+        "p_loss": loss,
+        "p_prediction": prediction_T,
+        "p_grad_input": grad_input,
+        "p_workspace": workspace,
+        "tokens": tokens,
+        "hidden": hidden,
+        "classes": classes,
+        "LOSS_T": not reduce,
+        "GRAD_INPUT": call.grad_input,
+        "GRAD_WEIGHT": call.grad_weight,
+        "GRAD_BIAS": call.grad_bias,
+        "PARTS": PARTS,
+    }
+    if isinstance(tiles, Rows):
+        _one_pass(call, tiles, grid, results)
+    else:
+        _two_passes(call, tiles, grid, results)
+    elements = classes * grid.width if call.grad_weight else 0
+    finish[(triton.cdiv(elements, FINISH["BLOCK"]) + 1,)](
+        workspace,
+        call.parts,
         grad_weight,
         grad_bias,
         loss,
         labelled,
         correct,
-        classes * hidden,
+        hidden,
         classes,
-        programs,
+        grid.width,
+        grid.splits,
+        grid.programs,
         0 if call.parts is None else call.parts.numel(),
+        tokens if most_labelled is None else most_labelled,
         REDUCE=reduce,
         GIVEN=call.given,
         GRAD_WEIGHT=call.grad_weight,
         GRAD_BIAS=call.grad_bias,
         PARTS=PARTS,
-        BLOCK=FINISH_BLOCK,
+        **FINISH,
     )
     return loss, labelled, correct, prediction_T, grad_input, grad_weight, grad_bias
+
+
+def _one_pass(call: Call, tiles: Rows, grid: Grid, results: dict[str, object]) -> None:
+    tag_rows[(grid.programs,)](
+        call.input_TH,
+        call.weight_CH,
+        BLOCK_T=tiles.block_t,
+        SPLITS=tiles.splits,
+        SLICES=SLICES,
+        BLOCK_H=tiles.block_h,
+        BLOCK_C=tiles.block_c,
+        STAGES=STAGES,
+        num_warps=SLICES,
+        **results,
+        **call.options(),
+    )
+
+
+def _two_passes(call: Call, tiles: Blocks, grid: Grid, results: dict[str, object]) -> None:
+    input_TH, tokens = call.input_TH, call.tokens
+    # Of padded classes: rows of 32 or 64 bytes, which no sector of the memory is shared by.
+    grad_logits = input_TH.new_empty((tokens, tiles.block_c) if call.grad_weight else 0)
+    tag_logits[(grid.programs,)](
+        input_TH,
+        call.weight_CH,
+        p_grad_logits=grad_logits,
+        splits=grid.splits,
+        BLOCK_T=tiles.block_t,
+        BLOCK_H=tiles.block_h,
+        BLOCK_C=tiles.block_c,
+        **launch_options(4, LOGITS_STAGES[input_TH.element_size()]),
+        **results,
+        **call.options(),
+    )
+    if call.grad_weight:
+        tag_weight[(triton.cdiv(call.hidden, tiles.weight_h), grid.splits)](
+            input_TH,
+            call.target_T,
+            grad_logits,
+            results["p_workspace"],
+            tokens,
+            call.hidden,
+            call.classes,
+            call.ignore_index,
+            BLOCK_T=tiles.block_t,
+            BLOCK_H=tiles.weight_h,
+            BLOCK_C=tiles.block_c,
+            STAGES=STAGES,
+            num_warps=4,
+        )

@@ -31,7 +31,7 @@ def forward(
     quant_type: str,
     keep_low: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """The operator ``fangyan::lora_linear``. The backward makes low again, while a tile of x is in the cache."""
+    """The operator ``fangyan::lora_linear``; low is not kept: the backward has x's tile in the cache."""
     frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
     biases: Sequence[Tensor | None] = biases_N or [None] * len(weights)
     low_TR = input_TK.new_empty(0)
@@ -92,10 +92,8 @@ def _grad_input(
     """The sum of every layer's g W, or g (W + s B A)."""
     total: Tensor | None = None
     for i, grad_TN in enumerate(grads_TN):
-        if merges:
-            weight_NK = cpu.merged(frozen, i, a_RK[i], b_NR[i], scalings[i])
-        else:
-            weight_NK = frozen.dense(i)
+        merged = (i, a_RK[i], b_NR[i], scalings[i])
+        weight_NK = cpu.merged(frozen, *merged) if merges else frozen.dense(i)
         total = grad_TN @ weight_NK if total is None else total.addmm_(grad_TN, weight_NK)
     assert total is not None
     return total

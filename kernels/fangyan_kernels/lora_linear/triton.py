@@ -1,9 +1,9 @@
 """The operator on a GPU: cuBLAS's products with the frozen weights, Triton's low-rank ones around them.
 
-The low-rank part of an output is written first, s low B' + bias, and the large product added to it by cuBLAS,
-which reads it tile by tile where it would else have written alone: adding to a finished product reads and writes
-it once more. The gradient of the input likewise: D * (s g B A) first, g W added. ``low`` is kept for the backward,
-T R numbers beside the T K of the input.
+The low-rank part of an output is written first, s low B' + bias, and cuBLAS adds the large product to it,
+which reads it tile by tile as it writes: adding to a finished product would be a pass of its own. The
+gradient of the input likewise: D * (s g B A) first, g W added. ``low`` is kept for the backward, T R numbers
+beside the T K of the input.
 
     forward:   shrink x -> low;  expand low -> y;  y += x W'
     backward:  outer g -> g B, g' low;  expand g B -> dX;  dX += g W;  outer x -> grad_A;  finish
@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fangyan_kernels.capability import has_tensor_cores
 from fangyan_kernels.lora_linear import triton_merge
 from fangyan_kernels.lora_linear.frozen import Frozen
 from fangyan_kernels.lora_linear.launching import launch
@@ -36,8 +35,8 @@ LARGEST_RANK = 256
 # Up to it g B is made in the same pass as g' low, as sums over strips of 256 columns, 4 T R N / 256 bytes: at
 # R = 32 a quarter of g. Beyond it these sums would cost what the second pass over g does.
 MOST_IN_ONE_PASS = 32
-# What ``outer`` has on a multiprocessor at once; more programs only make more partial sums.
-PROGRAMS = 4
+# What ``outer`` has on a multiprocessor at once, by its registers; more programs only make more partial sums.
+PROGRAMS = 3
 
 
 class Mask(NamedTuple):
@@ -223,7 +222,7 @@ def launch_shrink(
     """low = factor (D * matrix) A', D of zeros and ones."""
     (tokens, inner), rank = matrix_TK.shape, len(a_RK)
     if tokens:
-        options = tiles("shrink", rank, matrix_TK.element_size(), has_tensor_cores(matrix_TK.device))
+        options = _tiles("shrink", rank, matrix_TK)
         launch(
             shrink,
             (blocks_of(tokens, options["BLOCK_T"]), 1),
@@ -250,8 +249,7 @@ def launch_expand(
     """
     (tokens, rank), columns = low_TR.shape[-2:], 0 if out_TK is None else out_TK.shape[1]
     if tokens:
-        element_size = (low_TR if total_TR is None else total_TR).element_size()
-        options = tiles("expand", rank, element_size, has_tensor_cores(low_TR.device))
+        options = _tiles("expand", rank, low_TR if total_TR is None else total_TR)
         strides = (0, 0) if a_RK is None else a_RK.stride()
         launch(
             expand,
@@ -275,7 +273,7 @@ def launch_outer(
     With ``b_KR`` also factor matrix B, (S, T, R): a sum for each strip of the columns.
     """
     (tokens, inner), rank = matrix_TK.shape, low_TR.shape[1]
-    options = tiles("outer", rank, matrix_TK.element_size(), has_tensor_cores(matrix_TK.device))
+    options = _tiles("outer", rank, matrix_TK)
     strips = blocks_of(inner, options["BLOCK_K"])
     length, parts = _parts(tokens, strips, rank, options["BLOCK_T"], matrix_TK.device)
     sums_PKR = matrix_TK.new_empty((parts, inner, rank), dtype=torch.float32)
@@ -313,31 +311,39 @@ FINISH = {"PARTS": 8, "BLOCK": 512, "num_warps": 4, "num_stages": 1}
 
 
 @cache
-def tiles(kernel: str, rank: int, element_size: int, tensor_cores: bool = True) -> dict[str, int]:
-    """Constants, warps and stages of a kernel, for 2- or 4-byte elements.
+def tiles(kernel: str, rank: int, tensor_cores: bool = True) -> dict[str, int]:
+    """Constants, warps and stages of a kernel.
 
-    In 16 bits a program of ``shrink`` has three copies of 8 KB of the matrix under way at R <= 32, of 4 KB at
-    R = 64, and there is one for every 32 tokens: at T = 8,192 two per multiprocessor. One of ``outer`` has two
-    or three of 16 KB, and sums in 64 registers per thread. ``expand`` only writes.
-
-    Without tensor cores both operands of a product stand in registers, so tiles are small; such chips copy
-    nothing asynchronously either.
+    In 16 bits a program of ``shrink`` has three copies of 8 KB of the matrix under way at R <= 32, of 4 KB
+    at R = 64, and there is one for every 32 tokens: at T = 8,192 two per multiprocessor. One of ``outer`` has
+    two or three of 16 KB, and sums in 64 registers per thread. ``expand`` only writes. Without tensor cores
+    the operands of a product are in registers, and tiles have to be smaller.
     """
     block_r = max(16, 1 << (rank - 1).bit_length())
-    block_t, block_k, stages = 32, 128 if block_r <= 32 else 64, 4
-    if kernel == "shrink" and block_r > 64:
-        block_t, block_k = 64, 8192 // block_r
-    elif kernel == "outer":
-        block_k, stages = max(64, min(256, 8192 // block_r)), 3
-    elif kernel == "expand":
-        block_k, stages = 128 if block_r <= 64 else 64, 2
-    block_k, warps = block_k * 2 // element_size, 8 if block_r > 128 else 4
+    block_t, block_k, stages = 32, 128 if block_r <= 32 else 64, 3
     if not tensor_cores:
-        block_t, warps, stages = 16, 8, 1
-        block_k = max(32, min(128, 2048 // block_r)) if kernel == "outer" else 32
-    shape = {"BLOCK_T": block_t, "BLOCK_K": block_k, "BLOCK_R": block_r}
+        block_t, block_k = 16, block_k // 2
+    elif kernel == "shrink":
+        stages = 4
+        if block_r > 64:
+            block_t, block_k = 64, 8192 // block_r
+    elif kernel == "outer":
+        block_k = max(64, min(256, 8192 // block_r))
+    else:
+        block_k, stages = 128 if block_r <= 64 else 64, 2
     span = {"SPAN": 1024} if kernel == "expand" else {}
-    return {**span, **shape, "num_warps": warps, "num_stages": stages}
+    shape = {"BLOCK_T": block_t, "BLOCK_K": block_k, "BLOCK_R": block_r}
+    return {**span, **shape, "num_warps": 8 if block_r > 128 else 4, "num_stages": stages}
+
+
+def _tiles(kernel: str, rank: int, matrix: Tensor) -> dict[str, int]:
+    return tiles(kernel, rank, matrix.dtype != torch.float32 and _multiplies(matrix.get_device()))
+
+
+@cache
+def _multiplies(device: int) -> bool:
+    """Whether Triton has a GPU's tensor cores multiply: since compute capability 8.0."""
+    return device < 0 or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def blocks_of(count: int, size: int) -> int:
@@ -346,9 +352,10 @@ def blocks_of(count: int, size: int) -> int:
 
 
 def _parts(tokens: int, strips: int, rank: int, block_t: int, device: torch.device) -> tuple[int, int]:
-    """Tokens of a part, and the number of parts: all multiprocessors work, and the sums weigh half of the input."""
+    """Tokens of a part, and the number of parts: enough for every multiprocessor, as long as their sums weigh
+    at most half of the matrix."""
     most = max(1, tokens // (4 * rank))
-    wanted = blocks_of(PROGRAMS * _multiprocessors(device), strips)
+    wanted = max(1, PROGRAMS * _multiprocessors(device) // strips)
     length = blocks_of(blocks_of(tokens, min(wanted, most)), block_t) * block_t
     return max(length, block_t), max(1, blocks_of(tokens, max(length, block_t)))
 

@@ -58,7 +58,10 @@ def merge(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """A tile of W + s B A, or of W without a and b. WHOLE_ROWS: K and the blocks are multiples of the tile's."""
+    """A tile of W + s B A, or of W without a and b.
+
+    WHOLE_ROWS: K and QUANT_BLOCK are multiples of BLOCK_K.
+    """
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     m_n, m_k = n < outer, k < inner

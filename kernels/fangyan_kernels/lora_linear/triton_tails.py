@@ -2,9 +2,9 @@
 
 Four kernels. ``shrink`` makes low = (D * x) A' of a matrix, ``expand`` writes low A (and a bias), ``outer``
 makes (D * x)' low and, in the same pass, x B of the same matrix; ``finish`` adds up what the programs of
-``outer`` have summed. The first three each read or write their large matrix once, 2 T K bytes in bfloat16, for
-2 T K R operations: at R = 16 that is 16 operations per byte, far below what a tensor core can do, so the floor is
-the bytes. What bounds them on the way there is how many bytes are under way: a Hopper card moves 23 bytes per
+``outer`` have summed. The first three each read or write their large matrix once, 2 T K bytes in bfloat16,
+for 2 T K R operations: at R = 16 that is 16 operations per byte, far below what a tensor core can do, so the
+floor is the bytes. What counts on the way there is how many are under way: a Hopper card moves 23 bytes per
 nanosecond and multiprocessor, so 20 KB have to be in flight on each.
 
 Dropout is drawn anew wherever x is read or its gradient written, 10 integer operations per element: the mask
@@ -212,7 +212,7 @@ def outer(
 
 @triton.jit
 def added_up(p_sums, parts, inner, stride, rank, e, PARTS: tl.constexpr):
-    """Sums over parts of elements (k, r) = (e // rank, e % rank) of matrices whose rows are ``stride`` apart."""
+    """Sums over parts of elements (e // rank, e % rank) of matrices whose rows are ``stride`` apart."""
     m_e = e < inner * rank
     o_e = e // rank * stride + e % rank
     total = tl.zeros(e.shape, tl.float32)

@@ -1,6 +1,7 @@
 """The C++ step against its reference, against bitsandbytes state by state, and against AdamW in float64."""
 
 import copy
+import math
 
 import fangyan_kernels
 import pytest
@@ -402,6 +403,42 @@ def test_an_odd_layout():
     expected, _ = run(AdamW8bit, values, [parameter.grad.contiguous()])
     optimizer.step()
     assert torch.equal(parameter.detach(), expected)
+
+
+@pytest.mark.parametrize("rule", ["adam", "lion", "ademamix"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradients_scale_is_that_of_the_gradient(rule, dtype):
+    """With 32-bit states, as a step of bfloat16 gradients with float32 weights has them."""
+    gradient = torch.randn(700).to(dtype)
+    found = []
+    for function, scaled, scale in (
+        (torch.ops.fangyan.optimizer_step_, gradient, 0.3),
+        (reference.optimizer_step_, gradient.float() * 0.3, 1.0),
+        (reference.optimizer_step_, gradient, 0.3),
+    ):
+        parameter, copy = torch.linspace(-1, 1, 700), torch.zeros(700, dtype=torch.bfloat16)
+        first = torch.full((1400 if rule == "ademamix" else 700,), 0.1)
+        second = None if rule == "lion" else torch.full((700,), 0.2)
+        numbers = (0.01, 0.9, 0.99, 0.999, 2.0, 1e-8, 0.1, 3, scale)
+        assert function(rule, parameter, scaled, first, second, None, None, None, None, copy, *numbers) == 0
+        found.append([parameter, copy.float(), first, *([] if second is None else [second])])
+    for one, other, third in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(third, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sum_of_squares(dtype):
+    tensors = [torch.randn(size).to(dtype) for size in (0, 1, 17, 100_000, 400_000)]
+    expected = sum(tensor.double().square().sum().item() for tensor in tensors)
+    found = torch.ops.fangyan.sum_of_squares(tensors)
+    assert found == pytest.approx(expected, rel=1e-12)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert torch.ops.fangyan.sum_of_squares(tensors) == found
+    torch.set_num_threads(threads)
+    tensors[1][0] = float("nan")
+    assert math.isnan(torch.ops.fangyan.sum_of_squares(tensors))
 
 
 def test_opcheck():

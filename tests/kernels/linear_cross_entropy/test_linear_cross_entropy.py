@@ -4,139 +4,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton_here
+from cross_entropy_cases import (
+    IGNORE,
+    IMPLEMENTATIONS,
+    MOST_TAGS,
+    OPTIONS,
+    check_against_truth,
+    implementations,
+    make,
+    weights,
+    with_gradients,
+)
 from fangyan_kernels import linear_cross_entropy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-IMPLEMENTATIONS = ["reference", "cpp", "triton_tags", "triton_vocabulary"]
 FUSED = IMPLEMENTATIONS[1:]
 SHAPES = [(1, 1, 1), (1, 63, 7), (3, 1, 5), (63, 256, 188), (130, 63, 3), (64, 768, 1000)]
 LARGE = [(1000, 63, 3), (1000, 300, 188), (100, 768, 21128)]  # an interpreter takes minutes for them
-IGNORE = -100
-MOST_TAGS = 128  # of float32
-
-# All of them together: a mistake in one term is not hidden by another that is zero.
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 15.0}
-
-
-@pytest.fixture
-def impl(request, monkeypatch):
-    """An implementation, where this machine can run it."""
-    if "triton" in request.param and triton_here.MISSING:
-        pytest.skip(triton_here.MISSING)
-    if "triton" not in request.param and triton_here.INTERPRETED:
-        pytest.skip("the interpreter runs Triton's kernels alone")
-    with triton_here.on_the_cpu(monkeypatch) if "triton" in request.param else torch.enable_grad():
-        yield request.param
-
-
-def implementations(*names):
-    return pytest.mark.parametrize("impl", names or IMPLEMENTATIONS, indirect=True)
-
-
-def device(impl):
-    return triton_here.DEVICE if "triton" in impl else "cpu"
-
-
-def make(impl, tokens, hidden, classes, seed=0, dtype=torch.float32, ignored=0.3, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    input = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64) * scale
-    weight = torch.randn(classes, hidden, generator=generator, dtype=torch.float64)
-    bias = torch.randn(classes, generator=generator, dtype=torch.float64)
-    target = torch.randint(classes, (tokens,), generator=generator)
-    target[torch.rand(tokens, generator=generator) < ignored] = IGNORE
-    leaves = [tensor.to(device(impl), dtype).requires_grad_() for tensor in (input, weight, bias)]
-    return *leaves, target.to(device(impl))
-
-
-def weights(case):
-    """A factor a class and a factor a token."""
-    classes, tokens = case[1].shape[0], case[0].shape[0]
-    options = {"dtype": torch.float64, "device": case[0].device}
-    return {
-        "weight": torch.linspace(0.5, 1.5, classes, **options),
-        "token_weight": torch.linspace(0.2, 2.0, tokens, **options),
-    }
-
-
-def with_gradients(function, input, weight, bias, target, /, **options):
-    loss = function(input, weight, target, linear_bias=bias, **options)
-    upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype, device=loss.device)
-    return loss, *torch.autograd.grad(loss, (input, weight, bias), upstream.reshape(loss.shape))
-
-
-def plain(input, head, target, *, linear_bias, z_loss=0.0, softcap=None, token_weight=None, **options):
-    """The expression in plain PyTorch; the product in its input's dtype, as a model computes it."""
-    logits = F.linear(input, head, linear_bias)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    reduction, factor = options.pop("reduction", "mean"), options.pop("weight", None)
-    factor = None if factor is None else factor.to(logits.dtype)
-    loss = F.cross_entropy(logits, target, reduction="none", weight=factor, **options)
-    labelled = (target != IGNORE).to(loss.dtype)
-    loss = loss + z_loss * labelled * logits.logsumexp(1) ** 2
-    total = labelled if factor is None else labelled * factor[target.clamp(min=0)]
-    if token_weight is not None:
-        loss, total = loss * token_weight.to(loss.dtype), total * token_weight.to(loss.dtype)
-    if reduction == "mean":
-        return loss.sum() / total.sum()
-    return loss.sum() if reduction == "sum" else loss
-
-
-def assert_within_budget(found, same_dtype, truth, rounding, what):
-    """At most twice the error of the same expression in plain PyTorch, plus one rounding step."""
-    budget = 2 * (same_dtype.double() - truth).abs().amax() + rounding
-    error = (found.double() - truth).abs().amax()
-    assert error <= budget, f"{what}: error {error:.3g}, budget {budget:.3g}"
-
-
-def check_against_truth(impl, case, **options):
-    doubles = [tensor.detach().double().requires_grad_() for tensor in case[:3]]
-    truth = with_gradients(plain, *doubles, case[3], **options)
-    same_dtype = with_gradients(plain, *case, **options)
-    found = with_gradients(linear_cross_entropy, *case, impl=impl, **options)
-    scales = term_sizes(*doubles, case[3], options)
-    names = ("loss", "input", "weight", "bias")
-    for name, *values in zip(names, found, same_dtype, truth, scales, strict=True):
-        *values, scale = values
-        assert_within_budget(*values, torch.finfo(case[0].dtype).eps * scale, f"{impl} {name}")
-
-
-@torch.no_grad()
-def term_sizes(input, weight, bias, target, options):
-    """The largest sum of absolute terms behind an element of the loss and of each gradient.
-
-    A rounding step is relative to the terms and not to their sum: logits cancel in the loss, and a
-    probability near 1 cancels with the target in its gradient.
-    """
-    logits = F.linear(input, weight, bias)
-    terms = logits.softmax(1)
-    labelled = target != IGNORE
-    terms[labelled, target[labelled]] += 1.0
-    most = max((float(value.max()) for name, value in options.items() if "weight" in name), default=1.0) ** 2
-    total = labelled.sum().clamp(min=1) if options.get("reduction", "mean") == "mean" else 1
-    terms = terms * 1.5 * most * labelled[:, None] / total
-    sizes = F.linear(input.abs(), weight.abs(), bias.abs()).amax(1) * labelled * most
-    sizes = sizes + options.get("z_loss", 0.0) * sizes**2
-    return (
-        sizes.amax() if options.get("reduction") == "none" else sizes.sum() / total,
-        (terms @ weight.abs()).amax(),
-        (terms.T @ input.abs()).amax(),
-        terms.sum(0).amax(),
-    )
-
-
-def skip_many_classes(impl, classes):
-    if impl == "triton_tags" and classes > MOST_TAGS:
-        pytest.skip(f"{impl} takes {MOST_TAGS} classes of float32 at most")
 
 
 @implementations()
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("shape", SHAPES + LARGE, ids=lambda s: "x".join(map(str, s)))
 def test_values_and_gradients(impl, reduction, shape):
-    skip_many_classes(impl, shape[2])
     if shape in LARGE and triton_here.INTERPRETED:
         pytest.skip("too large for an interpreter")
     case = make(impl, *shape, ignored=0.0 if shape[0] == 1 else 0.3)
@@ -147,7 +38,6 @@ def test_values_and_gradients(impl, reduction, shape):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("classes", [1, 33, 300])
 def test_every_option_together(impl, reduction, classes):
-    skip_many_classes(impl, classes)
     case = make(impl, 70, 40, classes)
     check_against_truth(impl, case, reduction=reduction, **OPTIONS, **weights(case))
 
@@ -163,8 +53,6 @@ def test_every_option_alone(impl, option):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("classes", [9, 188, 700])
 def test_half_precision(impl, dtype, classes):
-    if impl == "triton_tags" and classes > 256:
-        pytest.skip(f"{impl} takes 256 classes of {dtype} at most")
     check_against_truth(impl, make(impl, 80, 96, classes, dtype=dtype, scale=0.3), reduction="mean")
 
 
@@ -284,8 +172,8 @@ def test_statistics_come_with_the_loss(impl):
 
 @implementations()
 def test_the_first_of_equal_classes_is_predicted(impl):
-    _, _, _, target = make(impl, 8, 4, 40, ignored=0.0)
-    input, same = (torch.ones(rows, 4, device=target.device) for rows in (8, 40))
+    _, _, _, target = make(impl, 8, 4, 16, ignored=0.0)
+    input, same = (torch.ones(rows, 4, device=target.device) for rows in (8, 16))
     found = linear_cross_entropy(input, same, target, statistics="predictions", impl=impl)[1]
     assert (found.predictions == 0).all()
     assert found.correct == (target == 0).sum()
@@ -663,9 +551,90 @@ def test_cpp_takes_no_float64():
 
 
 @implementations("triton_tags")
-def test_triton_tags_take_few_classes(impl):
-    with pytest.raises(ValueError, match="takes 128 classes of torch.float32 at most, linear_weight has 300"):
-        linear_cross_entropy(*make(impl, 3, 8, 300)[:2], make(impl, 3, 8, 300)[3], impl=impl)
+@pytest.mark.parametrize("dtype", MOST_TAGS, ids=str)
+def test_triton_tags_take_few_classes(impl, dtype):
+    input, weight, target = torch.zeros(3, 8, dtype=dtype), torch.zeros(40, 8, dtype=dtype), torch.zeros(3)
+    message = f"takes {MOST_TAGS[dtype]} classes of {dtype} at most, linear_weight has 40"
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(input, weight, target.long(), impl=impl)
+
+
+# Of tokens, hidden size and classes: the one pass in tiles of every width, and more than one tile a program.
+TAGS = [(9, 40, 1), (100, 63, 9), (35, 300, 32), (20, 1024, 7)]
+
+
+@implementations("triton_tags")
+@pytest.mark.parametrize(
+    ("passes", "dtype"), [(1, torch.bfloat16), (1, torch.float16), (2, torch.float16)], ids=str
+)
+@pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
+def test_tags_in_16_bits(impl, passes, dtype, shape, monkeypatch):
+    from fangyan_kernels.linear_cross_entropy import triton_tags
+
+    if passes == 2:  # as on a chip with little shared memory
+        monkeypatch.setattr(triton_tags, "shared_memory", lambda device: 0)
+    tiles = triton_tags.choose_tiles(*shape[1:], 2, triton_tags.shared_memory(torch.device("cpu")))
+    assert isinstance(tiles, triton_tags.Rows if passes == 1 else triton_tags.Blocks)
+    case = make(impl, *shape, dtype=dtype, scale=0.3)
+    check_against_truth(impl, case, reduction="mean", **OPTIONS, **weights(case))
+    check_against_truth(impl, case, reduction="none")
+
+
+@implementations("triton_tags")
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("wanted", ["input", "weight", "bias", "nothing"])
+def test_tags_give_the_gradients_asked_for(impl, passes, wanted, monkeypatch):
+    from fangyan_kernels.linear_cross_entropy import triton_tags
+
+    if passes == 2:
+        monkeypatch.setattr(triton_tags, "shared_memory", lambda device: 0)
+    input, weight, bias, target = make(impl, 50, 72, 9, dtype=torch.bfloat16)
+    full = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, reduction="sum")
+    leaves = dict(zip(("input", "weight", "bias"), (input, weight, bias), strict=True))
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name == wanted)
+    loss = linear_cross_entropy(input, weight, target, linear_bias=bias, impl=impl, reduction="sum")
+    assert torch.equal(loss, full[0])
+    if wanted != "nothing":
+        loss.backward(torch.full_like(loss, 0.5))
+        assert torch.equal(leaves[wanted].grad, full[1 + list(leaves).index(wanted)])
+
+
+def heed_assertions(monkeypatch):
+    """The interpreter, which skips assertions, then raises what a GPU says of one that fails."""
+    from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
+
+    options = InterpreterOptions(debug=True, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter_builder, "options", options)
+
+
+@implementations("triton_tags", "triton_vocabulary")
+@pytest.mark.parametrize("wrong", [-1, 12], ids=str)
+def test_a_target_that_is_no_class_is_reported(impl, wrong, monkeypatch):
+    if not triton_here.INTERPRETED:
+        pytest.skip("on a GPU a failed assertion ends the process's use of it")
+    heed_assertions(monkeypatch)
+    input, weight, _, target = make(impl, 40, 16, 12)
+    regime = impl.removeprefix("triton_")
+    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, regime, False, False, False, False)
+    arguments = (input, weight, None, target, None, None, torch.tensor(3.0, device=input.device), *options)
+    torch.ops.fangyan.linear_cross_entropy(*arguments)
+    target[17] = wrong
+    with pytest.raises(Exception, match="a target is no class"):
+        torch.ops.fangyan.linear_cross_entropy(*arguments)
+
+
+@implementations("triton_tags", "triton_vocabulary")
+def test_labels_beyond_most_labelled_are_reported(impl, monkeypatch):
+    """Instead of a loss without them. The interpreter raises what a GPU's assertion says."""
+    if not triton_here.INTERPRETED:
+        pytest.skip("on a GPU a failed assertion ends the process's use of it")
+    heed_assertions(monkeypatch)
+    input, weight, _, target = make(impl, 40, 16, 12, ignored=0.5)
+    labelled = int((target != IGNORE).sum())
+    linear_cross_entropy(input, weight, target, impl=impl, most_labelled=labelled)
+    with pytest.raises(Exception, match="most_labelled"):
+        linear_cross_entropy(input, weight, target, impl=impl, most_labelled=labelled - 1)
 
 
 def test_the_operator_itself_never_reads_out_of_bounds():

@@ -5,7 +5,7 @@ import pytest
 import torch
 import triton_here
 
-from harness.check import WrongValues, check
+from harness.check import WrongValues, check, expected
 from harness.host import launching_nothing
 from harness.offline import SHARED_LIMIT, compile_offline
 from harness.op import OfflineKernel, Shape
@@ -32,7 +32,7 @@ def device(monkeypatch):
 
 def check_contender(device, sizes, dtype):
     shape = Shape("k-step", dict(zip("TKNR", sizes, strict=True), P=0), device, dtype)
-    check(OP, shape, OP.contender("K step"))
+    check(OP.contender("K step"), expected(OP, shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

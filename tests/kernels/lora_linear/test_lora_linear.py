@@ -336,6 +336,38 @@ def test_it_keeps_its_input_and_nothing_as_large(impl):
     assert set(others) <= {(), (0,), (64, 2)}
 
 
+def test_a_gpu_keeps_its_seed_and_low_on_the_device():
+    """Without a GPU: what the operator says of CUDA tensors that are not there."""
+    from torch._subclasses import FakeTensorMode
+
+    if triton_here.INTERPRETED:
+        pytest.skip("the interpreter runs Triton's kernels alone")
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with FakeTensorMode(), hooks:
+        sizes = (9, 4), (6, 4), (2, 4), (6, 2), (6,)
+        case = [torch.empty(size, device="cuda").requires_grad_(n != 1) for n, size in enumerate(sizes)]
+        output = ours(*case, impl="triton", dropout=0.5)
+    assert (output.shape, output.device.type) == ((9, 6), "cuda")
+    others = [t for t in saved if all(t is not own for own in case)]
+    assert {(tuple(t.shape), t.device.type) for t in others} == {((), "cuda"), ((9, 2), "cuda")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="it captures a CUDA graph")
+def test_triton_graphs_draw_a_new_mask_at_each_replay():
+    case = [tensor.detach() for tensor in make("triton", 64, 32, 16, 4)]
+    with torch.no_grad():
+        ours(*case, impl="triton", dropout=0.5)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = ours(*case, impl="triton", dropout=0.5)
+    replays = []
+    for _ in range(2):
+        graph.replay()
+        replays.append(output.clone())
+    assert not torch.equal(*replays)
+
+
 @implementations(*FUSED)
 def test_opcheck_and_fullgraph(impl):
     case = make(impl, 40, 16, 24, 2)

@@ -1,23 +1,24 @@
 """A packed batch gives what each sentence gives alone, for encoders and causal models."""
 
-import itertools
-
+import fangyan_kernels
 import pytest
 import torch
 from fangyan.data.encode import IGNORE, Window
 from fangyan.data.packing import collate
 from fangyan.errors import UserError
 from fangyan.models import attention
-from fangyan.models.attention import varlen_attention
+from fangyan.models.attention import takes_boundaries, varlen_attention
 from fangyan.models.dropout import ByteDropout, use_byte_dropout
 from fangyan.models.head import LossHead
 from fangyan.models.packed import PackedModel, position_offset
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForTokenClassification,
     BertConfig,
     DebertaV2Config,
     ElectraConfig,
+    Gemma2Config,
     LlamaConfig,
     Qwen2Config,
     XLMRobertaConfig,
@@ -172,29 +173,60 @@ def test_varlen_attention_refuses_dropout():
         varlen_attention(nn.Identity(), states, states, states, None, dropout=0.1)
 
 
-def attention_by_sequence(query, key, value, offsets, _, longest, __, *, scale, window_size):
-    """What the variable-length kernel is documented to do, one sequence at a time, on any device."""
-    left, right = window_size
-    assert left == -1
-    outputs = []
-    for start, end in itertools.pairwise(offsets.tolist()):
-        assert end - start <= longest
-        parts = [tensor[start:end].transpose(0, 1) for tensor in (query, key, value)]
-        output = nn.functional.scaled_dot_product_attention(*parts, scale=scale, is_causal=right == 0)
-        outputs.append(output.transpose(0, 1))
-    return torch.cat(outputs)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_long_row_is_each_sentence_alone(name, monkeypatch):
-    """All of the GPU's path but its kernel, whose documented meaning stands in for it."""
-    monkeypatch.setattr(attention, "varlen_attn", attention_by_sequence)
+def test_one_long_row_is_each_sentence_alone(name):
     windows = make_windows()
     rows, varlen = (run(build(CONFIGS[name], layout), windows) for layout in ("rows", "varlen"))
     for left, right in zip(rows[0], varlen[0], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     for key, gradient in varlen[2].items():
         torch.testing.assert_close(gradient, rows[2][key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def attention_by_sequence(query, key, value, offsets, _, longest, __, *, scale, window_size):
+    """What the GPU's variable-length kernel is documented to do, by ours."""
+    assert int(offsets.diff().max()) <= longest
+    return fangyan_kernels.varlen_attention(query, key, value, offsets, window=window_size, scale=scale)
+
+
+class NotTheCpu:
+    """A tensor that says it is on a GPU."""
+
+    def __init__(self, tensor):
+        self._tensor, self.device, self.shape = tensor, torch.device("cuda"), tensor.shape
+
+    def __getitem__(self, index):
+        return self._tensor[index]
+
+    def repeat_interleave(self, *arguments, **options):
+        return self._tensor.repeat_interleave(*arguments, **options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gpus_kernel_is_given_what_ours_is(monkeypatch, causal):
+    """All of the GPU's path but its kernel, whose documented meaning stands in for it."""
+    monkeypatch.setattr(attention, "varlen_attn", attention_by_sequence)
+    query, key, value = (torch.randn(1, heads, 12, 8) for heads in (4, 2, 2))
+    offsets = torch.tensor([0, 5, 12], dtype=torch.int32)
+    options = {"cu_seq_lens_q": offsets, "max_length_q": 7, "is_causal": causal, "sliding_window": 4}
+    ours, _ = varlen_attention(nn.Identity(), query, key, value, None, **options)
+    theirs, _ = varlen_attention(nn.Identity(), *map(NotTheCpu, (query, key, value)), None, **options)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_that_take_boundaries_are_found(name):
+    model = AutoModelForTokenClassification.from_config(CONFIGS[name]).train()
+    assert takes_boundaries(model, position_offset(model))
+    assert model.training
+
+
+def test_models_that_cannot_keep_the_mask():
+    """An attention of its own; and one that caps its scores, which the kernels do not."""
+    deberta = AutoModelForTokenClassification.from_config(DebertaV2Config(**SMALL))
+    assert not takes_boundaries(deberta, 0)
+    config = Gemma2Config(head_dim=8, num_key_value_heads=2, **SMALL)
+    assert not takes_boundaries(AutoModelForCausalLM.from_config(config), 0)
 
 
 @pytest.mark.skipif(

@@ -3,9 +3,9 @@
 Dialect sentences are short (HKCanCor averages 12.5 characters), and the usual loop pads each to
 128. Here sequences share a row; attention and positions start anew at each of them.
 
-Two layouts of the same batch: on a GPU one long row whose boundaries a variable-length attention
-kernel reads; on the CPU short rows with a block-diagonal mask, since attention over a row costs
-its square.
+Two layouts of the same batch: one long row whose boundaries a variable-length attention kernel reads; for
+models that cannot take it, short rows with a block-diagonal mask, since attention over a row costs its
+square.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fangyan.data.encode import IGNORE, Window
 
-# Attention over a row costs its square, and short sentences fill rows of this width to over 95%.
+# Where attention over a row costs its square: short sentences fill rows of this width to over 95%.
 ROW_WIDTH = 64
 
 
@@ -55,11 +55,14 @@ def collate(windows: Sequence[Window], pad_id: int, width: int | None = ROW_WIDT
         windows: what to lay out; none at all gives one row of padding, for a rank without work.
         pad_id: the id of empty places.
         width: of a row, grown to the longest window; 0 puts one window in each row (padding),
-            None puts all of them in one row.
+            None puts all of them in one row, whose end is empty up to a multiple of :data:`ROW_WIDTH`:
+            products of an odd number of tokens are slower, and a library compiles each new number anew.
     """
     lengths = [len(window.input_ids) for window in windows]
     rows = _rows(lengths, width)
     row_width = max((sum(lengths[i] for i in row) for row in rows), default=1)
+    if width is None:
+        row_width = -(-row_width // ROW_WIDTH) * ROW_WIDTH
     shape = (max(len(rows), 1), max(row_width, 1))
     arrays = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Attention within each of many sequences in one row, by PyTorch's variable-length flash kernel.
+"""Attention within each of many sequences in one row, by PyTorch's flash kernel, on the CPU by our own.
 
 Registered with transformers' attention interface, so that every model written against it packs
 without a change of its own.
@@ -6,8 +6,11 @@ without a change of its own.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import fangyan_kernels
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -35,7 +38,8 @@ def varlen_attention(
     """transformers' attention function over one packed row.
 
     Args:
-        query, key, value: (1, heads, T, D), bfloat16 or float16; key and value may have fewer heads.
+        query, key, value: (1, heads, T, D), 16-bit on a GPU, float32 or bfloat16 on the CPU; key and value
+            may have fewer heads.
         cu_seq_lens_q: where sequences start and end, (sequences + 1,), int32.
         max_length_q: the longest sequence.
 
@@ -46,10 +50,20 @@ def varlen_attention(
         raise UserError("model.attention_dropout: the variable-length kernel has no dropout, expected 0")
     if softcap:
         raise UserError("train.packing: the variable-length kernel has no softcap, expected false")
-    assert cu_seq_lens_q is not None, "only packed batches come here"
-    assert max_length_q is not None
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise UserError(
+            "train.packing: the model does not tell its attention where sequences start, expected false"
+        )
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     reach = sliding_window - 1 if sliding_window else -1
+    window = (reach, 0 if causal else reach)
+    if query.device.type == "cpu":
+        # Views: selecting the row would have its backward fill zeros and copy.
+        query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+        attended = fangyan_kernels.varlen_attention(
+            query, key, value, cu_seq_lens_q, window=window, scale=scaling
+        )
+        return attended.unsqueeze(0), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
@@ -63,10 +77,29 @@ def varlen_attention(
         max_length_q,
         max_length_q,
         scale=scaling,
-        window_size=(reach, 0 if causal else reach),
+        window_size=window,
     )
     assert isinstance(output, Tensor)
     return output[None], None
+
+
+def takes_boundaries(model: Any, position_offset: int) -> bool:
+    """Whether the model keeps sequences in one row apart by their boundaries: tries two of a token each."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    offsets = torch.tensor([0, 1, 2], dtype=torch.int32)
+    boundaries = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": 1, "max_length_k": 1}
+    trained = model.training
+    try:
+        model.set_attn_implementation(NAME)
+        with torch.no_grad():
+            positions = torch.full((1, 2), position_offset)
+            model.eval()(input_ids=torch.zeros_like(positions), position_ids=positions, **boundaries)
+    except (UserError, TypeError, ValueError):
+        return False
+    finally:
+        model.train(trained)
+    return bool(model.config._attn_implementation == NAME)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -1,0 +1,183 @@
+"""The vocabulary's way on a GPU: both of its kernels, its chunks, and input rows that no label needs."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import triton_here
+from cross_entropy_cases import (
+    IGNORE,
+    OPTIONS,
+    check_against_truth,
+    implementations,
+    make,
+    weights,
+    with_gradients,
+)
+from fangyan_kernels import linear_cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+vocabulary = implementations("triton_vocabulary")
+
+
+@pytest.fixture(params=["tile", "row"])
+def kernel(request, monkeypatch):
+    """The kernel for few classes, or that for many, walking them in blocks of 128 and ends of 64."""
+    from fangyan_kernels.linear_cross_entropy import triton_vocabulary
+
+    if request.param == "row":
+        monkeypatch.setattr(triton_vocabulary, "MOST_TILE_CLASSES", 0)
+        monkeypatch.setattr(triton_vocabulary, "WIDTH", 64)
+        monkeypatch.setattr(triton_vocabulary, "WARPS", 1)
+
+
+@vocabulary
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("classes", [77, 300, 1001])
+def test_classes_that_end_anywhere(impl, dtype, classes):
+    check_against_truth(impl, make(impl, 37, 48, classes, dtype=dtype, scale=0.3), reduction="mean")
+
+
+@vocabulary
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("classes", [77, 384])
+def test_options_where_classes_end(impl, dtype, classes):
+    """384 classes fill a row's padding, and its blocks."""
+    case = make(impl, 21, 24, classes, dtype=dtype, scale=0.3)
+    check_against_truth(impl, case, reduction="mean", **OPTIONS, **weights(case))
+
+
+@vocabulary
+@pytest.mark.parametrize("classes", [8287, 30522, 50257])
+def test_real_vocabularies(impl, classes):
+    """None of them is a multiple of 8; 3 or 12 blocks each, and what is left."""
+    case = make(impl, 3, 8, classes, dtype=torch.bfloat16, ignored=0.0)
+    check_against_truth(impl, case, reduction="mean", z_loss=1e-3)
+
+
+@vocabulary
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("first", [0, 70, 127, 128, 299])
+def test_the_first_of_equal_classes_wherever_it_is(impl, first):
+    """In a lane, in another lane, in the next block, and in what is left of a row."""
+    device = triton_here.DEVICE
+    weight = torch.ones(300, 4, device=device)
+    weight[first:] = 2.0
+    input = torch.ones(5, 4, device=device)
+    target = torch.tensor([0, first, 299, 130, IGNORE], device=device)
+    loss, found = linear_cross_entropy(input, weight, target, statistics="predictions", impl=impl)
+    assert found.predictions.tolist() == [first] * 4 + [IGNORE]
+    assert found.correct == (target == first).sum()
+    counts = linear_cross_entropy(input, weight, target, statistics="counts", impl=impl)[1]
+    assert counts.correct == found.correct
+    assert loss.isfinite()
+
+
+@vocabulary
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    ("value", "chunks", "more"),
+    [(float("nan"), 1, None), (float("inf"), 1, 2), (-float("inf"), 3, None), (float("nan"), 3, 0)],
+)
+def test_rows_without_a_label_may_hold_anything(impl, value, chunks, more, monkeypatch):
+    from fangyan_kernels.linear_cross_entropy import triton_vocabulary
+
+    input, weight, bias, target = make(impl, 90, 20, 150, ignored=0.4)
+    target[0] = IGNORE  # whose row fills up what is packed
+    labelled = target != IGNORE
+    count = int(labelled.sum())
+    monkeypatch.setattr(triton_vocabulary, "chunk_rows", lambda tokens, *_: -(-tokens // chunks))
+    dirty = torch.where(labelled[:, None], input.detach(), value).requires_grad_()
+    options = {"impl": impl, "most_labelled": None if more is None else count + more}
+    clean = with_gradients(linear_cross_entropy, input, weight, bias, target, **options)
+    found = with_gradients(linear_cross_entropy, dirty, weight, bias, target, **options)
+    assert (found[1][~labelled] == 0).all()
+    for left, right in zip(found, clean, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
+
+
+@vocabulary
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, in the interpreter
+def test_a_label_on_what_is_not_finite_is_seen(impl):
+    """A repair leaves out rows without a label, and no others."""
+    input, weight, bias, target = make(impl, 20, 8, 40, ignored=0.0)
+    target[3] = IGNORE
+    dirty = input.detach().clone()
+    dirty[3:5] = float("nan")
+    found = with_gradients(linear_cross_entropy, dirty.requires_grad_(), weight, bias, target, impl=impl)
+    assert found[0].isnan()
+    assert found[1][4].isnan().all()
+    assert (found[1][3] == 0).all()
+    assert found[2].isnan().all()
+
+
+class Recorded(TorchDispatchMode):
+    """Names and sizes of what PyTorch computes besides our kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.calls.append((function.__name__.split(".")[0], tuple(result.shape)))
+        return result
+
+
+@vocabulary
+def test_the_input_is_not_copied(impl):
+    """In one chunk the three products are all that has the size of input, weight or logits."""
+    from fangyan_kernels.linear_cross_entropy import triton
+
+    input, weight, bias, target = (tensor.detach() for tensor in make(impl, 70, 33, 50, dtype=torch.bfloat16))
+    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, "vocabulary", False, True, True, True)
+    with Recorded() as recorded:
+        triton.linear_cross_entropy(input, weight, bias, target, None, None, None, *options)
+    large = [name for name, shape in recorded.calls if shape in ((70, 33), (50, 33), (70, 50), (70, 64))]
+    assert large.count("mm") == 3
+    assert not {"where", "clone", "copy", "_to_copy", "index_select", "mul", "add", "zeros", "fill_"} & set(
+        large
+    )
+
+
+CASES = [
+    # tokens, hidden, classes, bytes of a number: rows of a chunk
+    (8192, 768, 21128, 2, 8192),
+    (8192, 4096, 128256, 2, 8192),  # halves would save 1 GB of logits, and take 2 of a sum
+    (16384, 2048, 248320, 2, 4096),
+    (65536, 1024, 188, 2, 65536),
+    (8192, 4096, 128256, 4, 4096),  # the sum is the result
+    (1, 1, 1, 2, 1),
+    (0, 64, 5000, 2, 0),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "x".join(map(str, c)))
+def test_triton_chunks_are_few_and_no_larger_than_what_they_spare(case):
+    from fangyan_kernels.linear_cross_entropy.triton_vocabulary import CHUNK_BYTES, chunk_rows, row_stride
+
+    tokens, hidden, classes, size, expected = case
+    rows = chunk_rows(tokens, hidden, classes, size)
+    assert rows == expected
+
+    def beside_results(rows):
+        """Bytes of a chunk's logits, and of the sum where it is not the result itself."""
+        several = rows < tokens and size < 4
+        return rows * row_stride(classes) * size + several * 4 * classes * hidden
+
+    for more_chunks in (2, 3, 10):
+        fewer = -(-rows // more_chunks)
+        budget = max(CHUNK_BYTES, 2 * 4 * row_stride(classes) * hidden)
+        assert beside_results(rows) <= max(beside_results(fewer), budget)
+
+
+def test_triton_rows_are_aligned():
+    from fangyan_kernels.linear_cross_entropy.triton_vocabulary import row_stride
+
+    strides = [row_stride(classes) for classes in range(1, 300)]
+    assert all(stride % 64 == 0 for stride in strides)
+    assert all(0 <= stride - classes < 64 for classes, stride in enumerate(strides, 1))
+    assert all(a <= b for a, b in pairwise(strides))

@@ -1,0 +1,113 @@
+"""Inputs of linear cross-entropy, and the error budget that every implementation keeps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton_here
+from fangyan_kernels import linear_cross_entropy
+
+IMPLEMENTATIONS = ["reference", "cpp", "triton_tags", "triton_vocabulary"]
+IGNORE = -100
+MOST_TAGS = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # triton_tags' classes
+
+# All of them together: a mistake in one term is not hidden by another that is zero.
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 15.0}
+
+
+def implementations(*names):
+    return pytest.mark.parametrize("impl", names or IMPLEMENTATIONS, indirect=True)
+
+
+def device(impl):
+    return triton_here.DEVICE if "triton" in impl else "cpu"
+
+
+def make(impl, tokens, hidden, classes, seed=0, dtype=torch.float32, ignored=0.3, scale=1.0):
+    if impl == "triton_tags":
+        classes = min(classes, MOST_TAGS[dtype])
+    generator = torch.Generator().manual_seed(seed)
+    input = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64) * scale
+    weight = torch.randn(classes, hidden, generator=generator, dtype=torch.float64)
+    bias = torch.randn(classes, generator=generator, dtype=torch.float64)
+    target = torch.randint(classes, (tokens,), generator=generator)
+    target[torch.rand(tokens, generator=generator) < ignored] = IGNORE
+    leaves = [tensor.to(device(impl), dtype).requires_grad_() for tensor in (input, weight, bias)]
+    return *leaves, target.to(device(impl))
+
+
+def weights(case):
+    """A factor a class and a factor a token."""
+    classes, tokens = case[1].shape[0], case[0].shape[0]
+    options = {"dtype": torch.float64, "device": case[0].device}
+    return {
+        "weight": torch.linspace(0.5, 1.5, classes, **options),
+        "token_weight": torch.linspace(0.2, 2.0, tokens, **options),
+    }
+
+
+def with_gradients(function, input, weight, bias, target, /, **options):
+    loss = function(input, weight, target, linear_bias=bias, **options)
+    upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype, device=loss.device)
+    return loss, *torch.autograd.grad(loss, (input, weight, bias), upstream.reshape(loss.shape))
+
+
+def plain(input, head, target, *, linear_bias, z_loss=0.0, softcap=None, token_weight=None, **options):
+    """The expression in plain PyTorch; the product in its input's dtype, as a model computes it."""
+    logits = F.linear(input, head, linear_bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    reduction, factor = options.pop("reduction", "mean"), options.pop("weight", None)
+    factor = None if factor is None else factor.to(logits.dtype)
+    loss = F.cross_entropy(logits, target, reduction="none", weight=factor, **options)
+    labelled = (target != IGNORE).to(loss.dtype)
+    loss = loss + z_loss * labelled * logits.logsumexp(1) ** 2
+    total = labelled if factor is None else labelled * factor[target.clamp(min=0)]
+    if token_weight is not None:
+        loss, total = loss * token_weight.to(loss.dtype), total * token_weight.to(loss.dtype)
+    if reduction == "mean":
+        return loss.sum() / total.sum()
+    return loss.sum() if reduction == "sum" else loss
+
+
+def assert_within_budget(found, same_dtype, truth, rounding, what):
+    """At most twice the error of the same expression in plain PyTorch, plus one rounding step."""
+    budget = 2 * (same_dtype.double() - truth).abs().amax() + rounding
+    error = (found.double() - truth).abs().amax()
+    assert error <= budget, f"{what}: error {error:.3g}, budget {budget:.3g}"
+
+
+def check_against_truth(impl, case, **options):
+    doubles = [tensor.detach().double().requires_grad_() for tensor in case[:3]]
+    truth = with_gradients(plain, *doubles, case[3], **options)
+    same_dtype = with_gradients(plain, *case, **options)
+    found = with_gradients(linear_cross_entropy, *case, impl=impl, **options)
+    scales = term_sizes(*doubles, case[3], options)
+    names = ("loss", "input", "weight", "bias")
+    for name, *values in zip(names, found, same_dtype, truth, scales, strict=True):
+        *values, scale = values
+        assert_within_budget(*values, torch.finfo(case[0].dtype).eps * scale, f"{impl} {name}")
+
+
+@torch.no_grad()
+def term_sizes(input, weight, bias, target, options):
+    """The largest sum of absolute terms behind an element of the loss and of each gradient.
+
+    A rounding step is relative to the terms and not to their sum: logits cancel in the loss, and a
+    probability near 1 cancels with the target in its gradient.
+    """
+    logits = F.linear(input, weight, bias)
+    terms = logits.softmax(1)
+    labelled = target != IGNORE
+    terms[labelled, target[labelled]] += 1.0
+    most = max((float(value.max()) for name, value in options.items() if "weight" in name), default=1.0) ** 2
+    total = labelled.sum().clamp(min=1) if options.get("reduction", "mean") == "mean" else 1
+    terms = terms * 1.5 * most * labelled[:, None] / total
+    sizes = F.linear(input.abs(), weight.abs(), bias.abs()).amax(1) * labelled * most
+    sizes = sizes + options.get("z_loss", 0.0) * sizes**2
+    return (
+        sizes.amax() if options.get("reduction") == "none" else sizes.sum() / total,
+        (terms @ weight.abs()).amax(),
+        (terms.T @ input.abs()).amax(),
+        terms.sum(0).amax(),
+    )
