@@ -177,8 +177,8 @@ def tag_rows(
     p_w = p_weight + c[None, :, None] * hidden + i_h
     w, grad_weight = (), ()
     for i in tl.static_range(SPLITS):
-        w += (tl.load(p_w + i * BLOCK_H, mask=m_c & (i * BLOCK_H + i_h < hidden), other=0.0),)
-        grad_weight += (tl.zeros((SLICES, BLOCK_C, BLOCK_H), tl.float32),)
+        w += (tl.load(p_w + i * BLOCK_H, mask=m_c & (i * BLOCK_H + i_h < hidden), other=0.0),)  # type: ignore[assignment]
+        grad_weight += (tl.zeros((SLICES, BLOCK_C, BLOCK_H), tl.float32),)  # type: ignore[assignment]
     bias, class_weight = load_classes(p_bias, p_class_weight, classes, HAS_BIAS, HAS_CLASS_WEIGHT, BLOCK_C)
     inverse = 1.0 / divisor(p_parts, n_parts, GIVEN, PARTS)
 
@@ -196,7 +196,7 @@ def tag_rows(
         x = ()
         for i in tl.static_range(SPLITS):
             m_x = m_t[None, :, None] & (i * BLOCK_H + i_h < hidden)
-            x += (tl.load(p_input + o_x + i * BLOCK_H, mask=m_x, other=0.0),)
+            x += (tl.load(p_input + o_x + i * BLOCK_H, mask=m_x, other=0.0),)  # type: ignore[assignment]
             z = tl.dot(x[i], tl.permute(w[i], (0, 2, 1)), z)
         loss, hit, g = tile_loss(
             tl.sum(z, 0) + bias[None, :],
@@ -232,7 +232,7 @@ def tag_rows(
         sums = ()
         for i in tl.static_range(SPLITS):
             if GRAD_WEIGHT:
-                sums += (tl.dot(tl.permute(g, (0, 2, 1)), x[i], grad_weight[i]),)
+                sums += (tl.dot(tl.permute(g, (0, 2, 1)), x[i], grad_weight[i]),)  # type: ignore[assignment]
             if GRAD_INPUT:
                 m_grad = (token < tokens)[None, :, None] & (i * BLOCK_H + i_h < hidden)
                 tl.store(p_grad_input + o_x + i * BLOCK_H, tl.dot(g, w[i]).to(g.dtype), mask=m_grad)

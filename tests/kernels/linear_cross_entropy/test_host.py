@@ -1,0 +1,37 @@
+"""What a step of tags costs its host that needs no clock: launches, and variants compiled in training."""
+
+import pytest
+import torch
+import triton_here
+from fangyan_kernels import linear_cross_entropy
+
+if triton_here.INTERPRETED:
+    pytest.skip("an interpreter compiles nothing", allow_module_level=True)
+
+from harness.host import launching_nothing
+
+ONE_PASS = ["tag_rows", "finish", "scale_three"]
+TWO_PASSES = ["tag_logits", "tag_weight", "finish", "scale_three"]
+
+
+def step(tokens, hidden, classes, **options):
+    input = torch.zeros(tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(classes, hidden, dtype=torch.bfloat16, requires_grad=True)
+    target = torch.zeros(tokens, dtype=torch.int64)
+    linear_cross_entropy(input, weight, target, impl="triton_tags", **options).backward()
+
+
+@pytest.mark.parametrize(("hidden", "kernels"), [(256, ONE_PASS), (1280, TWO_PASSES)])
+def test_launches_and_variants_of_a_training_run(hidden, kernels):
+    """Each kernel is compiled once, whatever the number of tokens and of programs of a last batch."""
+    with launching_nothing() as launches:
+        step(512, hidden, 9, divisor=300.0)
+        assert launches.launched == kernels
+        first = list(launches.variants)
+        for tokens in (1, 7, 16, 48, 200, 1000):
+            step(tokens, hidden, 9, divisor=300.0)
+        assert launches.variants == first
+        assert len(first) <= len(kernels)
+        launches.clear()
+        step(512, hidden, 9)  # without a divisor, the targets' weights are summed first
+        assert launches.launched == ["weigh_targets", *kernels]
