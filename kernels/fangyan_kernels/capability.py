@@ -1,4 +1,4 @@
-"""What an old GPU cannot do, said in a sentence before a kernel fails at it."""
+"""What an old GPU cannot do: said in a sentence before a kernel fails at it, or done otherwise."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Of compute capabilities, the first with bfloat16 (CUDA C Programming Guide, "Compute Capabilities").
-BFLOAT16_SINCE = (8, 0)
+# Of compute capabilities, the first with bfloat16 (CUDA C Programming Guide, "Compute Capabilities"), and the
+# first whose tensor cores Triton uses: since its version 3.3, Turing's lie idle (its pull request 5066).
+BFLOAT16_SINCE = TENSOR_CORES_SINCE = (8, 0)
 
 
 def refuse_bfloat16(input: Tensor) -> None:
@@ -31,6 +32,11 @@ def bfloat16_missing(device: torch.device) -> str | None:
         return None
     found, needed = (".".join(map(str, version)) for version in (capability, BFLOAT16_SINCE))
     return f"GPUs have from compute capability {needed} on, and this one is of {found}"
+
+
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether a product in a Triton kernel is more than multiplications; cuBLAS uses Turing's too."""
+    return device.type != "cuda" or _capability(device) >= TENSOR_CORES_SINCE
 
 
 @cache

@@ -13,6 +13,8 @@ from fangyan_kernels import capability, linear_cross_entropy, lora_linear
 from fangyan_kernels.lora_linear import reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from harness.host import launching_nothing
+
 # What a scaler of float16 starts from (torch.amp.GradScaler: 65,536).
 LOSS_SCALE = 2.0**16
 IGNORE = -100
@@ -167,3 +169,15 @@ def test_bfloat16_is_refused_by_old_cards(card, impl, monkeypatch):
                     call()
             else:
                 assert call().device.type == "cuda"
+
+
+@pytest.mark.skipif(triton_here.INTERPRETED, reason="an interpreter compiles nothing")
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("classes", [7, 300, 5000])
+def test_every_reduction_compiles(classes, reduction):
+    """Kernels without a divisor have no pointer to one; float16 always is. An interpreter does not mind."""
+    with launching_nothing() as launches:
+        input, weight = (torch.randn(size, 64).half().requires_grad_() for size in (20, classes))
+        target = torch.randint(classes, (20,))
+        linear_cross_entropy(input, weight, target, reduction=reduction, impl="triton").sum().backward()
+    assert launches.launched

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fangyan_kernels.capability import refuse_bfloat16
+from fangyan_kernels.capability import has_tensor_cores, refuse_bfloat16
 from fangyan_kernels.linear_cross_entropy import reference
 
 __all__ = ["Statistics", "linear_cross_entropy"]
@@ -165,6 +165,8 @@ def linear_cross_entropy(
         _validate_targets(target, linear_weight.shape[0], ignore_index)
     if chosen != "reference":
         refuse_bfloat16(input)
+    if chosen == "triton_auto" and not has_tensor_cores(input.device):
+        chosen = "triton_vocabulary"  # whose products are cuBLAS's
 
     wide = torch.promote_types(input.dtype, torch.float32)
     if isinstance(divisor, Tensor):

@@ -128,13 +128,15 @@ def token_loss(lse, gap, distance, hit, spread, class_weight_sum, z_loss):
 @triton.jit
 def divisor(p_parts, n_parts, GIVEN: tl.constexpr, PARTS: tl.constexpr):
     """What the loss is divided by: the sum of the parts; 1 where there is nothing to divide."""
+    # A compiler goes on behind a return within an if, where the pointer would be None.
     if p_parts is None:
-        return 1.0
-    i = tl.arange(0, PARTS)
-    total = tl.sum(tl.load(p_parts + i, mask=i < n_parts, other=0.0), 0)
-    if GIVEN:
-        return total
-    return tl.where(total == 0.0, 1.0, total)
+        total = 1.0
+    else:
+        i = tl.arange(0, PARTS)
+        total = tl.sum(tl.load(p_parts + i, mask=i < n_parts, other=0.0), 0)
+        if not GIVEN:
+            total = tl.where(total == 0.0, 1.0, total)
+    return total
 
 
 @triton.jit(do_not_specialize=["tokens", "ignore_index"], debug=True)
