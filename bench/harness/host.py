@@ -2,8 +2,8 @@
 
 The driver below stands in for CUDA's. Triton's own code runs up to it: a call's arguments are bound, its
 variant is looked up, and compiled for a Hopper card where it is new; allocations, dispatch and autograd are
-PyTorch's, on small CPU tensors. Products by PyTorch are computed, on sizes where they take a microsecond or
-two, about as long as cuBLAS takes to launch. What is left out is CUDA's own launch, 2 to 4 us per kernel.
+PyTorch's, on small CPU tensors. Products by PyTorch are computed, where sizes are small in a few microseconds
+each, about as long as cuBLAS takes to launch. What is left out is CUDA's own launch, 2 to 4 us per kernel.
 Values are garbage: the tests answer for them.
 """
 
@@ -29,14 +29,22 @@ _DEVICE = 90  # no device's number, so that no variant compiled here is taken fo
 
 @dataclass
 class Launches:
-    """What would have run on a GPU since the last ``clear``: kernels launched, variants compiled, by name."""
+    """What would have run on a GPU since the last ``clear``, by the kernels' names.
+
+    Attributes:
+        launched: in their order.
+        variants: compiled.
+        arguments: of each kernel's last launch, as CUDA's launcher gets them.
+    """
 
     launched: list[str] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
+    arguments: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def clear(self) -> None:
         self.launched.clear()
         self.variants.clear()
+        self.arguments.clear()
 
 
 # One for the process: a variant stays compiled, and with it the launcher that records here.
@@ -68,13 +76,16 @@ class _Driver:
         return 0, 0, 0, 0, 1024
 
     def _launcher(self, source: Any, metadata: Any) -> Callable[..., None]:
-        launched = self._launches.launched
+        launches, name = self._launches, metadata.name
+        pointers: list[int] = []  # places among the arguments
 
         def launch(*arguments: Any) -> None:
-            for argument in arguments:
-                if isinstance(argument, Tensor):
-                    argument.data_ptr()  # as the real one does for each
-            launched.append(metadata.name)
+            if not pointers:
+                pointers.extend(i for i, each in enumerate(arguments) if isinstance(each, Tensor))
+            for i in pointers:
+                arguments[i].data_ptr()  # as the real one does for each
+            launches.launched.append(name)
+            launches.arguments[name] = arguments
 
         return launch
 

@@ -49,8 +49,9 @@ def launch(
     usual = addresses % 16 == 0 and min(varying) >= _SMALLEST and max(varying) <= _LARGEST
     found = _compiled.get(tuple(key)) if usual else None
     if found is not None:
-        found[(*grid, 1)](*tensors, *varying, *fixed, *values[: list(options).index("num_warps")])
+        variant, constants = found
+        variant[(*grid, 1)](*tensors, *varying, *fixed, *constants)
         return
-    found = kernel[grid](*tensors, *varying, *fixed, **options)
-    if found is not None and usual:  # the interpreter compiles nothing
-        _compiled[tuple(key)] = found
+    variant = kernel[grid](*tensors, *varying, *fixed, **options)
+    if variant is not None and usual:  # the interpreter compiles nothing
+        _compiled[tuple(key)] = variant, values[: list(options).index("num_warps")]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import triton_here
-from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels import launching, linear_cross_entropy, lora_linear
 
 from harness.host import launching_nothing
 
@@ -20,3 +20,41 @@ def test_launches_and_variants_are_recorded():
         assert not launches.variants, "another number of tokens, another compilation"
     with pytest.raises(ValueError, match="cpu"):
         linear_cross_entropy(x, weight, target, impl="triton")
+
+
+OPS = {
+    "tags": lambda x, w, t, a, b: linear_cross_entropy(x, w[:7], t, divisor=9.0, impl="triton"),
+    "tags in two passes": lambda x, w, t, a, b: linear_cross_entropy(x, w[:32], t, impl="triton_tags"),
+    "few classes": lambda x, w, t, a, b: linear_cross_entropy(x, w[:300], t, impl="triton"),
+    "vocabulary": lambda x, w, t, a, b: linear_cross_entropy(x, w, t, most_labelled=50, impl="triton"),
+    "LoRA": lambda x, w, t, a, b: lora_linear(x, x.detach(), a, b, dropout=0.1, scaling=2.0, impl="triton"),
+}
+
+
+@pytest.mark.skipif(triton_here.INTERPRETED, reason="the interpreter launches and compiles nothing")
+@pytest.mark.parametrize("name", OPS)
+def test_a_compiled_variant_is_launched_as_triton_launches_it(name):
+    """A second call does without Triton's binder, and hands CUDA the same."""
+    hidden = 1280 if "two" in name else 64
+    sizes = ((hidden, hidden), (5000, hidden), (16, hidden), (hidden, 16))
+    x, weight, a, b = (torch.randn(size).bfloat16().requires_grad_() for size in sizes)
+    target = torch.randint(7, (hidden,))
+    launching._compiled.clear()
+    calls = []
+    with launching_nothing() as launches:
+        for _ in range(2):
+            launches.clear()
+            result = OPS[name](x, weight, target, a, b)
+            result.backward(torch.ones_like(result))
+            calls.append(dict(launches.arguments))
+    first, second = calls
+    assert launches.launched
+    assert list(first) == list(second)
+    for kernel, arguments in first.items():
+        # Before the kernel's own: the grid, the stream, the function, and Triton's hooks.
+        assert _described(arguments) == _described(second[kernel]), kernel
+
+
+def _described(arguments):
+    tensors = [(x.dtype, x.shape) if isinstance(x, torch.Tensor) else x for x in arguments]
+    return tensors[:4], tensors[9:]

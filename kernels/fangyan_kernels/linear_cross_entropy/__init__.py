@@ -134,10 +134,10 @@ def linear_cross_entropy(
             weight over the divisor, times the sum of the absolute values of its column of
             ``linear_weight``; one of ``linear_weight`` by at most this times its column of ``input``,
             weighted so, in absolute values. 2**-12 is below what bfloat16 resolves. Implemented by
-            ``cpp``; others compute exactly.
+            ``cpp``; on a GPU it has no effect: the kernels there always compute every product exactly.
         most_labelled: how many targets are not ignored, at most, where the caller knows it. Spares a
             GPU the vocabulary's work on ignored tokens, without asking the GPU for their number. Labels
-            beyond it are lost there: it must not be too small.
+            beyond it are lost there: it must not be too small, and a GPU stops with an assertion if it is.
         statistics: ``counts`` also returns how many tokens are labelled and correct, ``predictions``
             their classes too.
         impl: ``reference`` (PyTorch, any device and dtype), ``cpp`` (CPU) and ``triton`` (CUDA; tags or
@@ -174,10 +174,11 @@ def linear_cross_entropy(
     elif divisor is not None:  # filled there: a copy would make the host wait
         divisor = torch.full((), divisor, dtype=wide, device=input.device)
     tensors = (
-        input.reshape(-1, input.shape[-1]),
+        # A view would be one more node of the graph, which costs the host 6 us.
+        input if input.ndim == 2 else input.reshape(-1, input.shape[-1]),
         linear_weight,
         linear_bias,
-        target.reshape(-1),
+        target if target.ndim == 1 else target.reshape(-1),
         None if weight is None else weight.to(wide),
         None if token_weight is None else token_weight.reshape(-1).to(wide),
         divisor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
     SCALE_BLOCK,
@@ -79,6 +80,11 @@ def scale_gradients_(first: Tensor, second: Tensor, third: Tensor, scale: Tensor
     """The operator ``fangyan::scale_gradients_``: contiguous gradients times ``scale``, in place."""
     largest = max(first.numel(), second.numel(), third.numel())
     programs = max(1, min(-(-largest // SCALE_BLOCK), 8 * processors(first.device)))
-    scale_three[(programs,)](
-        first, second, third, first.numel(), second.numel(), third.numel(), scale, BLOCK=SCALE_BLOCK
+    launch(
+        scale_three,
+        (programs, 1),
+        (first, second, third, scale),
+        (first.numel(), second.numel(), third.numel()),
+        (),
+        {"BLOCK": SCALE_BLOCK, "num_warps": 4},
     )

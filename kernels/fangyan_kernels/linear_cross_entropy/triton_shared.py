@@ -15,10 +15,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
+from fangyan_kernels.launching import launch
+
 # Programs that each add up a part of the targets' weights; whoever needs the sum adds the parts.
 PARTS = 64
 PART_BLOCK = 1024
-TOTALS_BLOCK = 4096
+TOTALS = {"BLOCK": 4096, "num_warps": 4}
 SCALE_BLOCK = 1024
 
 
@@ -59,23 +61,21 @@ class Call(NamedTuple):
     def gradients(self) -> bool:
         return self.grad_input or self.grad_weight or self.grad_bias
 
-    def pointer(self, tensor: Tensor | None) -> Tensor | None:
-        """The tensor: Triton takes None where a kernel's options leave a pointer unread."""
-        return tensor
+    @property
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        """What both regimes' kernels read besides input and weight: None where it is not given."""
+        return self.bias_C, self.target_T, self.class_weight_C, self.token_weight_T, self.parts
 
-    def options(self) -> dict[str, object]:
-        """What both regimes' kernels take besides sizes and results."""
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Their numbers that may vary from batch to batch."""
+        n_parts = 0 if self.parts is None else self.parts.numel()
+        return n_parts, self.ignore_index, self.label_smoothing, self.z_loss, self.softcap
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """Their constants."""
         return {
-            "p_bias": self.bias_C,
-            "p_target": self.target_T,
-            "p_class_weight": self.class_weight_C,
-            "p_token_weight": self.token_weight_T,
-            "p_parts": self.parts,
-            "n_parts": 0 if self.parts is None else self.parts.numel(),
-            "ignore_index": self.ignore_index,
-            "smoothing": self.label_smoothing,
-            "z_loss": self.z_loss,
-            "softcap": self.softcap,
             "HAS_BIAS": self.bias_C is not None,
             "HAS_CLASS_WEIGHT": self.class_weight_C is not None,
             "HAS_TOKEN_WEIGHT": self.token_weight_T is not None,
@@ -146,8 +146,8 @@ def weigh_targets(
     p_token_weight,
     p_parts,
     tokens,
-    classes,
     ignore_index,
+    classes,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -210,8 +210,8 @@ def add_totals(
     tl.store(p_correct_total, tl.sum(correct, 0).to(tl.int64))
 
 
-@triton.jit
-def scale_three(p_first, p_second, p_third, n_first, n_second, n_third, p_scale, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["n_first", "n_second", "n_third"])
+def scale_three(p_first, p_second, p_third, p_scale, n_first, n_second, n_third, BLOCK: tl.constexpr):
     """x *= scale for three tensors; reads the scale alone where it is 1."""
     scale = tl.load(p_scale).to(tl.float32)
     if scale != 1.0:
@@ -243,16 +243,13 @@ def weigh(
     parts = torch.empty(
         min(PARTS, max(1, triton.cdiv(tokens, PART_BLOCK))), dtype=torch.float32, device=target_T.device
     )
-    weigh_targets[(parts.numel(),)](
-        target_T,
-        class_weight_C,
-        token_weight_T,
-        parts,
-        tokens,
-        classes,
-        ignore_index,
-        HAS_CLASS_WEIGHT=class_weight_C is not None,
-        HAS_TOKEN_WEIGHT=token_weight_T is not None,
-        BLOCK=PART_BLOCK,
+    has = {"HAS_CLASS_WEIGHT": class_weight_C is not None, "HAS_TOKEN_WEIGHT": token_weight_T is not None}
+    launch(
+        weigh_targets,
+        (parts.numel(), 1),
+        (target_T, class_weight_C, token_weight_T, parts),
+        (tokens, ignore_index),
+        (classes,),
+        {**has, "BLOCK": PART_BLOCK, "num_warps": 4},
     )
     return parts

@@ -23,6 +23,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, Call, launch_options, shared_memory
 from fangyan_kernels.linear_cross_entropy.triton_shared import processors as count_processors
 from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
@@ -42,7 +43,11 @@ SLICES = 8  # of H in the pass that reads the input once: one per warp
 # Of tag_rows' loop: the targets are under way two tiles before the input's rows, those two before their use.
 STAGES = 5
 LOGITS_STAGES = {2: 4, 4: 2}
-FINISH = {"BLOCK_P": 32, "BLOCK": 32}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
+FINISH = {
+    "BLOCK_P": 32,
+    "BLOCK": 32,
+    "num_warps": 4,
+}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,9 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     grad_bias = weight_CH.new_empty(classes if call.grad_bias else 0)
     size = grid.workspace(classes, call.grad_weight, call.grad_bias)
     workspace = torch.empty(size, dtype=torch.float32, device=device)
-    results = {
-        "p_loss": loss,
-        "p_prediction": prediction_T,
-        "p_grad_input": grad_input,
-        "p_workspace": workspace,
-        "tokens": tokens,
-        "hidden": hidden,
-        "classes": classes,
+    results = loss, prediction_T, grad_input
+    flags = {
+        **call.flags,
         "LOSS_T": not reduce,
         "GRAD_INPUT": call.grad_input,
         "GRAD_WEIGHT": call.grad_weight,
@@ -149,80 +149,68 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
         "PARTS": PARTS,
     }
     if isinstance(tiles, Rows):
-        _one_pass(call, tiles, grid, results)
+        _one_pass(call, tiles, grid, results, workspace, flags)
     else:
-        _two_passes(call, tiles, grid, results)
+        _two_passes(call, tiles, grid, results, workspace, flags)
     elements = classes * grid.width if call.grad_weight else 0
-    finish[(triton.cdiv(elements, FINISH["BLOCK"]) + 1,)](
-        workspace,
-        call.parts,
-        grad_weight,
-        grad_bias,
-        loss,
-        labelled,
-        correct,
-        hidden,
-        classes,
-        grid.width,
-        grid.splits,
-        grid.programs,
-        0 if call.parts is None else call.parts.numel(),
-        tokens if most_labelled is None else most_labelled,
-        REDUCE=reduce,
-        GIVEN=call.given,
-        GRAD_WEIGHT=call.grad_weight,
-        GRAD_BIAS=call.grad_bias,
-        PARTS=PARTS,
-        **FINISH,
+    given = {"REDUCE": reduce, "GIVEN": call.given}
+    launch(
+        finish,
+        (-(-elements // FINISH["BLOCK"]) + 1, 1),
+        (workspace, call.parts, grad_weight, grad_bias, loss, labelled, correct),
+        (grid.splits, grid.programs, call.numbers[0], tokens if most_labelled is None else most_labelled),
+        (hidden, classes, grid.width),
+        {**given, "GRAD_WEIGHT": call.grad_weight, "GRAD_BIAS": call.grad_bias, "PARTS": PARTS, **FINISH},
     )
     return loss, labelled, correct, prediction_T, grad_input, grad_weight, grad_bias
 
 
-def _one_pass(call: Call, tiles: Rows, grid: Grid, results: dict[str, object]) -> None:
-    tag_rows[(grid.programs,)](
-        call.input_TH,
-        call.weight_CH,
-        BLOCK_T=tiles.block_t,
-        SPLITS=tiles.splits,
-        SLICES=SLICES,
-        BLOCK_H=tiles.block_h,
-        BLOCK_C=tiles.block_c,
-        STAGES=STAGES,
-        num_warps=SLICES,
-        **results,
-        **call.options(),
+def _one_pass(
+    call: Call,
+    tiles: Rows,
+    grid: Grid,
+    results: tuple[Tensor, ...],
+    workspace: Tensor,
+    flags: dict[str, int],
+) -> None:
+    blocks = {"BLOCK_T": tiles.block_t, "SPLITS": tiles.splits, "SLICES": SLICES, "BLOCK_H": tiles.block_h}
+    launch(
+        tag_rows,
+        (grid.programs, 1),
+        (call.input_TH, call.weight_CH, *call.pointers, *results, workspace),
+        (call.tokens, *call.numbers),
+        (call.hidden, call.classes),
+        {**flags, **blocks, "BLOCK_C": tiles.block_c, "STAGES": STAGES, "num_warps": SLICES},
     )
 
 
-def _two_passes(call: Call, tiles: Blocks, grid: Grid, results: dict[str, object]) -> None:
+def _two_passes(
+    call: Call,
+    tiles: Blocks,
+    grid: Grid,
+    results: tuple[Tensor, ...],
+    workspace: Tensor,
+    flags: dict[str, int],
+) -> None:
     input_TH, tokens = call.input_TH, call.tokens
     # Of padded classes: rows of 32 or 64 bytes, which no sector of the memory is shared by.
     grad_logits = input_TH.new_empty((tokens, tiles.block_c) if call.grad_weight else 0)
-    tag_logits[(grid.programs,)](
-        input_TH,
-        call.weight_CH,
-        p_grad_logits=grad_logits,
-        splits=grid.splits,
-        BLOCK_T=tiles.block_t,
-        BLOCK_H=tiles.block_h,
-        BLOCK_C=tiles.block_c,
-        **launch_options(4, LOGITS_STAGES[input_TH.element_size()]),
-        **results,
-        **call.options(),
+    options = launch_options(4, LOGITS_STAGES[input_TH.element_size()])
+    blocks = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h, "BLOCK_C": tiles.block_c}
+    launch(
+        tag_logits,
+        (grid.programs, 1),
+        (input_TH, call.weight_CH, *call.pointers, *results, grad_logits, workspace),
+        (tokens, *call.numbers, grid.splits),
+        (call.hidden, call.classes),
+        {**flags, **blocks, **options},
     )
     if call.grad_weight:
-        tag_weight[(triton.cdiv(call.hidden, tiles.weight_h), grid.splits)](
-            input_TH,
-            call.target_T,
-            grad_logits,
-            results["p_workspace"],
-            tokens,
-            call.hidden,
-            call.classes,
-            call.ignore_index,
-            BLOCK_T=tiles.block_t,
-            BLOCK_H=tiles.weight_h,
-            BLOCK_C=tiles.block_c,
-            STAGES=STAGES,
-            num_warps=4,
+        launch(
+            tag_weight,
+            (-(-call.hidden // tiles.weight_h), grid.splits),
+            (input_TH, call.target_T, grad_logits, workspace),
+            (tokens, call.ignore_index),
+            (call.hidden, call.classes),
+            {**blocks, "BLOCK_H": tiles.weight_h, "STAGES": STAGES, "num_warps": 4},
         )

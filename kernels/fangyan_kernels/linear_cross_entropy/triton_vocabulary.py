@@ -30,9 +30,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
     PARTS,
-    TOTALS_BLOCK,
+    TOTALS,
     Call,
     add_totals,
     processors,
@@ -47,7 +48,7 @@ from fangyan_kernels.linear_cross_entropy.triton_softmax_rows import GROUPS, WAR
 ROW_ALIGNMENT = 64
 CHUNK_BYTES = 1 << 30
 LEAST_CHUNK = 256
-REPAIR_BLOCKS = {"BLOCK_C": 64, "BLOCK_H": 64, "BLOCK_R": 16}
+REPAIR = {"BLOCK_C": 64, "BLOCK_H": 64, "BLOCK_R": 16, "num_warps": 4}
 
 
 def row_stride(classes: int) -> int:
@@ -89,22 +90,13 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     device = call.target_T.device
     loss = loss_T if call.reduction == "none" else loss_T.new_empty(())
     labelled, correct = (torch.empty((), dtype=torch.int64, device=device) for _ in range(2))
-    add_totals[(1,)](
-        loss_T,
-        correct_T,
-        call.target_T,
-        call.parts,
-        loss,
-        labelled,
-        correct,
-        call.tokens,
-        0 if call.parts is None else call.parts.numel(),
-        call.ignore_index,
-        count,
-        REDUCE=call.reduction != "none",
-        GIVEN=call.given,
-        PARTS=PARTS,
-        BLOCK=TOTALS_BLOCK,
+    launch(
+        add_totals,
+        (1, 1),
+        (loss_T, correct_T, call.target_T, call.parts, loss, labelled, correct),
+        (call.tokens, call.numbers[0], call.ignore_index, count),
+        (),
+        {"REDUCE": call.reduction != "none", "GIVEN": call.given, "PARTS": PARTS, **TOTALS},
     )
     return (loss, labelled, correct, prediction_T, _unpacked(call, grad_LH, token_L), *sums.results())
 
@@ -145,32 +137,24 @@ def _softmax(
     repair: Tensor | None,
 ) -> None:
     """A chunk's logits become their gradient; ``repair`` becomes 1 where a product needs it."""
-    loss_T, correct_T, prediction_T = results
     rows, classes = logits_RC.shape
-    arguments = {
-        "p_logits": logits_RC,
-        "p_input": chunk_RH,
-        "p_token": token_L,
-        "p_loss": loss_T,
-        "p_correct": correct_T,
-        "p_prediction": prediction_T,
-        "p_repair": repair,
-        "start": start,
-        "stride": row_stride(classes),
-        "classes": classes,
-        "hidden": call.hidden,
+    tensors = logits_RC, chunk_RH, token_L, *call.pointers, *results, repair
+    fixed = row_stride(classes), call.hidden
+    flags: dict[str, int] = {
+        **call.flags,
         "PACKED": token_L is not None,
         "GRADIENTS": call.gradients,
         "CHECK_INPUT": repair is not None,
         "PARTS": PARTS,
-        **call.options(),
     }
     if classes <= MOST_TILE_CLASSES:
         tile = choose_tile(classes)
-        grid = (triton.cdiv(rows, tile.rows),)
-        softmax_tile[grid](rows=rows, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **arguments)
+        options = {**flags, "ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
+        grid = (triton.cdiv(rows, tile.rows), 1)
+        launch(softmax_tile, grid, tensors, (start, rows, *call.numbers, classes), fixed, options)
     else:
-        softmax_row[(rows,)](GROUPS=GROUPS, WIDTH=WIDTH, num_warps=WARPS, **arguments)
+        options = {**flags, "GROUPS": GROUPS, "WIDTH": WIDTH, "num_warps": WARPS}
+        launch(softmax_row, (rows, 1), tensors, (start, *call.numbers, classes), fixed, options)
 
 
 class _Sums:
@@ -222,12 +206,11 @@ def repair_grad_weight(
     p_target,
     p_grad_weight,
     rows,
+    ignore_index,
     stride,
     classes,
     hidden,
-    ignore_index,
     PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -257,7 +240,7 @@ def repair_grad_weight(
                 x = tl.load(
                     p_input + place[:, None] * hidden + i_h, mask=m_r[:, None] & (i_h < hidden), other=0.0
                 )
-                total = tl.dot(g, x, total, input_precision=PRECISION)
+                total = tl.dot(g, x, total, input_precision="ieee")
             tl.store(
                 p_grad_weight + i_c.to(tl.int64) * hidden + i_h,
                 total.to(p_grad_weight.dtype.element_ty),
@@ -268,21 +251,13 @@ def repair_grad_weight(
 def _repair(
     call: Call, gradient: Tensor, input_LH: Tensor, token_L: Tensor | None, repair: Tensor, sums: _Sums
 ) -> None:
-    repair_grad_weight[(processors(gradient.device),)](
-        repair,
-        gradient,
-        input_LH,
-        token_L,
-        call.target_T,
-        sums.weight_CH,
-        input_LH.shape[0],
-        gradient.stride(0),
-        call.classes,
-        call.hidden,
-        call.ignore_index,
-        PACKED=token_L is not None,
-        PRECISION="ieee",
-        **REPAIR_BLOCKS,
+    launch(
+        repair_grad_weight,
+        (processors(gradient.device), 1),
+        (repair, gradient, input_LH, token_L, call.target_T, sums.weight_CH),
+        (input_LH.shape[0], call.ignore_index),
+        (gradient.stride(0), call.classes, call.hidden),
+        {"PACKED": token_L is not None, **REPAIR},
     )
 
 

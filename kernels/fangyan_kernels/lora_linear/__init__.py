@@ -112,7 +112,9 @@ def lora_linear(
     a, b = [m.to(input.dtype) for m in a], [m.to(input.dtype) for m in b]
     # On the input's device: a captured CUDA graph draws another one at every replay.
     seed = torch.empty((), dtype=torch.int64, device=input.device).random_() if dropout else None
-    input_TK = input.reshape(-1, input.shape[-1])
+    # Views would be two more nodes of the graph.
+    flat = input.ndim == 2
+    input_TK = input if flat else input.reshape(-1, input.shape[-1])
     packed = four_bit or FourBit([], [], "")
     if chosen == "reference":
         frozen = Frozen(input_TK, weights, b, *packed)
@@ -122,8 +124,9 @@ def lora_linear(
         outputs, _ = torch.ops.fangyan.lora_linear.default(
             input_TK, weights, biases, a, b, scalings, dropout, seed, *packed, False
         )
-    shaped = tuple(output.view(*input.shape[:-1], output.shape[-1]) for output in outputs)
-    return shaped[0] if single else shaped
+    if not flat:
+        outputs = [output.view(*input.shape[:-1], output.shape[-1]) for output in outputs]
+    return outputs[0] if single else tuple(outputs)
 
 
 def _choose(impl: str, input: Tensor) -> str:

@@ -71,12 +71,13 @@ def test_nothing_spills(classes, architecture):
 def test_a_repair_does_not_spill(architecture):
     """Turing has no tensor cores that Triton uses: there it is all in registers."""
     kernel = triton_vocabulary.repair_grad_weight
-    constants = {"PACKED": True, "PRECISION": "ieee", **triton_vocabulary.REPAIR_BLOCKS}
+    constants = {"PACKED": True, **triton_vocabulary.REPAIR}
+    options = {"num_warps": constants.pop("num_warps")}
     kinds = {"p_repair": "*i32", "p_token": "*i64", "p_target": "*i64"}
     kinds |= dict.fromkeys(("p_gradient", "p_input", "p_grad_weight"), "*bf16")
     signature = {name: kinds.get(name, "i32") for name in kernel.arg_names if name not in constants}
     report = compile_offline(
-        OfflineKernel("repair", kernel, signature, constants, ("stride", "hidden")), architecture
+        OfflineKernel("repair", kernel, signature, constants, ("stride", "hidden"), options), architecture
     )
     assert report.spills == 0
 
