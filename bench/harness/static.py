@@ -70,6 +70,17 @@ def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> lis
         ]
         if now["registers"] > before["registers"] + 8:  # a unit of allocation on NVIDIA's chips
             complaints.append(f"{name}: {now['registers']} registers, {before['registers']} committed")
+        if now["programs_per_sm"] < before["programs_per_sm"]:
+            complaints.append(
+                f"{name}: {now['programs_per_sm']} programs per multiprocessor, "
+                f"{before['programs_per_sm']} committed"
+            )
+        narrow, narrow_before = (
+            sum(r[kind].get(width, 0) for kind in ("loads", "stores") for width in "12")
+            for r in (now, before)
+        )
+        if narrow > narrow_before:
+            complaints.append(f"{name}: {narrow} accesses of 1 or 2 bytes, {narrow_before} committed")
         mix, old = now["instructions"], before["instructions"]
         if old.get("tensor core") and not mix.get("tensor core"):
             complaints.append(f"{name}: no tensor-core instruction, {old['tensor core']} committed")

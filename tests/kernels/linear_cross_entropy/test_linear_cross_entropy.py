@@ -12,6 +12,7 @@ from cross_entropy_cases import (
     check_against_truth,
     implementations,
     make,
+    plain,
     weights,
     with_gradients,
 )
@@ -671,3 +672,20 @@ def _numbers(ptx):
     return [
         number for line in re.findall(r"\.b8 \w+\[\d+\] = \{([\d, ]+)\}", ptx) for number in line.split(",")
     ]
+
+
+@pytest.mark.parametrize("classes", [33, 188])
+def test_tiles_and_products_of_the_cpu_agree(classes):
+    """Which of them runs depends on the processor: both are held to float64 here, whatever it is."""
+    case = make("cpp", 70, 48, classes)
+    exact = with_gradients(plain, *(x.double() if x.is_floating_point() else x for x in case))
+    for regime in ("tags", "vocabulary"):
+        options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, regime, False, True, True, True)
+        leaves = [x.detach() for x in case[:3]]
+        loss, _, _, _, *gradients = torch.ops.fangyan.linear_cross_entropy(
+            *leaves, case[3], None, None, None, *options
+        )
+        for found, expected in zip((loss, *gradients), exact, strict=True):
+            # with_gradients' upstream gradient of a single loss is 0.5
+            expected = expected if expected.ndim == 0 else 2 * expected
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
