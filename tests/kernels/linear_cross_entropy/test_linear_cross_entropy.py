@@ -199,10 +199,10 @@ def test_another_upstream_gradient_and_a_second_backward(impl):
     kept = [gradient.clone() for gradient in first]
     second = torch.autograd.grad(loss, leaves, retain_graph=True)
     third = torch.autograd.grad(loss, leaves, torch.full_like(loss, 4.0))
-    for scaled, plain, again, copy in zip(first, second, third, kept, strict=True):
+    for scaled, single, again, copy in zip(first, second, third, kept, strict=True):
         assert torch.equal(scaled, copy)  # what was handed out is left alone
-        torch.testing.assert_close(scaled, -2.5 * plain, rtol=1e-6, atol=1e-8)
-        torch.testing.assert_close(again, 4.0 * plain, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(scaled, -2.5 * single, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(again, 4.0 * single, rtol=1e-6, atol=1e-8)
 
 
 @implementations(*FUSED)
