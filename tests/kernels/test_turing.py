@@ -12,8 +12,7 @@ import pytest
 import torch
 import triton
 import triton_here
-from fangyan_kernels import linear_cross_entropy, lora_linear
-from fangyan_kernels.lora_linear import launching
+from fangyan_kernels import launching, linear_cross_entropy, lora_linear
 from fangyan_kernels.lora_linear import triton as lora_on_gpus
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
