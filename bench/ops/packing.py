@@ -143,7 +143,8 @@ OP = Op(
     contenders=(
         Contender("padded to 128", "baseline", padded_to_128),
         Contender("padded to the longest", "baseline", layout("padded")),
-        Contender("fangyan rows", "ours", layout("rows")),
+        # A layer of many ops sums in other orders: held by the norm, as the largest of 10^5 errors is chance.
+        Contender("fangyan rows", "ours", layout("rows"), tolerance=1e-5),
         Contender("fangyan variable-length", "ours", layout("varlen"), gpu_only),
     ),
     work=work,
