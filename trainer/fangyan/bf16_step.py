@@ -39,6 +39,7 @@ def _step(wrapper: Any, optimizer: torch.optim.Optimizer) -> bool:
         overflow: bool = wrapper._skip_invalid_grad_norm()
         return overflow
     wrapper._global_grad_norm = norm
+    wrapper._update_scale(False)  # it counts the step
     # DeepSpeed's clipping, to its constant.
     excess = (norm + 1e-6) / wrapper.clip_grad if wrapper.clip_grad > 0.0 else 1.0
     scale = 1.0 / max(excess, 1.0)
