@@ -5,7 +5,8 @@
 #
 # Makes the environment (torch 2.11.0, Triton 3.6.0, transformers 5.17.0, Python 3.12 where there is one), builds
 # the extension in a copy of the tree, and runs there what a GPU run begins with: the kernels' tests, offline
-# compilation among them and Triton's interpreter, the collection of bench/, and bench/gpu.py --dry.
+# compilation among them and Triton's interpreter, all that they launch compiled for sm_90, the collection of
+# bench/, and bench/gpu.py --dry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-.rehearsal}")
@@ -48,6 +49,10 @@ cd "$folder/tree"
 
 export PYTHONPATH=$PWD/kernels:$PWD/trainer:$PWD/bench:$PWD/tests/support HF_HUB_OFFLINE=1
 "$python" -m pytest tests/kernels tests/bench/test_offline.py -q -p no:cacheprovider
+# What the tests launch on a GPU, and every option: compiled for sm_90, which an interpreter does not do.
+compiling="-p compiled_here --assert=plain -q -p no:cacheprovider"
+"$python" -m pytest $compiling -k triton tests/kernels --ignore tests/kernels/test_interpreter.py
+"$python" -m pytest $compiling tests/kernels/every_option.py
 collected=$("$python" -m pytest bench --collect-only -q -p no:cacheprovider)
 grep -E "linear_cross_entropy-.*-fangyan\]" <<<"$collected" >/dev/null
 tail -n 3 <<<"$collected"

@@ -158,7 +158,7 @@ def _read_nvidia(ptx: str, shared: int) -> Report:
         spills=int(stores[1]) + int(loads[1]) if stores and loads else 0,
         shared=shared,
         instructions=_mix(opcodes),
-        loads=_widths(opcodes, "LDG|UTMALDG|UBLKCP"),
+        loads=_widths(opcodes, "LDG|LDGSTS|UTMALDG|UBLKCP"),
         stores=_widths(opcodes, "STG|UTMASTG"),
         loops=_loops(code),
     )
@@ -182,7 +182,7 @@ def _loops(code: str) -> list[list[int]]:
     return [
         [
             stop - start,
-            sum(int(width) * count for width, count in _widths(opcodes[start:stop], "LDG").items()),
+            sum(int(width) * count for width, count in _widths(opcodes[start:stop], "LDG|LDGSTS").items()),
             sum(int(width) * count for width, count in _widths(opcodes[start:stop], "STG").items()),
         ]
         for start, stop in sorted(innermost)
@@ -194,7 +194,7 @@ def _widths(opcodes: list[str], names: str) -> dict[str, int]:
     """Accesses to global memory by bytes per thread; bulk copies of a whole tile are "tile"."""
     counts: Counter[str] = Counter()
     for opcode in opcodes:
-        if re.match(names, opcode):
+        if re.match(rf"({names})(\.|$)", opcode):  # LDGDEPBAR is a barrier
             bits = re.search(r"\.[US]?(8|16|64|128)(?=\.|$)", opcode)
             counts["tile" if opcode.startswith("U") else str(int(bits[1]) // 8) if bits else "4"] += 1
     return dict(sorted(counts.items()))

@@ -35,7 +35,7 @@ def binaries(monkeypatch):
 
     module = sys.modules[linear_cross_entropy.__module__]
     monkeypatch.setattr(module, "has_tensor_cores", lambda device: False)
-    monkeypatch.setattr(lora_on_gpus, "_multiplies", lambda device: False)
+    monkeypatch.setattr(lora_on_gpus, "has_tensor_cores", lambda device: False)
     monkeypatch.setattr(launching, "_compiled", {})
     with launching_nothing():
         fake = driver.active

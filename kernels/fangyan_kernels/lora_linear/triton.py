@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fangyan_kernels.capability import has_tensor_cores
 from fangyan_kernels.launching import launch
 from fangyan_kernels.lora_linear import triton_merge
 from fangyan_kernels.lora_linear.frozen import Frozen
@@ -337,13 +338,7 @@ def tiles(kernel: str, rank: int, tensor_cores: bool = True) -> dict[str, int]:
 
 
 def _tiles(kernel: str, rank: int, matrix: Tensor) -> dict[str, int]:
-    return tiles(kernel, rank, matrix.dtype != torch.float32 and _multiplies(matrix.get_device()))
-
-
-@cache
-def _multiplies(device: int) -> bool:
-    """Whether Triton has a GPU's tensor cores multiply: since compute capability 8.0."""
-    return device < 0 or torch.cuda.get_device_capability(device) >= (8, 0)
+    return tiles(kernel, rank, matrix.dtype != torch.float32 and has_tensor_cores(matrix.device))
 
 
 def blocks_of(count: int, size: int) -> int:
