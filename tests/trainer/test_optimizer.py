@@ -146,6 +146,44 @@ def test_bf16_steps_in_one_pass_as_deepspeed_does(clipping):
 
 
 @pytest.mark.skipif(device().type != "cpu", reason="it is the CPU's step")
+@pytest.mark.filterwarnings("default")  # DeepSpeed's own
+def test_bf16_goes_on_from_deepspeeds_own_step_and_back(tmp_path):
+    """Runs saved before there was a step in one pass go on with it, and the other way round."""
+    start_distributed()
+    content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": "bf16"}}
+    content["schedule"] = {"warmup": 0.0}
+    recipe = parse_recipe(content)
+    model, _ = load_token_classifier(recipe.model, LABELS, seed=0)
+    engine, optimizer = build_engine(recipe, PackedModel(model, len(LABELS), "rows"), total_steps=10)
+    window = Window([33, 100, 200, 300, 36], [1, 2, 3], 0, (0, 3), [-100, 0, 1, 2, -100])
+    batch = collate([window], 35).to(device())
+    one_pass = engine.optimizer.step
+    engine.eval()
+
+    def step_and_loss():
+        engine.backward(engine(batch))
+        engine.step()
+        with torch.no_grad():
+            return engine(batch).item()
+
+    step_and_loss()
+    engine.save_checkpoint(str(tmp_path), tag="one pass", save_latest=False)
+    whole = [step_and_loss() for _ in range(2)]
+    del engine.optimizer.step
+    engine.load_checkpoint(str(tmp_path), tag="one pass")
+    mixed = [step_and_loss()]
+    engine.save_checkpoint(str(tmp_path), tag="DeepSpeed's", save_latest=False)
+    step_and_loss()  # away from what is loaded
+    engine.optimizer.step = one_pass
+    engine.load_checkpoint(str(tmp_path), tag="DeepSpeed's")
+    mixed.append(step_and_loss())
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+    assert whole[1] < 0.9 * whole[0]
+    assert mixed == pytest.approx(whole, rel=5e-3)
+    engine.destroy()
+
+
+@pytest.mark.skipif(device().type != "cpu", reason="it is the CPU's step")
 def test_bf16_leaves_weights_where_gradients_are_not_finite():
     start_distributed()
     content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": "bf16"}}

@@ -62,16 +62,19 @@ def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
     assert records[0] == records[1]
 
 
-def test_bf16_goes_on_exactly(cli):
-    """From its float32 copies and 8-bit states, each rank from its own."""
+@pytest.mark.parametrize(
+    ("ranks", "optimizer", "stage"), [(1, "adamw", 0), (2, "adamw8bit", 2)], ids=["one pass", "8-bit"]
+)
+def test_bf16_goes_on_exactly(cli, ranks, optimizer, stage):
+    """From its float32 copies and its states, each rank from its own."""
     (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12)
     data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll", "train.batch_tokens=15")
-    options = (*data, "train.keep_checkpoints=9", "optimizer.name=adamw8bit")
-    options += ("engine.precision=bf16", "engine.zero_stage=2")
-    cli.train(*options, ranks=2)
+    options = (*data, "train.keep_checkpoints=9", f"optimizer.name={optimizer}")
+    options += ("engine.precision=bf16", f"engine.zero_stage={stage}")
+    cli.train(*options, ranks=ranks)
     whole = cli.losses()
     assert len(whole) >= 4
-    cli.train(*options, resume=cli.folder / "run/checkpoints/step-000002", ranks=2)
+    cli.train(*options, resume=cli.folder / "run/checkpoints/step-000002", ranks=ranks)
     assert cli.losses() == whole
 
 
