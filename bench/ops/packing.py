@@ -123,10 +123,6 @@ def truth(windows: list[Window], *weights: Tensor) -> Tensor:
     return layout("padded")(shape, (windows, *weights))()
 
 
-def gpu_only(shape: Shape) -> str | None:
-    return None if shape.device == "cuda" else "its kernel needs a CUDA GPU"
-
-
 def work(shape: Shape, which: str) -> Work:
     """Products with the layer's weights over the real tokens alone; weights and gradients moved once."""
     weights, tokens = 12.0 * shape["H"] ** 2, shape["S"] * sum(lengths()) / len(lengths())
@@ -145,7 +141,7 @@ OP = Op(
         Contender("padded to the longest", "baseline", layout("padded")),
         # A layer of many ops sums in other orders: held by the norm, as the largest of 10^5 errors is chance.
         Contender("fangyan rows", "ours", layout("rows"), tolerance=1e-5),
-        Contender("fangyan variable-length", "ours", layout("varlen"), gpu_only),
+        Contender("fangyan variable-length", "ours", layout("varlen"), tolerance=1e-5),
     ),
     work=work,
     scaling={"S": (16, 32, 64, 128)},

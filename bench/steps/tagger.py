@@ -11,7 +11,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from fangyan.data import load_parts
 from fangyan.data.encode import IGNORE, Encoder, Window
 from fangyan.data.packing import Batch, collate
-from fangyan.engine import start_distributed
+from fangyan.engine import has_fast_bfloat16, start_distributed
 from fangyan.evaluate import Tagger
 from fangyan.loop import prepare, train_step
 from fangyan.models import load_token_classifier, max_length
@@ -259,12 +259,19 @@ class Fangyan:
 
 @dataclass(frozen=True)
 class StepContender:
-    """Who trains, whether ``--quick`` times it, and whether its time to a dev score says anything new."""
+    """Who trains.
+
+    Attributes:
+        quick: whether ``--quick`` times it.
+        learns: whether its time to a dev score says anything new.
+        missing: why it cannot run here, or None.
+    """
 
     role: Role
     make: Callable[[Setting], Any]
     quick: bool = True
     learns: bool = True
+    missing: Callable[[], str | None] = lambda: None
 
 
 def equal_batch(setting: Setting) -> int:
@@ -299,6 +306,18 @@ def eight_bits_by_bitsandbytes(setting: Setting) -> Fangyan:
     return eight_bits(setting)
 
 
+def in_bf16(setting: Setting) -> Setting:
+    engine = setting.recipe.engine.model_copy(update={"precision": "bf16"})
+    return replace(setting, recipe=setting.recipe.model_copy(update={"engine": engine}))
+
+
+def bf16_missing() -> str | None:
+    """Why there is no bf16 beside fp32 here, or None."""
+    if device() == "cuda":
+        return "on a GPU every contender is in bf16"
+    return None if has_fast_bfloat16() else "the processor has neither AVX512-BF16 nor AMX"
+
+
 CONTENDERS = {
     "tutorial loop": StepContender("baseline", Tutorial),
     "HF Trainer, batch 16": StepContender("peer", lambda setting: HfTrainer(setting, TUTORIAL_BATCH)),
@@ -310,6 +329,20 @@ CONTENDERS = {
     "fangyan, 8-bit AdamW": StepContender("ours", eight_bits, quick=False, learns=False),
     "fangyan, bitsandbytes' 8-bit AdamW": StepContender(
         "peer", eight_bits_by_bitsandbytes, quick=False, learns=False
+    ),
+    "HF Trainer, equal tokens, bf16": StepContender(
+        "peer",
+        lambda setting: HfTrainer(in_bf16(setting), equal_batch(setting)),
+        quick=False,
+        learns=False,
+        missing=bf16_missing,
+    ),
+    "fangyan, bf16": StepContender(
+        "ours",
+        lambda setting: Fangyan(in_bf16(setting).recipe),
+        quick=False,
+        learns=False,
+        missing=bf16_missing,
     ),
     "fangyan": StepContender("ours", lambda setting: Fangyan(setting.recipe)),
 }

@@ -8,10 +8,11 @@ import torch
 from fangyan import engine
 from fangyan.checkpoint import State
 from fangyan.engine import start_distributed
-from fangyan.loop import _Losses, _slow_precision, load_material
+from fangyan.loop import _layout, _Losses, _slow_precision, load_material
 from fangyan.recipe import parse_recipe
 from fangyan.report import Reporter
 from fangyan_kernels import capability
+from transformers import AutoModelForTokenClassification, BertConfig, DebertaV2Config
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cantonese-pos.yaml"
 
@@ -54,3 +55,27 @@ def test_where_bf16_is_slow_is_said(monkeypatch, precision, has, where):
         ]
     else:
         assert not said
+
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.mark.skipif(engine.device().type != "cpu", reason="a GPU chooses by the precision")
+@pytest.mark.parametrize(
+    ("config", "dropout", "reason"),
+    [
+        (BertConfig, 0.0, None),
+        (BertConfig, 0.1, "model.attention_dropout is not 0"),
+        (
+            DebertaV2Config,
+            0.0,
+            "DebertaV2ForTokenClassification caps its scores, or does not",
+        ),
+    ],
+)
+def test_masks_in_place_of_boundaries_are_said(config, dropout, reason):
+    model = AutoModelForTokenClassification.from_config(config(vocab_size=50, **SIZES))
+    recipe = fangyan.load_recipe(RECIPE, [f"model.attention_dropout={dropout}"])
+    layout, notes = _layout(recipe, model)
+    assert layout == ("rows" if reason else "varlen")
+    assert [reason in note for note in notes] == [True] * bool(reason)

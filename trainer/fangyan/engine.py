@@ -69,6 +69,12 @@ def check_precision(recipe: Recipe) -> None:
         raise UserError(f"engine.precision is bf16, which {reason}; expected fp32")
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself, faster than float32; other processors emulate it."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
 def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
     """What DeepSpeed is told; it accepts unknown top-level keys silently, so none is free text.
 

@@ -25,6 +25,7 @@ from fangyan.engine import (
     check_precision,
     device,
     gathered_state_dict,
+    has_fast_bfloat16,
     peak_memory,
     start_distributed,
 )
@@ -220,6 +221,7 @@ class Material:
     lengths: list[int]
     plan: list[list[list[int]]]
     packed: PackedModel
+    notes: list[str]
 
     @property
     def total_steps(self) -> int:
@@ -241,7 +243,7 @@ def load_material(recipe: Recipe) -> Material:
     if recipe.train.token_masking and tokenizer.mask_token_id is None:
         raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
     frozen = freeze(model, recipe.freeze)
-    layout = _layout(recipe, model)
+    layout, notes = _layout(recipe, model)
     encoder = Encoder(tokenizer, max_length(model, recipe.model.max_length, layout))
     windows = [window for group in task.encode(parts["train"], encoder) for window in group]
     lengths = [len(window.input_ids) for window in windows]
@@ -262,7 +264,7 @@ def load_material(recipe: Recipe) -> Material:
     packed = PackedModel(model, classes, layout, recipe.task.label_smoothing, recipe.engine.kernels)
     if settings.gradient_checkpointing:
         packed.use_gradient_checkpointing()
-    return Material(parts, task, tokenizer, frozen, encoder, windows, lengths, plan, packed)
+    return Material(parts, task, tokenizer, frozen, encoder, windows, lengths, plan, packed, notes)
 
 
 def prepare(recipe: Recipe) -> Run:
@@ -292,7 +294,7 @@ def prepare(recipe: Recipe) -> Run:
         engine=engine,
         optimizer=optimizer,
         evaluator=evaluator,
-        notes=_unseen_tags(material.parts) + _slow_precision(recipe, device()),
+        notes=_unseen_tags(material.parts) + _slow_precision(recipe, device()) + material.notes,
     )
 
 
@@ -305,9 +307,7 @@ def _unseen_tags(parts: dict[str, list[Example]]) -> list[str]:
 
 def _slow_precision(recipe: Recipe, where: torch.device) -> list[str]:
     """A line where bf16 takes longer than fp32: on processors whose products of bfloat16 are emulated."""
-    has = torch.cpu.get_capabilities()
-    fast = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
-    if where.type != "cpu" or recipe.engine.precision != "bf16" or any(has.get(name) for name in fast):
+    if where.type != "cpu" or recipe.engine.precision != "bf16" or has_fast_bfloat16():
         return []
     return [
         "engine.precision: bf16 is slower than fp32 on this processor, which has neither AVX512-BF16 nor AMX"
@@ -545,14 +545,19 @@ def _clear(folder: Path, rank: int) -> list[str]:
     return notes
 
 
-def _layout(recipe: Recipe, model: Any) -> Layout:
+def _layout(recipe: Recipe, model: Any) -> tuple[Layout, list[str]]:
+    """How batches are laid out, and a line where that is not what this machine does fastest."""
     if not recipe.train.packing:
-        return "padded"
+        return "padded", []
     if device().type == "cuda":  # PyTorch's variable-length kernel takes 16-bit numbers
-        return "varlen" if recipe.engine.precision == "bf16" else "rows"
-    # Ours has no dropout, and some models cap their scores or do not pass boundaries on.
-    fits = not recipe.model.attention_dropout and takes_boundaries(model, position_offset(model))
-    return "varlen" if fits else "rows"
+        return ("varlen" if recipe.engine.precision == "bf16" else "rows"), []
+    if recipe.model.attention_dropout:
+        reason = "model.attention_dropout is not 0"
+    elif not takes_boundaries(model, position_offset(model)):
+        reason = f"{type(model).__name__} caps its scores, or does not pass boundaries on to its attention"
+    else:
+        return "varlen", []
+    return "rows", [f"train.packing: sequences are kept apart by masks, which is slower: {reason}"]
 
 
 def _metric(recipe: Recipe, task: Task) -> str:
