@@ -10,17 +10,10 @@
 #include <vector>
 
 #include "clones.h"
+#include "lora_dropout.h"
 #include "products.h"
 
 namespace fangyan {
-
-// An element is kept or not by a hash of the seed and of its place; lora_linear/reference.py owns the meaning.
-struct Dropout {
-  bool active;
-  uint32_t low, high;  // the seed
-  uint32_t threshold;
-  float scale;
-};
 
 struct LoraTiles {
   const float* input_TK;

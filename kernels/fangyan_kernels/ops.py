@@ -67,6 +67,12 @@ torch.library.define(
     " Tensor(a!)? grad_input_TK, bool wants_adapter) -> (Tensor, Tensor)",
 )
 
+# output (+)= D * input on the CPU, in bfloat16, in place.
+torch.library.define(
+    "fangyan::lora_dropout_",
+    "(Tensor(a!) output_TK, Tensor input_TK, Tensor seed, float dropout, bool accumulate) -> ()",
+)
+
 # A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py owns
 # the meaning. Returns the number of elements that it left as they were.
 torch.library.define(

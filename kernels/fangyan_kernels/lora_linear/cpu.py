@@ -1,7 +1,7 @@
 """The low-rank products of LoRA linears on the CPU: ``csrc/lora_linear.cpp``, in float32.
 
-In bfloat16 without dropout they are the library's, which uses the processor's own products of bfloat16:
-to widen x and g alone would take longer.
+In bfloat16 they are the library's, which uses the processor's own products of bfloat16: to widen x and g
+alone would take longer. D * x is then a matrix of its own, made again by the backward.
 
 Shape suffixes: T tokens, K in, N out, R rank.
 """
@@ -30,9 +30,10 @@ def forward_(
     dropout: float,
 ) -> None:
     """output += (D * input) A' (s B'), of every layer; ``b_RN`` is s B' of each."""
-    if _by_library(input_TK, seed):
+    if input_TK.dtype == torch.bfloat16:
+        dropped_TK = _dropped(input_TK, seed, dropout)
         for output_TN, a, b in zip(outputs_TN, a_RK, b_RN, strict=True):
-            output_TN.addmm_(input_TK @ a.T, b)
+            output_TN.addmm_(dropped_TK @ a.T, b)
         return
     wide_TK = _wide(input_TK)
     for output_TN, a, b in zip(outputs_TN, a_RK, b_RN, strict=True):
@@ -56,15 +57,11 @@ def backward_(
 
     Adds the sum of all D * (grad (s B')' A) to ``grad_input_TK``, if it is given.
     """
+    if input_TK.dtype == torch.bfloat16:
+        return _backward_by_library(
+            grads_TN, input_TK, a_RK, b_RN, seed, dropout, grad_input_TK, wants_adapters
+        )
     gradients = []
-    if _by_library(input_TK, seed):
-        for grad_TN, a, b in zip(grads_TN, a_RK, b_RN, strict=True):
-            grad_low_TR = grad_TN @ b.T
-            if grad_input_TK is not None:
-                grad_input_TK.addmm_(grad_low_TR, a)
-            if wants_adapters:
-                gradients.append((grad_low_TR.T @ input_TK, (input_TK @ a.T).T @ grad_TN))
-        return gradients
     wide_TK = _wide(input_TK)
     total_TK = None if grad_input_TK is None else _wide(grad_input_TK)
     for grad_TN, a, b in zip(grads_TN, a_RK, b_RN, strict=True):
@@ -77,8 +74,41 @@ def backward_(
     return gradients
 
 
-def _by_library(input_TK: Tensor, seed: Tensor | None) -> bool:
-    return input_TK.dtype == torch.bfloat16 and seed is None
+def _backward_by_library(
+    grads_TN: Sequence[Tensor],
+    input_TK: Tensor,
+    a_RK: Sequence[Tensor],
+    b_RN: Sequence[Tensor],
+    seed: Tensor | None,
+    dropout: float,
+    grad_input_TK: Tensor | None,
+    wants_adapters: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    grads_low_TR = [grad_TN @ b.T for grad_TN, b in zip(grads_TN, b_RN, strict=True)]
+    if grad_input_TK is not None:
+        # Where elements are dropped, the sum of all layers first: D is drawn once.
+        total_TK = grad_input_TK if seed is None else torch.zeros_like(grad_input_TK)
+        for grad_low_TR, a in zip(grads_low_TR, a_RK, strict=True):
+            total_TK.addmm_(grad_low_TR, a)
+        if seed is not None:
+            torch.ops.fangyan.lora_dropout_(grad_input_TK, total_TK, seed, dropout, True)
+    if not wants_adapters:
+        return []
+    dropped_TK = _dropped(input_TK, seed, dropout)
+    return [
+        (grad_low_TR.T @ dropped_TK, (dropped_TK @ a.T).T @ grad_TN)
+        for grad_low_TR, grad_TN, a in zip(grads_low_TR, grads_TN, a_RK, strict=True)
+    ]
+
+
+def _dropped(input_TK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
+    """D * input, in bfloat16."""
+    if seed is None:
+        return input_TK
+    input_TK = input_TK.contiguous()
+    dropped_TK = torch.empty_like(input_TK)
+    torch.ops.fangyan.lora_dropout_(dropped_TK, input_TK, seed, dropout, False)
+    return dropped_TK
 
 
 def _wide(matrix: Tensor) -> Tensor:

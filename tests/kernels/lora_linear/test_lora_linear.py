@@ -110,6 +110,52 @@ def test_dropout(impl, dtype, shape):
     check_against_truth(impl, case, keep=keep, dropout=0.3)
 
 
+@implementations("cpu")
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_cpus_dropout_in_bfloat16(impl, accumulate):
+    """To the bit, with rows for several threads that are no whole vectors."""
+    generator = torch.Generator().manual_seed(0)
+    seed, dropout = torch.tensor(-(2**40) + 5), 0.3
+    x, before = (torch.randn(900, 97, generator=generator).bfloat16() for _ in range(2))
+    kept = x.double() * reference.keep_mask(seed, *x.shape, dropout)
+    # Once rounded to float32, as is 1 / (1 - dropout), and once to bfloat16.
+    scaled = kept * torch.tensor(1 / (1 - dropout)).double()
+    expected = (scaled + before.double() if accumulate else scaled).float().bfloat16()
+    found = before.clone()
+    torch.ops.fangyan.lora_dropout_(found, x, seed, dropout, accumulate)
+    assert torch.equal(found, expected)
+
+
+@implementations("cpu")
+@pytest.mark.parametrize("given", ["whole", "transposed", "frozen input"])
+def test_several_projections_with_dropout_in_bfloat16(impl, given):
+    """Their part of the input's gradient is dropped as one, whatever the strides."""
+    cases = [make(impl, 300, 63, outer, rank, torch.bfloat16, outer) for outer, rank in ((32, 4), (48, 9))]
+    if given == "transposed":
+        cases[0][0] = cases[0][0].detach().T.contiguous().T.requires_grad_()
+    input = cases[0][0].requires_grad_(given != "frozen input")
+    keep = reference.keep_mask(seeded(), 300, 63, 0.3).double() / 0.7
+
+    def gradients(leaves, one_by_one):
+        x, *rest = leaves
+        first, second = rest[:4], rest[4:]
+        if one_by_one:
+            outputs = [plain(x, *layer, keep=keep) for layer in (first, second)]
+        else:
+            pairs = [list(pair) for pair in zip(first, second, strict=True)]
+            options = {"scaling": SCALING, "dropout": 0.3, "impl": impl}
+            outputs = list(lora_linear(x, *pairs[:3], bias=pairs[3], **options))
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        return [*outputs, *torch.autograd.grad(sum(o.square().sum() for o in outputs), wanted)]
+
+    leaves = [input, *cases[0][1:], *cases[1][1:]]
+    wide = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves]
+    found, other, truth = gradients(leaves, False), gradients(leaves, True), gradients(wide, True)
+    for value, alone, right in zip(found, other, truth, strict=True):
+        budget = 2 * (alone.double() - right).abs().amax() + torch.finfo(value.dtype).eps * right.abs().amax()
+        assert (value.double() - right).abs().amax() <= budget
+
+
 def test_the_mask_drops_its_share_and_no_pattern():
     share = 0.1
     masks = [reference.keep_mask(torch.tensor(seed), 2000, 500, share).double() for seed in (1, 2, -5, 2**40)]
