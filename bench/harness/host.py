@@ -14,9 +14,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+from fangyan_kernels import launching
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -24,7 +27,9 @@ from triton.runtime import driver
 
 from harness.routing import cpu_tensors_to_triton
 
-_DEVICE = 90  # no device's number, so that no variant compiled here is taken for a real GPU's
+# No device's number, so that no variant compiled here is taken for a real GPU's; and one for each use below,
+# so that it counts its own variants, whatever has been compiled before it.
+_DEVICES = count(90)
 
 
 @dataclass
@@ -47,20 +52,17 @@ class Launches:
         self.arguments.clear()
 
 
-# One for the process: a variant stays compiled, and with it the launcher that records here.
-_RECORD = Launches()
-
-
 class _Driver:
     """What Triton asks of a driver, answered for an H100; launching records a name."""
 
     def __init__(self, launches: Launches):
         self._launches = launches
+        self._device = next(_DEVICES)
         self.utils = SimpleNamespace(load_binary=self._load, get_device_properties=self._properties)
         self.launcher_cls = self._launcher
 
     def get_current_device(self) -> int:
-        return _DEVICE
+        return self._device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -95,12 +97,12 @@ def launching_nothing() -> Iterator[Launches]:
     """Triton kernels are compiled, for sm_90, and not launched; ``impl="triton"`` takes CPU tensors."""
     if knobs.runtime.interpret:
         raise RuntimeError("the interpreter launches and compiles nothing, expected TRITON_INTERPRET unset")
-    _RECORD.clear()
+    launches = Launches()
     before = driver._active
-    driver.set_active(_Driver(_RECORD))
+    driver.set_active(_Driver(launches))
     try:
-        with cpu_tensors_to_triton():
-            yield _RECORD
+        with cpu_tensors_to_triton(), patch.dict(launching._compiled, clear=True):
+            yield launches
     finally:
         driver._active = before
 
