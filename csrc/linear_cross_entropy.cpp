@@ -25,8 +25,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -55,8 +57,27 @@ int64_t most_tags() {
 // Logits of a chunk: large enough for the products' speed, small enough for the last cache.
 constexpr int64_t kChunkBytes = 44 << 20;
 
-FANGYAN_CLONES void rows(const Chunk& k, int64_t begin, int64_t end) {
-  for (int64_t r = begin; r < end; ++r) row(k, r);
+// Whether products take the ignored tokens along, as rows of zeros: to leave them out, the input of the others is
+// gathered and its gradient scattered, which takes as long as the products of so many classes (two cores with
+// AVX512-BF16, 8,192 tokens, 9 classes of 768 inputs, 15% ignored: 5.0 ms, and 3.5 with them).
+bool takes_ignored(int64_t labelled, int64_t tokens, int64_t classes, float filter) {
+  constexpr int64_t kClassesPerCopy = 40;
+  return filter == 0.0f && classes * (tokens - labelled) <= kClassesPerCopy * labelled;
+}
+
+// Returns whether the input of an ignored token is not finite, as its logits then are not.
+FANGYAN_CLONES bool rows(const Chunk& k, int64_t begin, int64_t end) {
+  bool spoiled = false;
+  for (int64_t r = begin; r < end; ++r) {
+    float* z = k.logits_RC + r * k.classes;
+    if (k.target_T[k.token_R[r]] != k.options.ignore_index) {
+      row(k, r);
+    } else {
+      spoiled |= !std::isfinite(z[0]);
+      std::fill_n(z, k.classes, 0.0f);
+    }
+  }
+  return spoiled;
 }
 
 // total_c += sum_r g_rc for the classes [begin, end): in the order of the rows, whoever computes it.
@@ -360,7 +381,20 @@ class Gradients {
   std::optional<Tensor> input_TH_, weight_CH_sum_, bias_C_sum_;
 };
 
-// Logits, loss and gradients of all labelled tokens, a chunk at a time.
+// A copy in which the input of ignored tokens is 0: where it is not finite, their gradient of 0 would not keep it out
+// of the sums.
+Tensor without_ignored(const Chunk& k, const Tensor& chunk_RH) {
+  const int64_t count = chunk_RH.size(0);
+  Tensor clean = torch::stable::new_empty(chunk_RH, {count, chunk_RH.size(1)});
+  copy_rows(chunk_RH, nullptr, clean, nullptr, count);
+  const int64_t bytes = clean.size(1) * static_cast<int64_t>(clean.element_size());
+  for (int64_t r = 0; r < count; ++r)
+    if (k.target_T[k.token_R[r]] == k.options.ignore_index)
+      std::memset(static_cast<char*>(clean.mutable_data_ptr()) + r * bytes, 0, bytes);
+  return clean;
+}
+
+// Logits, loss and gradients of `count` tokens, a chunk at a time.
 void add_chunks(Chunk& k, const Tensor& input_TH, int64_t count, Gradients& gradients) {
   const Tensor& weight_CH = gradients.head();
   const int64_t hidden = input_TH.size(1);
@@ -384,9 +418,13 @@ void add_chunks(Chunk& k, const Tensor& input_TH, int64_t count, Gradients& grad
     else
       mm_out(logits_RC, chunk_RH, transposed(weight_CH));
     k.logits_RC = floats(logits_RC);
+    std::atomic<bool> spoiled{false};
     torch::stable::parallel_for(0, here, std::max<int64_t>(1, (1 << 14) / k.classes),
-                                [&](int64_t begin, int64_t end) { rows(k, begin, end); });
-    if (k.gradients) gradients.add(k, logits_RC, chunk_RH, start);
+                                [&](int64_t begin, int64_t end) {
+                                  if (rows(k, begin, end)) spoiled = true;
+                                });
+    if (!k.gradients) continue;
+    gradients.add(k, logits_RC, spoiled ? without_ignored(k, chunk_RH) : chunk_RH, start);
   }
 }
 
@@ -408,8 +446,8 @@ Results linear_cross_entropy(Tensor input_TH, Tensor weight_CH, std::optional<Te
   bias_C = as_float(bias_C);
   class_weight_C = contiguous(class_weight_C);
   token_weight_T = contiguous(token_weight_T);
-  const std::vector<int64_t> labelled = labelled_tokens(target_T, classes, ignore_index);
-  const int64_t count = static_cast<int64_t>(labelled.size());
+  std::vector<int64_t> taken = labelled_tokens(target_T, classes, ignore_index);
+  const int64_t labelled = static_cast<int64_t>(taken.size());
   const bool narrow = input_TH.scalar_type() != ScalarType::Float;
   const float* class_weight = data<float>(class_weight_C);
   const int64_t* target = static_cast<const int64_t*>(target_T.const_data_ptr());
@@ -417,7 +455,7 @@ Results linear_cross_entropy(Tensor input_TH, Tensor weight_CH, std::optional<Te
   double total = 1.0;
   if (reduction == "mean")
     total = divisor ? *data<float>(divisor)
-                    : total_weight(labelled, target, class_weight, data<float>(token_weight_T));
+                    : total_weight(taken, target, class_weight, data<float>(token_weight_T));
   double class_weight_sum = classes;
   if (class_weight) {
     class_weight_sum = 0.0;
@@ -428,12 +466,17 @@ Results linear_cross_entropy(Tensor input_TH, Tensor weight_CH, std::optional<Te
   Tensor prediction_T = torch::stable::new_empty(target_T, {predict ? tokens : 0});
   if (predict) torch::stable::fill_(prediction_T, static_cast<double>(ignore_index));
   std::vector<uint8_t> correct(tokens);
-  Gradients gradients(input_TH, weight_CH, grad_input, grad_weight, grad_bias, labelled);
+  const bool by_tiles = labelled > 0 && !narrow && (regime == "tags" || (regime == "auto" && classes <= most_tags()));
+  if (!by_tiles && takes_ignored(labelled, tokens, classes, static_cast<float>(gradient_filter))) {
+    taken.resize(tokens);
+    std::iota(taken.begin(), taken.end(), 0);
+  }
+  Gradients gradients(input_TH, weight_CH, grad_input, grad_weight, grad_bias, taken);
 
   Chunk chunk{nullptr,
               data<float>(bias_C),
               class_weight,
-              labelled.data(),
+              taken.data(),
               target,
               data<float>(token_weight_T),
               classes,
@@ -446,10 +489,10 @@ Results linear_cross_entropy(Tensor input_TH, Tensor weight_CH, std::optional<Te
               floats(loss_T),
               static_cast<int64_t*>(prediction_T.mutable_data_ptr()),
               correct.data()};
-  if (count > 0 && !narrow && (regime == "tags" || (regime == "auto" && classes <= most_tags())))
+  if (by_tiles)
     gradients.add_tiles(chunk, input_TH);
   else
-    add_chunks(chunk, input_TH, count, gradients);
+    add_chunks(chunk, input_TH, static_cast<int64_t>(taken.size()), gradients);
 
   Tensor loss = loss_T;
   if (reduction != "none") {
@@ -464,7 +507,7 @@ Results linear_cross_entropy(Tensor input_TH, Tensor weight_CH, std::optional<Te
     return tensor;
   };
   const int64_t right = std::count(correct.begin(), correct.end(), 1);
-  return {loss,           number(count),      number(right),    prediction_T,
+  return {loss,           number(labelled),   number(right),    prediction_T,
           gradients.input(), gradients.weight(), gradients.bias()};
 }
 

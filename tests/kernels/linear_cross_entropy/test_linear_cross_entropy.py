@@ -110,11 +110,21 @@ def test_nothing_labelled_is_zero_and_connected(impl, reduction, tokens):
 
 
 @implementations()
-def test_ignored_rows_may_hold_anything(impl):
-    input, weight, bias, target = make(impl, 9, 8, 4, ignored=0.0)
+@pytest.mark.parametrize(
+    ("dtype", "classes", "value"),
+    [
+        (torch.float32, 4, float("nan")),
+        (torch.float32, 300, float("inf")),
+        (torch.bfloat16, 4, float("nan")),
+        (torch.bfloat16, 4, 3e38),  # the logits are not finite, or not, by chance
+    ],
+    ids=str,
+)
+def test_ignored_rows_may_hold_anything(impl, dtype, classes, value):
+    input, weight, bias, target = make(impl, 9, 8, classes, dtype=dtype, ignored=0.0)
     target[4] = IGNORE
     dirty = input.detach().clone()
-    dirty[4] = float("nan")
+    dirty[4] = value
     clean = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl)
     found = with_gradients(linear_cross_entropy, dirty.requires_grad_(), weight, bias, target, impl=impl)
     for left, right in zip(found, clean, strict=True):
@@ -125,7 +135,7 @@ def test_ignored_rows_may_hold_anything(impl):
         linear_cross_entropy, dirty, weight, bias, target, impl=impl, token_weight=factor
     )
     for left, right in zip(weighted, clean, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(left, right, rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
 @implementations()
