@@ -48,6 +48,12 @@ def environment(dry: bool) -> dict[str, str]:
     }
 
 
+def command_of(part: str, folder: Path, seconds: float, dry: bool) -> list[str]:
+    """What a process of the part is started with."""
+    command = [sys.executable, "-m", "harness.gpu", part, str(folder), "--seconds", f"{seconds:.1f}"]
+    return command + ["--dry"] * dry
+
+
 def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
     """Starts the part, and again while it dies and there is time."""
     end = time.monotonic() + seconds
@@ -55,10 +61,9 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
     log.unlink(missing_ok=True)
     for _ in range(STARTS):
         left = end - time.monotonic()
-        command = [sys.executable, "-m", "harness.gpu", part, str(folder), "--seconds", f"{left:.1f}"]
         with log.open("a") as out:
             process = subprocess.Popen(
-                command + ["--dry"] * dry,
+                command_of(part, folder, left, dry),
                 env=environment(dry),
                 cwd=ROOT,
                 stdout=out,
@@ -73,7 +78,8 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
         finally:
             with suppress(ProcessLookupError):  # with all that it has started
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver may keep one whose kernel hangs
+                process.wait(GRACE)
         if code == 0:
             return
         last = " ".join(log.read_text().splitlines()[-1:])

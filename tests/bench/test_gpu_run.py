@@ -9,12 +9,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import hanging_part
 import pytest
 import torch
 
+import gpu
 from gpu import DEFAULT, GRACE, PARTS
 from harness.gpu import ops as ops_part
 from harness.gpu import predictions as predictions_module
+from harness.gpu import warm
 from harness.gpu.decisions import decisions
 from harness.gpu.entries import DRY_ENTRIES, ENTRIES, Entry, planned_seconds
 from harness.gpu.ops import DRY_EFFORT, START_SECONDS, WARM_UP_SECONDS, floor, measure
@@ -122,6 +125,55 @@ def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatc
     assert entries[str(other)]["reason"] == "its process died or hung while it was timed"
 
 
+def test_a_process_that_hangs_is_replaced_by_one_without_its_contender(tmp_path, monkeypatch, capsys):
+    """It ends itself when its entry's time is over, though Python's own lock is never given back."""
+    command = [sys.executable, "-m", "hanging_part", str(tmp_path)]
+    monkeypatch.setattr(gpu, "command_of", lambda *_: command)
+    start = time.monotonic()
+    gpu.run_part("ops", tmp_path, 90.0, dry=True)
+    assert time.monotonic() - start < 60
+    assert capsys.readouterr().out.count("ops: its process died with 1;") == 1
+    log = (tmp_path / "ops.log").read_text()
+    assert log.count("Timeout (0:00:0") == 1
+    assert "in hang" in log
+    first, second = json.loads((tmp_path / "ops.json").read_text())["entries"].values()
+    assert first["failed"] == {"peer": "the process died or hung in its first calls or its capture"}
+    for found in (first, second):
+        assert found["state"] == "done"
+        assert found["contenders"]["fangyan"]["graph"] > 0
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_has_started(tmp_path, monkeypatch, capsys):
+    """Outside its entries, where nothing watches it: the run goes on with the next part."""
+    started = tmp_path / "started"
+    code = f"""
+import pathlib, subprocess, sys, hanging_part
+child = subprocess.Popen([sys.executable, "-c", "import hanging_part; hanging_part.hang()"])
+pathlib.Path({str(started)!r}).write_text(str(child.pid))
+hanging_part.hang()
+"""
+    monkeypatch.setattr(gpu, "command_of", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(gpu, "GRACE", 2)
+    gpu.run_part("ops", tmp_path, 1.0, dry=True)
+    assert "ops: ended after 1 s" in capsys.readouterr().out
+    status = Path(f"/proc/{started.read_text()}/status")
+    for _ in range(50):
+        alive = status.exists() and "(zombie)" not in status.read_text()
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+
+
+def test_compilation_that_hangs_is_ended_in_its_time(monkeypatch):
+    monkeypatch.setattr(warm, "_work", hanging_part.compile_one_and_hang)
+    start = time.monotonic()
+    found = warm.warm_up(dry=True, seconds=4.0)
+    assert time.monotonic() - start < 15
+    assert found["compiled"] == 1
+    assert found["not in time"] == len(warm.tasks(DRY_ENTRIES)) - 1 > 0
+
+
 def test_who_loses_the_gpu_is_left_out_though_all_fail_after(tmp_path, monkeypatch):
     def losing(trials, which, effort, failed):
         failed.update(peer="an illegal memory access", eager="an illegal memory access")
@@ -223,4 +275,16 @@ def test_what_the_numbers_decide():
     assert "Liger is 2.00x as fast as fangyan" in said
     assert "C=32: vocabulary" in said
     assert "90% of the kernels' time is tag_spans" in said
+    k_step = {"frozen linear": row(200e-6), "K step": row(220e-6, role="peer")}
+    layer = {"frozen linear": row(200e-6), "fangyan": row(250e-6)}
+    entries = {
+        f"lora_linear/{name}-T8192-K4096-N4096-R16-P0-bfloat16": {
+            "state": "done",
+            "floor": 100e-6,
+            "contenders": contenders,
+        }
+        for name, contenders in (("attention", layer), ("k-step", k_step))
+    }
+    said = "\n".join(decisions("ops", entries))
+    assert "1.10 times the frozen linear, where fangyan is 1.25: worth taking up" in said
     assert decisions("values", {"test": {"state": "failed"}})

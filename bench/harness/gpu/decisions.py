@@ -11,6 +11,7 @@ Row = Mapping[str, Any]
 HOST_BOUND = 1.3  # eager calls over graph replays: above it the GPU waits for the host
 LATENCY_BOUND = 1.6  # a kernel's time over that of its bytes
 OURS = "fangyan"
+K_STEP = "K step"
 
 # By entry, what its graph's time is compared with, and the ratio to stay under.
 GOALS = {
@@ -39,6 +40,7 @@ def decisions(part: str, entries: Mapping[str, Row]) -> list[str]:
             *_host(done),
             *_goals(done),
             *_peers(done),
+            *_k_step(done),
             *_crossover(done),
             *_alignment(done),
             *_slow(done),
@@ -75,6 +77,21 @@ def _peers(done: Mapping[str, Row]) -> Iterator[str]:
                 yield f"{name}: {peer} is {ours / theirs:.2f}x as fast as fangyan"
 
 
+def _k_step(done: Mapping[str, Row]) -> Iterator[str]:
+    """The low-rank term as one more K step against ours, each over the frozen layer timed beside it."""
+    for name, entry in done.items():
+        theirs = _over_frozen(entry, K_STEP)
+        ours = _over_frozen(done.get(name.replace("/k-step-", "/attention-")), OURS)
+        if theirs and ours:
+            verdict = "worth taking up" if theirs < ours else "it remains a peer"
+            yield f"{name}: {theirs:.2f} times the frozen linear, where fangyan is {ours:.2f}: {verdict}"
+
+
+def _over_frozen(entry: Row | None, who: str) -> float | None:
+    own, frozen = _seconds(entry, who), _seconds(entry, "frozen linear")
+    return own / frozen if own and frozen else None
+
+
 def _crossover(done: Mapping[str, Row]) -> Iterator[str]:
     """The fewest classes from which the vocabulary's kernels are faster than the tags'."""
     faster: dict[int, bool] = {}
@@ -91,11 +108,11 @@ def _crossover(done: Mapping[str, Row]) -> Iterator[str]:
 def _alignment(done: Mapping[str, Row]) -> Iterator[str]:
     odd, even = (
         _seconds(done.get(f"linear_cross_entropy/vocabulary-T8192-H768-C{c}-L100-bfloat16"), OURS)
-        for c in (21121, 21120)
+        for c in (21121, 21128)
     )
     if odd and even:
         verdict = "rows are to be padded" if odd > 1.05 * even else "padding rows gains nothing"
-        yield f"21,121 classes take {odd / even:.2f}x of the time of 21,120: {verdict}"
+        yield f"21,121 classes take {odd / even:.2f}x of the time of 21,128: {verdict}"
 
 
 def _slow(done: Mapping[str, Row]) -> Iterator[str]:

@@ -60,7 +60,7 @@ def warm_up(dry: bool, seconds: float) -> dict[str, Any]:
             break
     for worker in workers:
         worker.kill()
-        worker.join()
+        worker.join(1.0)  # a driver may keep one whose kernel hangs
     failed = {f"{todo[n][0]}, {todo[n][1]}": error for n, error in done.items() if error}
     return {
         "seconds": round(time.monotonic() - start, 1),
