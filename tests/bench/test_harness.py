@@ -165,7 +165,6 @@ def test_without_the_baseline_there_is_no_ratio():
     assert suite.ratio(op, SHAPE, "forward", "ours") is None
 
 
-@pytest.mark.filterwarnings("ignore")  # of what PyTorch's compiler imports
 def test_torch_compile_compiles_every_shape(monkeypatch):
     """More shapes than a function may have variants; the plain one never takes its place in silence."""
     contender = Contender("torch.compile", "baseline", function(compiled(square)), compiled=True)

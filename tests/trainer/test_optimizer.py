@@ -63,7 +63,6 @@ OTHERS = [
 ]
 
 
-@pytest.mark.filterwarnings("default")  # DeepSpeed's own
 @pytest.mark.parametrize(("name", "stage", "precision", "offload"), EVERY_STAGE + OFFLOADED + OTHERS)
 def test_norms_biases_and_embeddings_keep_32_bit_states(name, stage, precision, offload):
     start_distributed()
@@ -106,7 +105,6 @@ def test_norms_biases_and_embeddings_keep_32_bit_states(name, stage, precision, 
 
 
 @pytest.mark.skipif(device().type != "cpu", reason="it is the CPU's step")
-@pytest.mark.filterwarnings("default")  # DeepSpeed's own
 @pytest.mark.parametrize("clipping", [0.0, 0.01])
 def test_bf16_steps_in_one_pass_as_deepspeed_does(clipping):
     start_distributed()
@@ -146,7 +144,6 @@ def test_bf16_steps_in_one_pass_as_deepspeed_does(clipping):
 
 
 @pytest.mark.skipif(device().type != "cpu", reason="it is the CPU's step")
-@pytest.mark.filterwarnings("default")  # DeepSpeed's own
 def test_bf16_goes_on_from_deepspeeds_own_step_and_back(tmp_path):
     """Runs saved before there was a step in one pass go on with it, and the other way round."""
     start_distributed()
