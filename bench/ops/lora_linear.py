@@ -14,8 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import lora_linear
-from fangyan_kernels.lora_linear import triton as lora_kernels
-from fangyan_kernels.lora_linear import triton_merge, triton_tails
+from fangyan_kernels.lora_linear import triton_launches, triton_merge, triton_tails
 from torch import Tensor, nn
 
 from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, compiled, function
@@ -239,7 +238,7 @@ def _offline(
 def tails(rank: int = 16, drops: bool = True, tensor_cores: bool = True) -> dict[str, OfflineKernel]:
     """The launches of a layer's forward and backward, of the low-rank products alone."""
     shrink, expand, outer = (
-        lora_kernels.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer")
+        triton_launches.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer")
     )
     unused = () if drops else ("p_seed",)
     no_b, no_sum = ("p_b", "p_products"), ("p_sum", "p_bias", "p_seed")
@@ -249,7 +248,7 @@ def tails(rank: int = 16, drops: bool = True, tensor_cores: bool = True) -> dict
         _offline("lora-outer-gradient", triton_tails.outer, outer, ("p_seed",), stride_r=1),
         _offline("lora-expand", triton_tails.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"),
         _offline("lora-outer", triton_tails.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
-        _offline("lora-finish", triton_tails.finish, lora_kernels.FINISH),
+        _offline("lora-finish", triton_tails.finish, triton_launches.FINISH),
     )
     return {kernel.name: kernel for kernel in kernels}
 

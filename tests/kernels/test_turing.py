@@ -13,7 +13,7 @@ import torch
 import triton
 import triton_here
 from fangyan_kernels import launching, linear_cross_entropy, lora_linear
-from fangyan_kernels.lora_linear import triton as lora_on_gpus
+from fangyan_kernels.lora_linear import triton_launches
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -35,7 +35,7 @@ def binaries(monkeypatch):
 
     module = sys.modules[linear_cross_entropy.__module__]
     monkeypatch.setattr(module, "has_tensor_cores", lambda device: False)
-    monkeypatch.setattr(lora_on_gpus, "has_tensor_cores", lambda device: False)
+    monkeypatch.setattr(triton_launches, "has_tensor_cores", lambda device: False)
     monkeypatch.setattr(launching, "_compiled", {})
     with launching_nothing():
         fake = driver.active

@@ -6,7 +6,9 @@ import pytest
 import torch
 import triton_here
 from fangyan_kernels import lora_linear
-from fangyan_kernels.lora_linear import triton as kernels
+from fangyan_kernels.lora_linear import triton_launches
+from fangyan_kernels.lora_linear.triton import MOST_IN_ONE_PASS
+from fangyan_kernels.lora_linear.triton_launches import PROGRAMS
 
 from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
 from ops.lora_linear import merging, tails
@@ -46,7 +48,7 @@ def test_large_ranks(name, architecture, rank):
 @pytest.mark.parametrize("name", tails())
 def test_float32(name, rank):
     """Without tensor cores, too; its gradient's two products are made in one pass at small ranks alone."""
-    if rank > kernels.MOST_IN_ONE_PASS and name == "lora-outer-gradient":
+    if rank > MOST_IN_ONE_PASS and name == "lora-outer-gradient":
         return
     kernel = tails(rank, tensor_cores=False)[name]
     signature = {name: "*fp32" if kind == "*bf16" else kind for name, kind in kernel.signature.items()}
@@ -61,7 +63,7 @@ def test_what_is_under_way(name, drops):
     report = compile_offline(kernel, "sm_90")
     tile = 2 * kernel.constants["BLOCK_T"] * kernel.constants["BLOCK_K"]
     (depth,) = (depth for depth, size in report.stages if size == tile)
-    programs = kernels.PROGRAMS if "outer" in name else 8192 // kernel.constants["BLOCK_T"] // PROCESSORS
+    programs = PROGRAMS if "outer" in name else 8192 // kernel.constants["BLOCK_T"] // PROCESSORS
     assert report.programs_per_sm >= programs
     assert depth * tile * programs >= IN_FLIGHT
     # The copies; the rest are the seed's words and the accesses of R numbers per token.
@@ -92,16 +94,16 @@ def test_merging_reads_a_byte_once():
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 256])
 @pytest.mark.parametrize("inner", [256, 768, 4096, 8192])
 def test_sums_weigh_less_than_what_they_sum(rank, inner, monkeypatch):
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda device: PROCESSORS)
-    block_t, block_k = (kernels.tiles("outer", rank)[name] for name in ("BLOCK_T", "BLOCK_K"))
+    monkeypatch.setattr(triton_launches, "_multiprocessors", lambda device: PROCESSORS)
+    block_t, block_k = (triton_launches.tiles("outer", rank)[name] for name in ("BLOCK_T", "BLOCK_K"))
     strips = -(-inner // block_k)
     for tokens in (4 * rank, 1000, 2048, 8192):
-        length, parts = kernels._parts(tokens, strips, rank, block_t, torch.device("cuda"))
+        length, parts = triton_launches._parts(tokens, strips, rank, block_t, torch.device("cuda"))
         assert length * (parts - 1) < tokens <= length * parts
         assert length % block_t == 0
         sums, matrix = 4 * parts * rank * inner, 2 * tokens * inner
         assert parts == 1 or sums <= matrix / 2
-        if rank <= kernels.MOST_IN_ONE_PASS:
+        if rank <= MOST_IN_ONE_PASS:
             assert 4 * strips * tokens * rank <= 2 * tokens * max(inner, 256) / 4
         assert tokens < 8192 or rank > 64 or inner < 4096 or strips * parts >= 2 * PROCESSORS
 
