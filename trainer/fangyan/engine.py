@@ -70,7 +70,11 @@ def check_precision(recipe: Recipe) -> None:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself, faster than float32; other processors emulate it."""
+    """Whether the CPU multiplies bfloat16 itself, faster than float32; other processors emulate it.
+
+    The Cantonese recipe's step on one processor, over its step in float32: 0.55 of the time by its own
+    products, 2.6 times with oneDNN held to AVX-512 (``ONEDNN_MAX_CPU_ISA=AVX512_CORE``), 25 times to AVX2.
+    """
     has = torch.cpu.get_capabilities()
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
