@@ -74,6 +74,15 @@ class Suite:
             return None
         return ratio(times[op.baseline.name], times[contender])
 
+    def ratio_again(self, op: Op, shape: Shape, which: str, contender: str) -> Ratio:
+        """The same in rounds of these two alone, now."""
+        chosen = [op.baseline, op.contender(contender)]
+        effort = timing.QUICK if self.quick else timing.full(shape.device)
+        measured = _measure(op, shape, chosen, effort, memory=False, passes=(which,))
+        if measured.failed:
+            raise RuntimeError(f"{shape}: {measured.failed}")
+        return ratio(measured.times[which][op.baseline.name], measured.times[which][contender])
+
     def steps(
         self, step: str, model: str, recipe: str, names: list[str]
     ) -> tuple[dict[str, StepResult], dict[str, str]]:

@@ -149,6 +149,7 @@ def test_a_peer_that_raises_costs_no_other_its_times():
     assert found.failed["late"] == "NotImplementedError: cce_exact is not implemented"
     assert set(found.times["forward+backward"]) == {"eager", "ours"}
     assert suite.ratio(op, SHAPE, "forward", "ours").median > 0
+    assert suite.ratio_again(op, SHAPE, "forward", "ours") != suite.ratio(op, SHAPE, "forward", "ours")
     assert found.errors["ours"] < 1e-6
 
 
