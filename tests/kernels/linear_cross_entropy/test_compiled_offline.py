@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import triton_here
+from fangyan_kernels.linear_cross_entropy import triton_tags
 
 from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
 from harness.op import OfflineKernel
@@ -13,6 +14,7 @@ from ops.linear_cross_entropy import tags_kernels
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
 
+PROCESSORS = 132  # multiprocessors of an H100
 KERNELS = {kernel.name: kernel for kernel in op_called("linear_cross_entropy").kernels}
 OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_SMOOTHING", "HAS_SOFTCAP", "PREDICT", "LOSS_T")
 
@@ -59,6 +61,18 @@ def test_tags_read_the_input_once_by_wide_asynchronous_copies(hidden, classes):
     assert report.stores["16"] >= 16 * 2 * width // 256 // 16
 
 
+@pytest.mark.parametrize("classes", [7, 16, 32])
+@pytest.mark.parametrize("hidden", [256, 768, 1024, 4096])
+def test_partial_sums_weigh_no_more_than_registers_or_logits(hidden, classes):
+    """Of the weight's gradient: 64 KB per multiprocessor; from T = P H / 3 less than 12 bytes per logit."""
+    tiles = triton_tags.choose_tiles(hidden, classes, 2, SHARED_LIMIT["sm_90"])
+    for tokens in (1, 16, 2048, 8192, PROCESSORS * hidden // 3, 1 << 20):
+        grid = triton_tags.choose_grid(tiles, tokens, hidden, PROCESSORS)
+        sums = 4 * (grid.workspace(classes, True, False) - grid.workspace(classes, False, False))
+        assert 0 < sums <= PROCESSORS * (64 << 10)
+        assert tokens < PROCESSORS * hidden // 3 or sums <= 12 * tokens * classes
+
+
 @pytest.mark.parametrize("name", ["tags-H1024-C9", "tag-logits-H1024-C32", "vocabulary"])
 def test_every_option_at_once_compiles(name):
     """An interpreter takes what a compiler refuses, such as a variable of two types."""
@@ -71,7 +85,7 @@ def test_every_option_at_once_compiles(name):
 
 @pytest.mark.parametrize("name", ["add_totals", "finish", "scale_three"])
 def test_small_kernels_compile(name):
-    from fangyan_kernels.linear_cross_entropy import triton_shared, triton_tags
+    from fangyan_kernels.linear_cross_entropy import triton_shared
 
     function = getattr(triton_tags if name == "finish" else triton_shared, name)
     constants = {"REDUCE": True, "GIVEN": False, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
