@@ -55,10 +55,10 @@ MULTIPROCESSOR = {
 _REGISTERS = 65536  # of a multiprocessor, handed out to a warp by 256
 _RESERVED_SHARED = 1024  # bytes of each block, since sm_80
 
-# Machine instructions by what they do, first match wins; the rest is "other".
+# Machine instructions by what they do, first match wins; the rest is "other", LDGDEPBAR among it, a barrier.
 _CLASSES = {
     "tensor core": r"HMMA|IMMA|QMMA|OMMA|HGMMA|UTC\w*MMA|v_mfma|v_smfmac",
-    "global load": r"LDG|LDGSTS|UBLKCP|UTMALDG|buffer_load|global_load",
+    "global load": r"(LDG|LDGSTS)(\.|$)|UBLKCP|UTMALDG|buffer_load|global_load",
     "global store": r"STG|UTMASTG|buffer_store|global_store",
     "shared memory": r"LDS|STS|LDSM|STSM|ds_",
     "local memory": r"LDL|STL|scratch_",
@@ -157,7 +157,7 @@ def _read_nvidia(ptx: str, shared: int) -> Report:
         registers=int(re.search(r"Used (\d+) registers", said)[1]),  # type: ignore[index]
         spills=int(stores[1]) + int(loads[1]) if stores and loads else 0,
         shared=shared,
-        instructions=_mix(opcodes),
+        instructions=count_by_class(opcodes),
         loads=_widths(opcodes, "LDG|LDGSTS|UTMALDG|UBLKCP"),
         stores=_widths(opcodes, "STG|UTMASTG"),
         loops=_loops(code),
@@ -194,7 +194,7 @@ def _widths(opcodes: list[str], names: str) -> dict[str, int]:
     """Accesses to global memory by bytes per thread; bulk copies of a whole tile are "tile"."""
     counts: Counter[str] = Counter()
     for opcode in opcodes:
-        if re.match(rf"({names})(\.|$)", opcode):  # LDGDEPBAR is a barrier
+        if re.match(rf"({names})(\.|$)", opcode):
             bits = re.search(r"\.[US]?(8|16|64|128)(?=\.|$)", opcode)
             counts["tile" if opcode.startswith("U") else str(int(bits[1]) // 8) if bits else "4"] += 1
     return dict(sorted(counts.items()))
@@ -233,11 +233,12 @@ def _read_amd(assembly: str, shared: int) -> Report:
         # Scalar registers spill into lanes of vector registers, which stay on the chip.
         spills=4 * field("vgpr_spill_count"),
         shared=shared,
-        instructions=_mix([opcode for opcode in opcodes if opcode not in ("s_nop", "s_code_end")]),
+        instructions=count_by_class([opcode for opcode in opcodes if opcode not in ("s_nop", "s_code_end")]),
     )
 
 
-def _mix(opcodes: list[str]) -> dict[str, int]:
+def count_by_class(opcodes: list[str]) -> dict[str, int]:
+    """Machine instructions by class, and their total."""
     counts: Counter[str] = Counter()
     for opcode in opcodes:
         kinds = (name for name, pattern in _CLASSES.items() if re.match(pattern, opcode))

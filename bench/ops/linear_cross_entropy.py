@@ -86,16 +86,17 @@ def tags_kernels(
     constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
     constants |= {"BLOCK_C": tiles.block_c} | gradients | (options or {})
     name = f"H{hidden}-C{classes}"
+    aligned = hidden % 16 == 0
     if isinstance(tiles, triton_tags.Rows):
         constants |= {"SPLITS": tiles.splits, "SLICES": triton_tags.SLICES, "STAGES": triton_tags.STAGES}
-        warps = {"num_warps": triton_tags.SLICES}
-        return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size),)
+        warps = launch_options(triton_tags.SLICES)
+        return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size, aligned),)
     weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
     weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_tags.STAGES}
     launch = launch_options(4, triton_tags.LOGITS_STAGES[element_size])
     return (
-        _offline(f"tag-logits-{name}", tag_logits, constants, launch, element_size),
-        _offline(f"tag-weight-{name}", tag_weight, weight, {"num_warps": 4}, element_size),
+        _offline(f"tag-logits-{name}", tag_logits, constants, launch, element_size, aligned),
+        _offline(f"tag-weight-{name}", tag_weight, weight, launch_options(4), element_size, aligned),
     )
 
 
@@ -104,19 +105,27 @@ def vocabulary_kernel(classes: int, element_size: int = 2) -> OfflineKernel:
     constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True}
     name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
     if classes > triton_softmax.MOST_TILE_CLASSES:
-        kernel, warps = triton_softmax_rows.softmax_row, triton_softmax_rows.WARPS
-        constants |= {"GROUPS": triton_softmax_rows.GROUPS, "WIDTH": triton_softmax_rows.WIDTH}
+        kernel, options = triton_softmax_rows.softmax_row, dict(triton_softmax_rows.ROW_TILES[element_size])
+        constants |= {name: options.pop(name) for name in ("GROUPS", "WIDTH")}
     else:
         kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)
         constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
-        warps = tile.warps
-    return _offline(name, kernel, constants, {"num_warps": warps}, element_size)
+        options = {"num_warps": tile.warps}
+    return _offline(name, kernel, constants, options, element_size)
 
 
 def _offline(
-    name: str, kernel: Any, constants: dict[str, Any], options: dict[str, int], element_size: int
+    name: str,
+    kernel: Any,
+    constants: dict[str, Any],
+    options: dict[str, int],
+    element_size: int,
+    aligned: bool = True,
 ) -> OfflineKernel:
-    """An argument has the same type in every kernel of this op: it follows from its name."""
+    """An argument has the same type in every kernel of this op: it follows from its name.
+
+    ``aligned`` is whether the hidden size is a multiple of 16, of which Triton tells the compiler.
+    """
     element = "*bf16" if element_size == 2 else "*fp32"
     elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
     kinds = dict.fromkeys(elements, element)
@@ -128,7 +137,8 @@ def _offline(
     signature = {
         argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
     }
-    multiples = tuple(argument for argument in signature if argument in ("hidden", "stride"))
+    strides = ("hidden", "stride") if aligned else ("stride",)
+    multiples = tuple(argument for argument in signature if argument in strides)
     return OfflineKernel(name, kernel, signature, constants, multiples, options)
 
 

@@ -7,7 +7,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from harness.offline import ARCHITECTURES, SHARED_LIMIT, WITHOUT_TENSOR_CORES, compile_offline
+from harness.offline import ARCHITECTURES, SHARED_LIMIT, WITHOUT_TENSOR_CORES, compile_offline, count_by_class
 from harness.op import OfflineKernel
 from harness.static import grown_counts, worse_reports
 
@@ -41,6 +41,21 @@ def test_a_small_kernel_fits_every_chip(architecture):
     assert mix["global load"] >= 1
     assert mix["global store"] >= 1
     assert mix["total"] == sum(count for kind, count in mix.items() if kind != "total")
+
+
+def test_instructions_are_counted_by_what_they_do():
+    opcodes = [
+        "LDG.E.128",
+        "LDG",
+        "LDGSTS.E.BYPASS.128",
+        "LDGDEPBAR",
+        "UTMALDG.2D",
+        "HMMA.16816.F32",
+        "STL.64",
+    ]
+    mix = {"total": 7, "global load": 4, "local memory": 1, "other": 1, "tensor core": 1}
+    assert count_by_class(opcodes) == mix
+    assert count_by_class(["buffer_load_dwordx4", "global_load_ushort"]) == {"total": 2, "global load": 2}
 
 
 def test_too_large_a_block_spills():

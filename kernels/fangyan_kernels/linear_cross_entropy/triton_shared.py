@@ -103,10 +103,10 @@ def shared_memory(device: torch.device) -> int:
     return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
-def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
+def launch_options(warps: int, stages: int = 3, registers: int = 255) -> dict[str, int]:
     """For up to 8 warps. Left to itself ptxas spills a few registers to fit a block more than there is."""
     options = {"num_warps": warps, "num_stages": stages}
-    return options if torch.version.hip else {**options, "maxnreg": 255}
+    return options if torch.version.hip else {**options, "maxnreg": registers}
 
 
 @triton.jit

@@ -4,9 +4,10 @@ Floor: the input read once, its gradient written once, 4 T H bytes in bfloat16, 
 On an H100 (3.0 TB/s, 800 TFLOP/s) the bytes take longer up to about 180 classes.
 
 Where a program's registers hold the gradient of the weight, C <= 16 at H <= 1024 or C <= 32 at H <= 512 in
-16 bits, one kernel does all in one pass over the input: 4 T H bytes, and 8 P C H of partial sums written
-and read for P programs, one per multiprocessor. Elsewhere a kernel computes the loss and the gradients of
-logits and input, and a second one reads the input again for the gradient of the weight: 6 T H bytes.
+16 bits, H a multiple of 16, one kernel does all in one pass over the input: 4 T H bytes, and 8 P C H of
+partial sums written and read for P programs, one per multiprocessor. Elsewhere a kernel computes the loss and
+the gradients of logits and input, and a second one reads the input again for the gradient of the weight:
+6 T H bytes.
 
 These sums can outweigh the logits that are avoided: 12 bytes per logit at plain PyTorch's peak, in bfloat16
 with a softmax in float32, are less than 4 P C H where T < P H / 3, 45,000 at H = 1024 on an H100. There they
@@ -89,11 +90,14 @@ class Blocks:
 def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> Rows | Blocks:
     """Tiles for a chip with ``shared`` bytes of shared memory per block."""
     block_c = max(16, triton.next_power_of_2(classes))
-    # Float32 multiplies without tensor cores; Turing, of 64 KB, copies nothing asynchronously, and what is
-    # under way there takes registers.
-    if element_size == 4 or shared <= 64 << 10:
-        return Blocks(block_t=32, block_h=32, weight_h=32, block_c=block_c)
-    block_h = 64 if hidden > 768 else 32 if hidden > 256 else 16
+    # Float32 multiplies without tensor cores; Turing, of 64 KB, copies nothing asynchronously, nor does any
+    # chip where rows begin at any address: what is under way there takes registers.
+    unaligned = hidden % 16 != 0  # the divisor that Triton tells the compiler of
+    if element_size == 4 or shared <= 64 << 10 or unaligned:
+        return Blocks(block_t=32, block_h=16 if unaligned else 32, weight_h=32, block_c=block_c)
+    # Blocks of 16 hold the fewest registers, 250 of 255 at the most; wider ones, whose accesses touch fewer
+    # lines of the cache, spill at H = 1024 and at 32 classes.
+    block_h = 32 if block_c == 16 and 256 < hidden <= 768 else 16
     rows = Rows(16, block_h, triton.cdiv(hidden, SLICES * block_h), block_c)
     # 64 registers of a thread for the weight's gradient: more would spill.
     if rows.width * block_c <= 64 * 32 * SLICES and rows.shared <= shared:
@@ -127,7 +131,7 @@ def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, processors: int)
         return Grid(programs, programs, tiles.width)
     # Two programs per multiprocessor: what one stores, the other loads.
     blocks = triton.cdiv(hidden, tiles.weight_h)
-    return Grid(min(tiles_T, 2 * processors), min(tiles_T, triton.cdiv(2 * processors, blocks)), hidden)
+    return Grid(min(tiles_T, 2 * processors), min(tiles_T, max(1, 2 * processors // blocks)), hidden)
 
 
 def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor, ...]:
@@ -186,7 +190,7 @@ def _one_pass(
         (call.input_TH, call.weight_CH, *call.pointers, *results, workspace),
         (call.tokens, *call.numbers),
         (call.hidden, call.classes),
-        {**flags, **blocks, "BLOCK_C": tiles.block_c, "STAGES": STAGES, "num_warps": SLICES},
+        {**flags, **blocks, "BLOCK_C": tiles.block_c, "STAGES": STAGES, **launch_options(SLICES)},
     )
 
 
@@ -218,5 +222,5 @@ def _two_passes(
             (input_TH, call.target_T, grad_logits, workspace),
             (tokens, call.ignore_index),
             (call.hidden, call.classes),
-            {**blocks, "BLOCK_H": tiles.weight_h, "STAGES": STAGES, "num_warps": 4},
+            {**blocks, "BLOCK_H": tiles.weight_h, "STAGES": STAGES, **launch_options(4)},
         )

@@ -296,7 +296,6 @@ def tag_logits(
     lane_t, lane_h, c = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_C)
     m_c = c < classes
     dtype = p_input.dtype.element_ty
-    bias, class_weight = load_classes(p_bias, p_class_weight, classes, HAS_BIAS, HAS_CLASS_WEIGHT, BLOCK_C)
     inverse = 1.0 / divisor(p_parts, n_parts, GIVEN, PARTS)
 
     grad_bias = tl.zeros((BLOCK_C,), tl.float32)
@@ -319,6 +318,10 @@ def tag_logits(
             p_w = p_weight + c[None, :] * hidden + i_h[:, None]
             w = tl.load(p_w, mask=m_c[None, :] & m_h[:, None], other=0.0)
             z = tl.dot(x, w, z, input_precision="ieee")
+        # From the cache, per tile: kept through the products they would spill.
+        bias, class_weight = load_classes(
+            p_bias, p_class_weight, classes, HAS_BIAS, HAS_CLASS_WEIGHT, BLOCK_C
+        )
         loss, hit, g = tile_loss(
             z + bias[None, :],
             token,

@@ -20,6 +20,8 @@ OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_SMOOTHING", "HAS_SOFTCAP
 
 
 TAGS = [(256, 9, 2), (512, 32, 2), (768, 9, 2), (1024, 16, 2), (1024, 32, 2), (1024, 16, 4)]
+TAGS += [(1023, 9, 2), (1023, 32, 2), (1023, 16, 4)]  # rows at any address: 2 or 4 bytes per access
+ONE_PASS = ("sm_80", "sm_90", "sm_100")  # have the shared memory for it at every size
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -32,9 +34,9 @@ def test_the_vocabulary_on_every_architecture(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
 def test_tags_keep_their_registers(shape, architecture):
-    """Of a hidden size, classes and bytes of a number, with every option; on Hopper without them too."""
+    """Of a hidden size, classes and bytes per element, with every option; in one pass without them too."""
     limit = SHARED_LIMIT[architecture]
-    for options in ({}, dict.fromkeys(OPTIONS, True))[architecture != "sm_90" :]:
+    for options in ({}, dict.fromkeys(OPTIONS, True))[architecture not in ONE_PASS :]:
         for kernel in tags_kernels(*shape, limit, options):
             report = compile_offline(kernel, architecture)
             assert report.shared <= limit, kernel.name
@@ -42,6 +44,17 @@ def test_tags_keep_their_registers(shape, architecture):
                 assert report.spills == report.instructions.get("local memory", 0) == 0, kernel.name
             if shape[2] == 2 and architecture != "sm_75":  # for which Triton has no tensor-core products
                 assert report.instructions["tensor core"] > 0
+
+
+@pytest.mark.parametrize(("classes", "element_size"), [(2, 2), (9, 2), (20, 2), (32, 2), (2, 4), (9, 4)])
+def test_rows_at_any_address_are_compiled_alike(classes, element_size):
+    """What holds above for a hidden size that is no multiple of 16 holds for all."""
+    most = 16 if classes <= 16 else 32
+    for limit in set(SHARED_LIMIT.values()):
+        expected = [replace(kernel, name="") for kernel in tags_kernels(1023, most, element_size, limit)]
+        for hidden in (100, 300, 770, 1000):
+            kernels = tags_kernels(hidden, classes, element_size, limit)
+            assert [replace(kernel, name="") for kernel in kernels] == expected
 
 
 @pytest.mark.parametrize("classes", [7, 16])

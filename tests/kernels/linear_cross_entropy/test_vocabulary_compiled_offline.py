@@ -23,7 +23,6 @@ OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "GIVEN", "HAS_SMOOTHING", "HA
 
 def without_options(classes, element_size=2):
     kernel = vocabulary_kernel(classes, element_size)
-    assert "maxnreg" not in kernel.options
     return replace(kernel, constants=kernel.constants | {"HAS_BIAS": False})
 
 
@@ -31,7 +30,8 @@ def without_options(classes, element_size=2):
 def test_a_logit_costs_18_instructions_and_no_narrow_access(element_size):
     """Whatever the number of classes: no address depends on it, but for those of targets."""
     report = compile_offline(without_options(21128, element_size), "sm_90")
-    per_thread = triton_softmax_rows.GROUPS * triton_softmax_rows.WIDTH // (32 * triton_softmax_rows.WARPS)
+    tile = triton_softmax_rows.ROW_TILES[element_size]
+    per_thread = tile["GROUPS"] * tile["WIDTH"] // (32 * tile["num_warps"])
     size = element_size * per_thread
     (first,) = (loop[0] for loop in report.loops if loop[1:] == [size, 0])
     (second,) = (loop[0] for loop in report.loops if loop[1:] == [size, size])
@@ -65,6 +65,18 @@ def test_nothing_spills(classes, architecture):
     report = compile_offline(vocabulary_kernel(classes), architecture)
     assert report.spills == 0
     assert report.instructions.get("local memory", 0) == 0
+
+
+@pytest.mark.parametrize("element_size", [2, 4])
+@pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_BIAS", *OPTIONS)], ids=["bias", "all"])
+def test_no_option_spills_where_a_row_has_a_program(options, element_size):
+    kernel = vocabulary_kernel(21128, element_size)
+    constants = kernel.constants | dict.fromkeys(options, True)
+    for architecture in ("sm_80", "sm_90"):
+        report = compile_offline(replace(kernel, constants=constants), architecture)
+        assert report.spills == report.instructions.get("local memory", 0) == 0
+        if element_size == 4:  # 16 KB to 23 KB are needed under way
+            assert report.programs_per_sm * constants["GROUPS"] * constants["WIDTH"] * 4 >= 32 << 10
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_90"])
