@@ -39,17 +39,19 @@ class Launches:
     Attributes:
         launched: in their order.
         variants: compiled.
-        arguments: of each kernel's last launch, as CUDA's launcher gets them.
+        arguments: of each kernel's last launch, as CUDA's launcher gets them; None where they are not kept.
+            A parameter takes over a gradient that nobody else holds, and copies any other.
     """
 
     launched: list[str] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
-    arguments: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    arguments: dict[str, tuple[Any, ...]] | None = None
 
     def clear(self) -> None:
         self.launched.clear()
         self.variants.clear()
-        self.arguments.clear()
+        if self.arguments is not None:
+            self.arguments.clear()
 
 
 class _Driver:
@@ -87,17 +89,18 @@ class _Driver:
             for i in pointers:
                 arguments[i].data_ptr()  # as the real one does for each
             launches.launched.append(name)
-            launches.arguments[name] = arguments
+            if launches.arguments is not None:
+                launches.arguments[name] = arguments
 
         return launch
 
 
 @contextlib.contextmanager
-def launching_nothing() -> Iterator[Launches]:
+def launching_nothing(keep_arguments: bool = False) -> Iterator[Launches]:
     """Triton kernels are compiled, for sm_90, and not launched; ``impl="triton"`` takes CPU tensors."""
     if knobs.runtime.interpret:
         raise RuntimeError("the interpreter launches and compiles nothing, expected TRITON_INTERPRET unset")
-    launches = Launches()
+    launches = Launches(arguments={} if keep_arguments else None)
     before = driver._active
     driver.set_active(_Driver(launches))
     try:

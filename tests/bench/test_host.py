@@ -41,7 +41,7 @@ def test_a_compiled_variant_is_launched_as_triton_launches_it(name):
     target = torch.randint(7, (hidden,))
     launching._compiled.clear()
     calls = []
-    with launching_nothing() as launches:
+    with launching_nothing(keep_arguments=True) as launches:
         for _ in range(2):
             launches.clear()
             result = OPS[name](x, weight, target, a, b)
