@@ -100,12 +100,13 @@ def tags_kernels(
     )
 
 
-def vocabulary_kernel(classes: int, element_size: int = 2) -> OfflineKernel:
+def vocabulary_kernel(classes: int, element_size: int = 2, softcap: bool = False) -> OfflineKernel:
     """The softmax between the products of so many classes: a row per program, or several."""
-    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True}
+    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True, "HAS_SOFTCAP": softcap}
     name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
     if classes > triton_softmax.MOST_TILE_CLASSES:
-        kernel, options = triton_softmax_rows.softmax_row, dict(triton_softmax_rows.ROW_TILES[element_size])
+        kernel = triton_softmax_rows.softmax_row
+        options = triton_softmax_rows.row_options(element_size, softcap)
         constants |= {name: options.pop(name) for name in ("GROUPS", "WIDTH")}
     else:
         kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)

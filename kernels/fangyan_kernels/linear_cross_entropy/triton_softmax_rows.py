@@ -22,17 +22,22 @@ from fangyan_kernels.linear_cross_entropy.triton_softmax import (
     terms,
 )
 
-# By bytes per logit. 4,096 columns at once by 8 warps: 17 instructions per logit, where Hopper's arithmetic
-# takes as long as its memory at 40 (4 bytes per logit, 3.0 TB/s). Its 5 programs per SM have 40 KB under way,
-# where 0.7 us of latency take 16. Their rows, 28 MB at 21,128 classes in bfloat16, are still in a cache of
-# 50 MB when they are read again; at 128,256 classes they are 169 MB, of which walking back finds a part.
-#
-# In float32, 4 warps take as many bytes at once. Within 128 registers no option spills; left to itself ptxas
-# spills 8 bytes with a bias to fit 4 programs of 8 warps.
-ROW_TILES = {
-    2: {"GROUPS": 2, "WIDTH": 2048, "num_warps": 8},
-    4: {"GROUPS": 2, "WIDTH": 1024, **launch_options(4, registers=128)},
-}
+
+def row_options(element_size: int, softcap: bool) -> dict[str, int]:
+    """Constants and launch options for logits of so many bytes, with a cap on them or none.
+
+    In 16 bits 8 warps take 4,096 columns at once: 17 instructions per logit, where Hopper's arithmetic takes
+    as long as its memory at 40 (4 bytes per logit, 3.0 TB/s). Its 5 programs per SM have 40 KB under way,
+    where 0.7 us of latency take 16. Their rows, 28 MB at 21,128 classes, are still in a cache of 50 MB when
+    they are read again; at 128,256 classes they are 169 MB, of which walking back finds a part.
+
+    In float32, 4 warps take as many bytes at once. Within 128 registers no option spills; left to itself
+    ptxas spills 8 to 52 bytes in float32 or with a cap, to fit 4 programs of 8 warps.
+    """
+    if element_size == 4:
+        return {"GROUPS": 2, "WIDTH": 1024, **launch_options(4, registers=128)}
+    warps = launch_options(8, registers=128) if softcap else {"num_warps": 8}
+    return {"GROUPS": 2, "WIDTH": 2048, **warps}
 
 
 @triton.jit(do_not_specialize=VARYING)

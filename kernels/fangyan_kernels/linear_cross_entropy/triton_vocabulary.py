@@ -43,7 +43,7 @@ from fangyan_kernels.linear_cross_entropy.triton_softmax import (
     choose_tile,
     softmax_tile,
 )
-from fangyan_kernels.linear_cross_entropy.triton_softmax_rows import ROW_TILES, softmax_row
+from fangyan_kernels.linear_cross_entropy.triton_softmax_rows import row_options, softmax_row
 
 ROW_ALIGNMENT = 64
 CHUNK_BYTES = 1 << 30
@@ -153,7 +153,7 @@ def _softmax(
         grid = (triton.cdiv(rows, tile.rows), 1)
         launch(softmax_tile, grid, tensors, (start, rows, *call.numbers, classes), fixed, options)
     else:
-        options = {**flags, **ROW_TILES[logits_RC.element_size()]}
+        options = {**flags, **row_options(logits_RC.element_size(), call.softcap > 0.0)}
         launch(softmax_row, (rows, 1), tensors, (start, *call.numbers, classes), fixed, options)
 
 

@@ -30,7 +30,7 @@ def without_options(classes, element_size=2):
 def test_a_logit_costs_18_instructions_and_no_narrow_access(element_size):
     """Whatever the number of classes: no address depends on it, but for those of targets."""
     report = compile_offline(without_options(21128, element_size), "sm_90")
-    tile = triton_softmax_rows.ROW_TILES[element_size]
+    tile = triton_softmax_rows.row_options(element_size, softcap=False)
     per_thread = tile["GROUPS"] * tile["WIDTH"] // (32 * tile["num_warps"])
     size = element_size * per_thread
     (first,) = (loop[0] for loop in report.loops if loop[1:] == [size, 0])
@@ -68,9 +68,9 @@ def test_nothing_spills(classes, architecture):
 
 
 @pytest.mark.parametrize("element_size", [2, 4])
-@pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_BIAS", *OPTIONS)], ids=["bias", "all"])
+@pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_SOFTCAP", "PREDICT"), OPTIONS], ids=str)
 def test_no_option_spills_where_a_row_has_a_program(options, element_size):
-    kernel = vocabulary_kernel(21128, element_size)
+    kernel = vocabulary_kernel(21128, element_size, "HAS_SOFTCAP" in options)
     constants = kernel.constants | dict.fromkeys(options, True)
     for architecture in ("sm_80", "sm_90"):
         report = compile_offline(replace(kernel, constants=constants), architecture)
