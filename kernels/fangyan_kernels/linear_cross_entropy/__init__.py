@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from fangyan_kernels import ops
 from fangyan_kernels.capability import has_tensor_cores, refuse_bfloat16
 from fangyan_kernels.linear_cross_entropy import reference
 
@@ -193,7 +194,7 @@ def linear_cross_entropy(
     else:
         regime = chosen.removeprefix("triton_") if chosen != "cpp" else "auto"
         wanted = _wanted_gradients(reduce, input, linear_weight, linear_bias)
-        loss, labelled, correct, predictions, *_ = torch.ops.fangyan.linear_cross_entropy(
+        loss, labelled, correct, predictions, *_ = ops.linear_cross_entropy(
             *tensors, *options, float(gradient_filter), most_labelled, regime, predict, *wanted
         )
         if reduce != reduction:
