@@ -208,7 +208,7 @@ torch.library.impl("fangyan::linear_cross_entropy", "Autograd", _linear_cross_en
 def linear_cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
     """The operator with its derivative; called eagerly, without the dispatcher's way there, 9 us."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _linear_cross_entropy(*arguments)  # type: ignore[no-any-return]
+        return _linear_cross_entropy(*arguments)
     return _linear_cross_entropy_autograd(*arguments)
 
 
@@ -431,3 +431,29 @@ def _varlen_attention_backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | Non
 torch.library.register_autograd(
     "fangyan::varlen_attention", _varlen_attention_backward, setup_context=_varlen_attention_setup
 )
+
+
+def _without_autocast(name: str) -> None:
+    """An operator's own products and sums are in the dtypes it was given: autocast ends where it begins.
+
+    A kernel of autocast's own key costs nothing while autocast is off, and is on the way of the backward and
+    of inference mode too. What is cast, public functions cast.
+    """
+    operator = getattr(torch.ops.fangyan, name).default
+
+    def kernel(*arguments: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return operator(*arguments)
+
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        torch.library.impl(f"fangyan::{name}", key, kernel)
+
+
+for _name in (
+    "linear_cross_entropy",
+    "lora_linear",
+    "lora_linear_backward",
+    "varlen_attention",
+    "varlen_attention_backward",
+):
+    _without_autocast(_name)
