@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_compiled: dict[tuple[Any, ...], Any] = {}
+# Each holds its options, so that no others can have their place in memory.
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[int, ...], Mapping[str, int]]] = {}
 
 
 # Beyond them Triton passes a number in 64 bits, to another variant.
@@ -34,11 +35,10 @@ def launch(
         varying: numbers that the kernel is not specialized on; where one needs 64 bits, likewise.
         fixed: integers of the layer.
         options: the kernel's constants in their order, which are the last of its arguments; then
-            ``num_warps`` and the like.
+            ``num_warps`` and the like. The same object at every launch, as a variant is found by it.
     """
-    values = tuple(options.values())
-    # By its place in memory, as kernels of two modules may have one name, and hashing one hashes its source.
-    key: list[Any] = [id(kernel), fixed, values]
+    # By their places in memory: kernels of two modules may have one name, and hashing one hashes its source.
+    key: list[Any] = [id(kernel), id(options), fixed]
     addresses = 0
     for tensor in tensors:
         if tensor is None:
@@ -52,9 +52,10 @@ def launch(
     usual = usual and min(varying) >= _SMALLEST and max(varying) <= _LARGEST
     found = _compiled.get(tuple(key)) if usual else None
     if found is not None:
-        variant, constants = found
+        variant, constants, _ = found
         variant[(*grid, 1)](*tensors, *varying, *fixed, *constants)
         return
     variant = kernel[grid](*tensors, *varying, *fixed, **options)
     if variant is not None and usual:  # the interpreter compiles nothing
-        _compiled[tuple(key)] = variant, values[: list(options).index("num_warps")]
+        constants = tuple(options.values())[: list(options).index("num_warps")]
+        _compiled[tuple(key)] = variant, constants, options

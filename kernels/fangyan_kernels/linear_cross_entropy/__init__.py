@@ -171,7 +171,8 @@ def linear_cross_entropy(
 
     wide = torch.promote_types(input.dtype, torch.float32)
     if isinstance(divisor, Tensor):
-        divisor = divisor.detach().reshape(()).to(input.device, wide)
+        divisor = divisor.detach().to(input.device, wide)
+        divisor = divisor.reshape(()) if divisor.ndim else divisor
     elif divisor is not None:  # filled there: a copy would make the host wait
         divisor = torch.full((), divisor, dtype=wide, device=input.device)
     tensors = (

@@ -7,7 +7,7 @@ from torch import Tensor
 from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
-    SCALE_BLOCK,
+    SCALE,
     Call,
     processors,
     scale_three,
@@ -47,7 +47,7 @@ def linear_cross_entropy(
             f"linear_weight has {classes}"
         )
     tags = regime == "tags" or (regime == "auto" and classes <= most)
-    parts = None if divisor is None else divisor.reshape(1)
+    parts = divisor
     # It also checks the targets, which the kernels of tags do by themselves.
     if not tags or (reduction == "mean" and divisor is None):
         weights = weigh(target_T, class_weight_C, token_weight_T, classes, ignore_index)
@@ -79,12 +79,12 @@ def linear_cross_entropy(
 def scale_gradients_(first: Tensor, second: Tensor, third: Tensor, scale: Tensor) -> None:
     """The operator ``fangyan::scale_gradients_``: contiguous gradients times ``scale``, in place."""
     largest = max(first.numel(), second.numel(), third.numel())
-    programs = max(1, min(-(-largest // SCALE_BLOCK), 8 * processors(first.device)))
+    programs = max(1, min(-(-largest // SCALE["BLOCK"]), 8 * processors(first.device)))
     launch(
         scale_three,
         (programs, 1),
         (first, second, third, scale),
         (first.numel(), second.numel(), third.numel()),
         (),
-        {"BLOCK": SCALE_BLOCK, "num_warps": 4},
+        SCALE,
     )

@@ -21,7 +21,19 @@ from fangyan_kernels.launching import launch
 PARTS = 64
 PART_BLOCK = 1024
 TOTALS = {"BLOCK": 4096, "num_warps": 4}
-SCALE_BLOCK = 1024
+SCALE = {"BLOCK": 1024, "num_warps": 4}
+
+
+class Flags(NamedTuple):
+    """Constants of both regimes' kernels, in their order."""
+
+    HAS_BIAS: bool
+    HAS_CLASS_WEIGHT: bool
+    HAS_TOKEN_WEIGHT: bool
+    GIVEN: bool
+    HAS_SMOOTHING: bool
+    HAS_SOFTCAP: bool
+    PREDICT: bool
 
 
 class Call(NamedTuple):
@@ -73,17 +85,16 @@ class Call(NamedTuple):
         return n_parts, self.ignore_index, self.label_smoothing, self.z_loss, self.softcap
 
     @property
-    def flags(self) -> dict[str, bool]:
-        """Their constants."""
-        return {
-            "HAS_BIAS": self.bias_C is not None,
-            "HAS_CLASS_WEIGHT": self.class_weight_C is not None,
-            "HAS_TOKEN_WEIGHT": self.token_weight_T is not None,
-            "GIVEN": self.given,
-            "HAS_SMOOTHING": self.label_smoothing > 0.0,
-            "HAS_SOFTCAP": self.softcap > 0.0,
-            "PREDICT": self.predict,
-        }
+    def flags(self) -> Flags:
+        return Flags(
+            self.bias_C is not None,
+            self.class_weight_C is not None,
+            self.token_weight_T is not None,
+            self.given,
+            self.label_smoothing > 0.0,
+            self.softcap > 0.0,
+            self.predict,
+        )
 
 
 @cache
@@ -241,15 +252,20 @@ def weigh(
     """The parts of the labelled targets' weight, (up to PARTS,); checks the targets."""
     tokens = target_T.numel()
     parts = torch.empty(
-        min(PARTS, max(1, triton.cdiv(tokens, PART_BLOCK))), dtype=torch.float32, device=target_T.device
+        min(PARTS, max(1, -(-tokens // PART_BLOCK))), dtype=torch.float32, device=target_T.device
     )
-    has = {"HAS_CLASS_WEIGHT": class_weight_C is not None, "HAS_TOKEN_WEIGHT": token_weight_T is not None}
     launch(
         weigh_targets,
         (parts.numel(), 1),
         (target_T, class_weight_C, token_weight_T, parts),
         (tokens, ignore_index),
         (classes,),
-        {**has, "BLOCK": PART_BLOCK, "num_warps": 4},
+        _weigh_options(class_weight_C is not None, token_weight_T is not None),
     )
     return parts
+
+
+@cache
+def _weigh_options(has_class_weight: bool, has_token_weight: bool) -> dict[str, int]:
+    has = {"HAS_CLASS_WEIGHT": has_class_weight, "HAS_TOKEN_WEIGHT": has_token_weight}
+    return {**has, "BLOCK": PART_BLOCK, "num_warps": 4}

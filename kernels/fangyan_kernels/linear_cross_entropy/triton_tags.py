@@ -25,13 +25,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from fangyan_kernels.launching import launch
-from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, Call, launch_options, shared_memory
+from fangyan_kernels.linear_cross_entropy.triton_shared import (
+    PARTS,
+    Call,
+    Flags,
+    launch_options,
+    shared_memory,
+)
 from fangyan_kernels.linear_cross_entropy.triton_shared import processors as count_processors
 from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
     finish,
@@ -105,6 +112,15 @@ def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> R
     return Blocks(block_t=64, block_h=64, weight_h=128, block_c=block_c)
 
 
+class Wanted(NamedTuple):
+    """Constants beside :class:`Flags`: the results that are written."""
+
+    LOSS_T: bool
+    GRAD_INPUT: bool
+    GRAD_WEIGHT: bool
+    GRAD_BIAS: bool
+
+
 @dataclass(frozen=True)
 class Grid:
     """How many programs a call's kernels have, and the float32 elements of their workspace.
@@ -150,27 +166,19 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
     size = grid.workspace(classes, call.grad_weight, call.grad_bias)
     workspace = torch.empty(size, dtype=torch.float32, device=device)
     results = loss, prediction_T, grad_input
-    flags = {
-        **call.flags,
-        "LOSS_T": not reduce,
-        "GRAD_INPUT": call.grad_input,
-        "GRAD_WEIGHT": call.grad_weight,
-        "GRAD_BIAS": call.grad_bias,
-        "PARTS": PARTS,
-    }
+    wanted = Wanted(not reduce, call.grad_input, call.grad_weight, call.grad_bias)
     if isinstance(tiles, Rows):
-        _one_pass(call, tiles, grid, results, workspace, flags)
+        _one_pass(call, tiles, grid, results, workspace, wanted)
     else:
-        _two_passes(call, tiles, grid, results, workspace, flags)
+        _two_passes(call, tiles, grid, results, workspace, wanted)
     elements = classes * grid.width if call.grad_weight else 0
-    given = {"REDUCE": reduce, "GIVEN": call.given}
     launch(
         finish,
         (-(-elements // FINISH["BLOCK"]) + 1, 1),
         (workspace, call.parts, grad_weight, grad_bias, loss, labelled, correct),
         (grid.splits, grid.programs, call.numbers[0], tokens if most_labelled is None else most_labelled),
         (hidden, classes, grid.width),
-        {**given, "GRAD_WEIGHT": call.grad_weight, "GRAD_BIAS": call.grad_bias, "PARTS": PARTS, **FINISH},
+        _finish_options(call.given, wanted),
     )
     return loss, labelled, correct, prediction_T, grad_input, grad_weight, grad_bias
 
@@ -181,16 +189,15 @@ def _one_pass(
     grid: Grid,
     results: tuple[Tensor, ...],
     workspace: Tensor,
-    flags: dict[str, int],
+    wanted: Wanted,
 ) -> None:
-    blocks = {"BLOCK_T": tiles.block_t, "SPLITS": tiles.splits, "SLICES": SLICES, "BLOCK_H": tiles.block_h}
     launch(
         tag_rows,
         (grid.programs, 1),
         (call.input_TH, call.weight_CH, *call.pointers, *results, workspace),
         (call.tokens, *call.numbers),
         (call.hidden, call.classes),
-        {**flags, **blocks, "BLOCK_C": tiles.block_c, "STAGES": STAGES, **launch_options(SLICES)},
+        _rows_options(tiles, call.flags, wanted),
     )
 
 
@@ -200,20 +207,18 @@ def _two_passes(
     grid: Grid,
     results: tuple[Tensor, ...],
     workspace: Tensor,
-    flags: dict[str, int],
+    wanted: Wanted,
 ) -> None:
     input_TH, tokens = call.input_TH, call.tokens
     # Of padded classes: rows of 32 or 64 bytes, which no sector of the memory is shared by.
     grad_logits = input_TH.new_empty((tokens, tiles.block_c) if call.grad_weight else 0)
-    options = launch_options(4, LOGITS_STAGES[input_TH.element_size()])
-    blocks = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h, "BLOCK_C": tiles.block_c}
     launch(
         tag_logits,
         (grid.programs, 1),
         (input_TH, call.weight_CH, *call.pointers, *results, grad_logits, workspace),
         (tokens, *call.numbers, grid.splits),
         (call.hidden, call.classes),
-        {**flags, **blocks, **options},
+        _logits_options(tiles, call.flags, wanted, input_TH.element_size()),
     )
     if call.grad_weight:
         launch(
@@ -222,5 +227,34 @@ def _two_passes(
             (input_TH, call.target_T, grad_logits, workspace),
             (tokens, call.ignore_index),
             (call.hidden, call.classes),
-            {**blocks, "BLOCK_H": tiles.weight_h, "STAGES": STAGES, **launch_options(4)},
+            _weight_options(tiles),
         )
+
+
+# Made once: a launch finds its variant by the object.
+
+
+@cache
+def _rows_options(tiles: Rows, flags: Flags, wanted: Wanted) -> dict[str, int]:
+    blocks = {"BLOCK_T": tiles.block_t, "SPLITS": tiles.splits, "SLICES": SLICES, "BLOCK_H": tiles.block_h}
+    given = {**flags._asdict(), **wanted._asdict(), "PARTS": PARTS}
+    return {**given, **blocks, "BLOCK_C": tiles.block_c, "STAGES": STAGES, **launch_options(SLICES)}
+
+
+@cache
+def _logits_options(tiles: Blocks, flags: Flags, wanted: Wanted, element_size: int) -> dict[str, int]:
+    blocks = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h, "BLOCK_C": tiles.block_c}
+    given = {**flags._asdict(), **wanted._asdict(), "PARTS": PARTS}
+    return {**given, **blocks, **launch_options(4, LOGITS_STAGES[element_size])}
+
+
+@cache
+def _weight_options(tiles: Blocks) -> dict[str, int]:
+    blocks = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h, "BLOCK_C": tiles.block_c}
+    return {**blocks, "STAGES": STAGES, **launch_options(4)}
+
+
+@cache
+def _finish_options(given: bool, wanted: Wanted) -> dict[str, int]:
+    gradients = {"GRAD_WEIGHT": wanted.GRAD_WEIGHT, "GRAD_BIAS": wanted.GRAD_BIAS}
+    return {"REDUCE": not wanted.LOSS_T, "GIVEN": given, **gradients, "PARTS": PARTS, **FINISH}

@@ -25,6 +25,8 @@ Shape suffixes: T tokens, L labelled tokens, R tokens of a chunk, H hidden, C cl
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -35,6 +37,7 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import (
     PARTS,
     TOTALS,
     Call,
+    Flags,
     add_totals,
     processors,
 )
@@ -96,7 +99,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
         (loss_T, correct_T, call.target_T, call.parts, loss, labelled, correct),
         (call.tokens, call.numbers[0], call.ignore_index, count),
         (),
-        {"REDUCE": call.reduction != "none", "GIVEN": call.given, "PARTS": PARTS, **TOTALS},
+        _totals_options(call.reduction != "none", call.given),
     )
     return (loss, labelled, correct, prediction_T, _unpacked(call, grad_LH, token_L), *sums.results())
 
@@ -140,21 +143,37 @@ def _softmax(
     rows, classes = logits_RC.shape
     tensors = logits_RC, chunk_RH, token_L, *call.pointers, *results, repair
     fixed = row_stride(classes), call.hidden
-    flags: dict[str, int] = {
-        **call.flags,
-        "PACKED": token_L is not None,
-        "GRADIENTS": call.gradients,
-        "CHECK_INPUT": repair is not None,
-        "PARTS": PARTS,
-    }
-    if classes <= MOST_TILE_CLASSES:
-        tile = choose_tile(classes)
-        options = {**flags, "ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
-        grid = (triton.cdiv(rows, tile.rows), 1)
+    tiled = classes if classes <= MOST_TILE_CLASSES else 0
+    given = token_L is not None, call.gradients, repair is not None
+    options = _softmax_options(call.flags, *given, tiled, logits_RC.element_size())
+    if tiled:
+        grid = (triton.cdiv(rows, options["ROWS"]), 1)
         launch(softmax_tile, grid, tensors, (start, rows, *call.numbers, classes), fixed, options)
     else:
-        options = {**flags, **row_options(logits_RC.element_size(), call.softcap > 0.0)}
         launch(softmax_row, (rows, 1), tensors, (start, *call.numbers, classes), fixed, options)
+
+
+@cache
+def _softmax_options(
+    flags: Flags, packed: bool, gradients: bool, checks: bool, tiled: int, element_size: int
+) -> dict[str, int]:
+    """``tiled``: classes of a row that is a tile's; 0 where a row has a program, or several."""
+    given = {"PACKED": packed, "GRADIENTS": gradients, "CHECK_INPUT": checks, "PARTS": PARTS}
+    if not tiled:
+        return {**flags._asdict(), **given, **row_options(element_size, flags.HAS_SOFTCAP)}
+    tile = choose_tile(tiled)
+    blocks = {"ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
+    return {**flags._asdict(), **given, **blocks}
+
+
+@cache
+def _totals_options(reduce: bool, given: bool) -> dict[str, int]:
+    return {"REDUCE": reduce, "GIVEN": given, "PARTS": PARTS, **TOTALS}
+
+
+@cache
+def _repair_options(packed: bool) -> dict[str, int]:
+    return {"PACKED": packed, **REPAIR}
 
 
 class _Sums:
@@ -257,7 +276,7 @@ def _repair(
         (repair, gradient, input_LH, token_L, call.target_T, sums.weight_CH),
         (input_LH.shape[0], call.ignore_index),
         (gradient.stride(0), call.classes, call.hidden),
-        {"PACKED": token_L is not None, **REPAIR},
+        _repair_options(token_L is not None),
     )
 
 
