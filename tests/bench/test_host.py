@@ -40,14 +40,16 @@ def test_a_compiled_variant_is_launched_as_triton_launches_it(name):
     x, weight, a, b = (torch.randn(size).bfloat16().requires_grad_() for size in sizes)
     target = torch.randint(7, (hidden,))
     launching._compiled.clear()
-    calls = []
+    calls, known = [], []
     with launching_nothing(keep_arguments=True) as launches:
         for _ in range(2):
             launches.clear()
             result = OPS[name](x, weight, target, a, b)
             result.backward(torch.ones_like(result))
             calls.append(dict(launches.arguments))
+            known.append(len(launching._compiled))
     first, second = calls
+    assert known[0] == known[1] > 0, "constants made anew at each call find no variant"
     assert launches.launched
     assert list(first) == list(second)
     for kernel, arguments in first.items():
