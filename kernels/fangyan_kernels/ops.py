@@ -207,7 +207,7 @@ torch.library.impl("fangyan::linear_cross_entropy", "Autograd", _linear_cross_en
 
 def linear_cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
     """The operator with its derivative; called eagerly, without the dispatcher's way there, 9 us."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
         return _linear_cross_entropy(*arguments)
     return _linear_cross_entropy_autograd(*arguments)
 
