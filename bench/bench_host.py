@@ -54,7 +54,7 @@ CASES = {
         lambda m: linear_cross_entropy(m["x"], m["head"], m["target"], divisor=m["divisor"], impl="triton"),
         lambda m: F.cross_entropy(F.linear(m["x"], m["head"]), m["target"], reduction="sum") / m["divisor"],
         launches=3,
-        at_most=2.7,
+        at_most=3.0,
     ),
     "vocabulary": Case(
         lambda m: linear_cross_entropy(m["x"], m["vocabulary"], m["target"], impl="triton"),
