@@ -27,8 +27,8 @@ def kernel(request, monkeypatch):
 
     if request.param == "row":
         monkeypatch.setattr(triton_vocabulary, "MOST_TILE_CLASSES", 0)
-        monkeypatch.setattr(triton_vocabulary, "WIDTH", 64)
-        monkeypatch.setattr(triton_vocabulary, "WARPS", 1)
+        narrow = {"GROUPS": 2, "WIDTH": 64, "num_warps": 1}
+        monkeypatch.setattr(triton_vocabulary, "row_options", lambda element_size, softcap: narrow)
 
 
 @vocabulary
