@@ -102,8 +102,8 @@ def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> R
     unaligned = hidden % 16 != 0  # the divisor that Triton tells the compiler of
     if element_size == 4 or shared <= 64 << 10 or unaligned:
         return Blocks(block_t=32, block_h=16 if unaligned else 32, weight_h=32, block_c=block_c)
-    # Blocks of 16 hold the fewest registers, 250 of 255 at the most; wider ones, whose accesses touch fewer
-    # lines of the cache, spill at H = 1024 and at 32 classes.
+    # Blocks of 16 hold the fewest registers, at H = 1024 up to 250 of 255; wider ones, whose accesses touch
+    # fewer lines of the cache, spill there and at 32 classes.
     block_h = 32 if block_c == 16 and 256 < hidden <= 768 else 16
     rows = Rows(16, block_h, triton.cdiv(hidden, SLICES * block_h), block_c)
     # 64 registers of a thread for the weight's gradient: more would spill.

@@ -29,6 +29,9 @@ def kernel(request, monkeypatch):
         monkeypatch.setattr(triton_vocabulary, "MOST_TILE_CLASSES", 0)
         narrow = {"GROUPS": 2, "WIDTH": 64, "num_warps": 1}
         monkeypatch.setattr(triton_vocabulary, "row_options", lambda element_size, softcap: narrow)
+    triton_vocabulary._softmax_options.cache_clear()
+    yield
+    triton_vocabulary._softmax_options.cache_clear()
 
 
 @vocabulary
