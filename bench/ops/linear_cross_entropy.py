@@ -283,7 +283,7 @@ OP = Op(
     scaling={"T": (512, 1024, 2048, 4096), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
     claims=(
         Claim("fangyan", "tags-T8192-H256-C188-L85", BOTH, 1.0),
-        Claim("fangyan", "tags-T8192-H256-C188-L50", BOTH, 1.6),
+        Claim("fangyan", "tags-T8192-H256-C188-L50", BOTH, 1.3),
         Claim("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.0),
         Claim("fangyan", "masked-T1024-H256-C8287-L15", BOTH, 5.0),
     ),
