@@ -80,11 +80,19 @@ FANGYAN_CLONES bool rows(const Chunk& k, int64_t begin, int64_t end) {
   return spoiled;
 }
 
-// total_c += sum_r g_rc for the classes [begin, end): in the order of the rows, whoever computes it.
+// total_c += sum_r g_rc for the classes [begin, end): in the order of the rows, whoever computes it, and in sums of
+// kTile rows first: the rounding error grows with that number and with the number of sums, not with their product.
 FANGYAN_CLONES void add_columns(const float* g_RC, int64_t count, int64_t classes, int64_t begin,
                                 int64_t end, float* total_C) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t c = begin; c < end; ++c) total_C[c] += g_RC[r * classes + c];
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t width = std::min(kBlock, end - first);
+    for (int64_t start = 0; start < count; start += kTile) {
+      float part[kBlock] = {};
+      for (int64_t r = start; r < std::min(start + kTile, count); ++r)
+        for (int64_t c = 0; c < width; ++c) part[c] += g_RC[r * classes + first + c];
+      for (int64_t c = 0; c < width; ++c) total_C[first + c] += part[c];
+    }
+  }
 }
 
 // Marks the classes [begin, end) that have a gradient of at least `filter` times its token's own scale.

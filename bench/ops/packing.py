@@ -139,9 +139,10 @@ OP = Op(
     contenders=(
         Contender("padded to 128", "baseline", padded_to_128),
         Contender("padded to the longest", "baseline", layout("padded")),
-        # A layer of many ops sums in other orders: held by the norm, as the largest of 10^5 errors is chance.
-        Contender("fangyan rows", "ours", layout("rows"), tolerance=1e-5),
-        Contender("fangyan variable-length", "ours", layout("varlen"), tolerance=1e-5),
+        # Held by the norm, 6.5e-7 as measured: most terms of the baseline's sums are zeros, of padding, which
+        # round nothing. By the largest error it misses twice the baseline's by 2%, in one of 65,536 elements.
+        Contender("fangyan rows", "ours", layout("rows"), tolerance=1e-6),
+        Contender("fangyan variable-length", "ours", layout("varlen")),
     ),
     work=work,
     scaling={"S": (16, 32, 64, 128)},

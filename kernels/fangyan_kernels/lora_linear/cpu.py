@@ -58,9 +58,16 @@ def backward_(
     Adds the sum of all D * (grad (s B')' A) to ``grad_input_TK``, if it is given.
     """
     if input_TK.dtype == torch.bfloat16:
-        return _backward_by_library(
-            grads_TN, input_TK, a_RK, b_RN, seed, dropout, grad_input_TK, wants_adapters
-        )
+        grads_low_TR = [grad_TN @ b.T for grad_TN, b in zip(grads_TN, b_RN, strict=True)]
+        if grad_input_TK is not None:
+            _add_dropped_(grad_input_TK, grads_low_TR, a_RK, seed, dropout)
+        if not wants_adapters:
+            return []
+        dropped_TK = _dropped(input_TK, seed, dropout)
+        return [
+            (grad_low_TR.T @ dropped_TK, (dropped_TK @ a.T).T @ grad_TN)
+            for grad_low_TR, grad_TN, a in zip(grads_low_TR, grads_TN, a_RK, strict=True)
+        ]
     gradients = []
     wide_TK = _wide(input_TK)
     total_TK = None if grad_input_TK is None else _wide(grad_input_TK)
@@ -74,31 +81,19 @@ def backward_(
     return gradients
 
 
-def _backward_by_library(
-    grads_TN: Sequence[Tensor],
-    input_TK: Tensor,
+def _add_dropped_(
+    grad_input_TK: Tensor,
+    grads_low_TR: Sequence[Tensor],
     a_RK: Sequence[Tensor],
-    b_RN: Sequence[Tensor],
     seed: Tensor | None,
     dropout: float,
-    grad_input_TK: Tensor | None,
-    wants_adapters: bool,
-) -> list[tuple[Tensor, Tensor]]:
-    grads_low_TR = [grad_TN @ b.T for grad_TN, b in zip(grads_TN, b_RN, strict=True)]
-    if grad_input_TK is not None:
-        # Where elements are dropped, the sum of all layers first: D is drawn once.
-        total_TK = grad_input_TK if seed is None else torch.zeros_like(grad_input_TK)
-        for grad_low_TR, a in zip(grads_low_TR, a_RK, strict=True):
-            total_TK.addmm_(grad_low_TR, a)
-        if seed is not None:
-            torch.ops.fangyan.lora_dropout_(grad_input_TK, total_TK, seed, dropout, True)
-    if not wants_adapters:
-        return []
-    dropped_TK = _dropped(input_TK, seed, dropout)
-    return [
-        (grad_low_TR.T @ dropped_TK, (dropped_TK @ a.T).T @ grad_TN)
-        for grad_low_TR, grad_TN, a in zip(grads_low_TR, grads_TN, a_RK, strict=True)
-    ]
+) -> None:
+    """grad_input += D * the sum of all grad_low A: where elements are dropped, D is drawn once."""
+    total_TK = grad_input_TK if seed is None else torch.zeros_like(grad_input_TK)
+    for grad_low_TR, a in zip(grads_low_TR, a_RK, strict=True):
+        total_TK.addmm_(grad_low_TR, a)
+    if seed is not None:
+        torch.ops.fangyan.lora_dropout_(grad_input_TK, total_TK, seed, dropout, True)
 
 
 def _dropped(input_TK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
