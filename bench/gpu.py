@@ -87,6 +87,17 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
         print(f"{part}: its process died with {code}; {left:.0f} s are left; it said: {last}", flush=True)
 
 
+def missing_gpu() -> str | None:
+    """Why nothing can be measured, or None. Asked in a process of its own, so that this one holds no GPU."""
+    asked = "import torch; print(torch.cuda.is_available())"
+    answer = subprocess.run(
+        [sys.executable, "-c", asked], env=environment(False), capture_output=True, text=True
+    )
+    if answer.returncode:
+        return " ".join(answer.stderr.splitlines()[-1:])
+    return None if answer.stdout.split()[-1] == "True" else "PyTorch finds no CUDA GPU"
+
+
 def machine() -> dict[str, object]:
     """Card, driver and versions, of whatever is there."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -126,6 +137,8 @@ def main() -> None:
     chosen = arguments.parts.split(",")
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"--parts has {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    if not arguments.dry and (missing := missing_gpu()):
+        sys.exit(f"bench/gpu.py: {missing}, expected a GPU; --dry runs on the CPU")
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, object] = {**machine(), "dry": arguments.dry, "seconds": {}}

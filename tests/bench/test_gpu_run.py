@@ -112,6 +112,15 @@ def test_a_peer_that_raises_is_named_and_the_others_are_timed(tmp_path, monkeypa
     assert "Nothing was predicted of it" in page
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_nothing_is_run(tmp_path):
+    command = [sys.executable, gpu.__file__, str(tmp_path / "out")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr == "bench/gpu.py: PyTorch finds no CUDA GPU, expected a GPU; --dry runs on the CPU\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatch):
     entry_of_all = entry(Contender("fangyan", "ours", function(square)))
     other = entry(name="other")
