@@ -19,14 +19,14 @@ def cpu_tensors_to_triton() -> Iterator[None]:
 
     What launches the kernels is the caller's choice: Triton's interpreter, or :mod:`harness.host`.
     """
-    from fangyan_kernels.linear_cross_entropy import triton as kernels
-    from fangyan_kernels.lora_linear import triton as lora_kernels
+    from fangyan_kernels.linear_cross_entropy import launch
+    from fangyan_kernels.lora_linear import launch as lora_launch
 
     implementations = {
-        "linear_cross_entropy": kernels.linear_cross_entropy,
-        "scale_gradients_": kernels.scale_gradients_,
-        "lora_linear": lora_kernels.forward,
-        "lora_linear_backward": lora_kernels.backward,
+        "linear_cross_entropy": launch.linear_cross_entropy,
+        "scale_gradients_": launch.scale_gradients_,
+        "lora_linear": lora_launch.forward,
+        "lora_linear_backward": lora_launch.backward,
     }
     with (
         _named_on_the_cpu(linear_cross_entropy, {"triton": "triton_auto"}),

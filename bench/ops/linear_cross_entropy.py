@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
-from fangyan_kernels.linear_cross_entropy import triton_softmax, triton_softmax_rows, triton_tags
+from fangyan_kernels.linear_cross_entropy import triton_small_vocab, triton_softmax, triton_softmax_rows
 from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
-from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import tag_logits, tag_rows, tag_weight
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_kernels import tag_logits, tag_rows, tag_weight
 from torch import Tensor
 
 from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, compiled, function
@@ -81,19 +81,23 @@ def tags_kernels(
     hidden: int, classes: int, element_size: int, shared: int, options: dict[str, bool] | None = None
 ) -> tuple[OfflineKernel, ...]:
     """The kernels of so many tags, with every gradient, for chips with ``shared`` bytes per block."""
-    tiles = triton_tags.choose_tiles(hidden, classes, element_size, shared)
+    tiles = triton_small_vocab.choose_tiles(hidden, classes, element_size, shared)
     gradients = {"GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
     constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
     constants |= {"BLOCK_C": tiles.block_c} | gradients | (options or {})
     name = f"H{hidden}-C{classes}"
     aligned = hidden % 16 == 0
-    if isinstance(tiles, triton_tags.Rows):
-        constants |= {"SPLITS": tiles.splits, "SLICES": triton_tags.SLICES, "STAGES": triton_tags.STAGES}
-        warps = launch_options(triton_tags.SLICES)
+    if isinstance(tiles, triton_small_vocab.Rows):
+        constants |= {
+            "SPLITS": tiles.splits,
+            "SLICES": triton_small_vocab.SLICES,
+            "STAGES": triton_small_vocab.STAGES,
+        }
+        warps = launch_options(triton_small_vocab.SLICES)
         return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size, aligned),)
     weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
-    weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_tags.STAGES}
-    launch = launch_options(4, triton_tags.LOGITS_STAGES[element_size])
+    weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_small_vocab.STAGES}
+    launch = launch_options(4, triton_small_vocab.LOGITS_STAGES[element_size])
     return (
         _offline(f"tag-logits-{name}", tag_logits, constants, launch, element_size, aligned),
         _offline(f"tag-weight-{name}", tag_weight, weight, launch_options(4), element_size, aligned),
@@ -224,7 +228,7 @@ def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
     def prepare(shape: Shape, values: Inputs) -> Callable[[], Any]:
         # Whoever makes a batch knows how many labels it has, before it is on the GPU.
         labelled = int((values[2] != IGNORE).sum())
-        return lambda: linear_cross_entropy(*values, most_labelled=labelled, **options)
+        return lambda: linear_cross_entropy(*values, max_valid=labelled, **options)
 
     return prepare
 

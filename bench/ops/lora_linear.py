@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import lora_linear
-from fangyan_kernels.lora_linear import triton_launches, triton_merge, triton_tails
+from fangyan_kernels.lora_linear import triton_launches, triton_low_rank, triton_merge
 from torch import Tensor, nn
 
 from harness.op import Claim, Contender, Inputs, OfflineKernel, Op, Shape, Work, compiled, function
@@ -243,12 +243,14 @@ def tails(rank: int = 16, drops: bool = True, tensor_cores: bool = True) -> dict
     unused = () if drops else ("p_seed",)
     no_b, no_sum = ("p_b", "p_products"), ("p_sum", "p_bias", "p_seed")
     kernels = (
-        _offline("lora-shrink", triton_tails.shrink, shrink, unused, stride_k=1),
-        _offline("lora-expand-output", triton_tails.expand, expand, no_sum, stride_r=1),
-        _offline("lora-outer-gradient", triton_tails.outer, outer, ("p_seed",), stride_r=1),
-        _offline("lora-expand", triton_tails.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"),
-        _offline("lora-outer", triton_tails.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
-        _offline("lora-finish", triton_tails.finish, triton_launches.FINISH),
+        _offline("lora-shrink", triton_low_rank.shrink, shrink, unused, stride_k=1),
+        _offline("lora-expand-output", triton_low_rank.expand, expand, no_sum, stride_r=1),
+        _offline("lora-outer-gradient", triton_low_rank.outer, outer, ("p_seed",), stride_r=1),
+        _offline(
+            "lora-expand", triton_low_rank.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"
+        ),
+        _offline("lora-outer", triton_low_rank.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
+        _offline("lora-finish", triton_low_rank.finish, triton_launches.FINISH),
     )
     return {kernel.name: kernel for kernel in kernels}
 

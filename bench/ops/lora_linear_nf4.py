@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
-from fangyan_kernels.lora_linear.frozen import unpacked
+from fangyan_kernels.lora_linear.base_weights import dequantize
 from torch import Tensor
 
 from harness.op import Contender, Inputs, Op, Shape, Work
@@ -39,7 +39,7 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
 
 
 def truth(x_TK: Tensor, weight: Any, a_RK: Tensor, b_NR: Tensor) -> Tensor:
-    return adapted(0.0, x_TK, unpacked(weight, torch.float32).to(x_TK.dtype), a_RK, b_NR)
+    return adapted(0.0, x_TK, dequantize(weight, torch.float32).to(x_TK.dtype), a_RK, b_NR)
 
 
 def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
@@ -57,14 +57,14 @@ def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
 def frozen_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
     """What the layer costs with its weight in the dtype of x, and no adapter."""
     x_TK, weight, *_ = values
-    dense = unpacked(weight)
+    dense = dequantize(weight)
     return lambda: F.linear(x_TK, dense)
 
 
 def ours_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
     """The weight in the dtype of x, four times as large in bfloat16."""
     x_TK, weight, a_RK, b_NR = values
-    return ours()(shape, (x_TK, unpacked(weight), a_RK, b_NR))
+    return ours()(shape, (x_TK, dequantize(weight), a_RK, b_NR))
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:

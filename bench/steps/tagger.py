@@ -299,7 +299,7 @@ def eight_bits(setting: Setting) -> Fangyan:
 def eight_bits_by_bitsandbytes(setting: Setting) -> Fangyan:
     """The same states, stepped as before there was a step of our own."""
     import bitsandbytes
-    from fangyan_kernels.adamw8bit import AdamW8bit
+    from fangyan_kernels.optim8bit import AdamW8bit
 
     # Each contender has a process of its own.
     AdamW8bit.update_step = bitsandbytes.optim.AdamW8bit.update_step  # type: ignore[method-assign]

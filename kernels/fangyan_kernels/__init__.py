@@ -10,7 +10,7 @@ from fangyan_kernels.lora_linear import lora_linear
 from fangyan_kernels.varlen_attention import varlen_attention
 
 if TYPE_CHECKING:
-    from fangyan_kernels.adamw8bit import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit
+    from fangyan_kernels.optim8bit import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit
 
 __all__ = [
     "AdEMAMix8bit",
@@ -27,7 +27,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # bitsandbytes takes seconds to import: only who asks for its optimizers pays.
     if name in __all__:
-        from fangyan_kernels import adamw8bit
+        from fangyan_kernels import optim8bit
 
-        return getattr(adamw8bit, name)
+        return getattr(optim8bit, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

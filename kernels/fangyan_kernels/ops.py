@@ -23,7 +23,7 @@ torch.library.define(
     "fangyan::linear_cross_entropy",
     "(Tensor input_TH, Tensor weight_CH, Tensor? bias_C, Tensor target_T, Tensor? class_weight_C,"
     " Tensor? token_weight_T, Tensor? divisor, str reduction, int ignore_index, float label_smoothing,"
-    " float z_loss, float softcap, float gradient_filter, SymInt? most_labelled, str regime, bool predict,"
+    " float z_loss, float softcap, float gradient_filter, SymInt? max_valid, str variant, bool predict,"
     " bool grad_input, bool grad_weight, bool grad_bias)"
     " -> (Tensor loss, Tensor labelled, Tensor correct, Tensor prediction_T, Tensor grad_input_TH,"
     " Tensor grad_weight_CH, Tensor grad_bias_C)",
@@ -38,7 +38,7 @@ torch.library.define(
 # Frozen linear layers of one input, each with a low-rank adapter: their outputs, and with ``keep_low`` the
 # adapters' (D * x) A' side by side, (T, R), where a back end keeps it for the backward. Biases are none or
 # one per layer. ``seed`` is an int64 on the input's device, absent where nothing is dropped; ``scales``,
-# ``blocks`` and ``quant_type`` are those of 4-bit weights (lora_linear/frozen.py), else empty.
+# ``blocks`` and ``quant_type`` are those of 4-bit weights (lora_linear/base_weights.py), else empty.
 _LORA_INPUTS = (
     "Tensor input_TK, Tensor[] weights, Tensor[] biases_N, Tensor[] a_RK, Tensor[] b_NR, float[] scalings,"
     " float dropout, Tensor? seed, Tensor[] scales, int[] blocks, str quant_type"
@@ -73,11 +73,11 @@ torch.library.define(
     "(Tensor(a!) output_TK, Tensor input_TK, Tensor seed, float dropout, bool accumulate) -> ()",
 )
 
-# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: adamw8bit/reference.py owns
+# A step of an optimizer with 8-bit or 32-bit states over one tensor, in place: optim8bit/reference.py owns
 # the meaning. Returns the number of elements that it left as they were.
 torch.library.define(
     "fangyan::optimizer_step_",
-    "(str rule, Tensor(a!) parameter, Tensor gradient, Tensor(b!) state1, Tensor(c!)? state2,"
+    "(str algorithm, Tensor(a!) parameter, Tensor gradient, Tensor(b!) state1, Tensor(c!)? state2,"
     " Tensor(d!)? absmax1, Tensor(e!)? absmax2, Tensor? qmap1, Tensor? qmap2, Tensor(f!)? copy, float lr,"
     " float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, int step,"
     " float gradient_scale=1.0) -> int",
@@ -107,8 +107,8 @@ def _linear_cross_entropy_fake(
     z_loss: float,
     softcap: float,
     gradient_filter: float,
-    most_labelled: int | None,
-    regime: str,
+    max_valid: int | None,
+    variant: str,
     predict: bool,
     grad_input: bool,
     grad_weight: bool,
@@ -231,18 +231,18 @@ def _gradients(
 # Triton is imported with the first tensor on a GPU.
 @torch.library.impl("fangyan::linear_cross_entropy", "CUDA")
 def _linear_cross_entropy_cuda(*arguments: Any) -> tuple[Tensor, ...]:
-    from fangyan_kernels.linear_cross_entropy import triton
+    from fangyan_kernels.linear_cross_entropy import launch
 
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
-        return triton.linear_cross_entropy(*arguments)
+        return launch.linear_cross_entropy(*arguments)
 
 
 @torch.library.impl("fangyan::scale_gradients_", "CUDA")
 def _scale_gradients_cuda(*arguments: Any) -> None:
-    from fangyan_kernels.linear_cross_entropy import triton
+    from fangyan_kernels.linear_cross_entropy import launch
 
     with torch.cuda.device_of(arguments[0]):
-        triton.scale_gradients_(*arguments)
+        launch.scale_gradients_(*arguments)
 
 
 @torch.library.register_fake("fangyan::lora_linear")
@@ -360,32 +360,32 @@ def _lora_linear_autograd(
 
 @torch.library.impl("fangyan::lora_linear", "CPU")
 def _lora_linear_cpu(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import products
+    from fangyan_kernels.lora_linear import matmuls
 
-    return products.forward(*arguments)
+    return matmuls.forward(*arguments)
 
 
 @torch.library.impl("fangyan::lora_linear_backward", "CPU")
 def _lora_linear_backward_cpu(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import products
+    from fangyan_kernels.lora_linear import matmuls
 
-    return products.backward(*arguments)
+    return matmuls.backward(*arguments)
 
 
 @torch.library.impl("fangyan::lora_linear", "CUDA")
 def _lora_linear_cuda(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import triton
+    from fangyan_kernels.lora_linear import launch
 
     with torch.cuda.device_of(arguments[0]):
-        return triton.forward(*arguments)
+        return launch.forward(*arguments)
 
 
 @torch.library.impl("fangyan::lora_linear_backward", "CUDA")
 def _lora_linear_backward_cuda(*arguments: Any) -> Any:
-    from fangyan_kernels.lora_linear import triton
+    from fangyan_kernels.lora_linear import launch
 
     with torch.cuda.device_of(arguments[1]):
-        return triton.backward(*arguments)
+        return launch.backward(*arguments)
 
 
 # Attention within each of the sequences that ``offsets`` bound; ``left`` and ``right`` are how many tokens

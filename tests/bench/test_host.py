@@ -24,9 +24,9 @@ def test_launches_and_variants_are_recorded():
 
 OPS = {
     "tags": lambda x, w, t, a, b: linear_cross_entropy(x, w[:7], t, divisor=9.0, impl="triton"),
-    "tags in two passes": lambda x, w, t, a, b: linear_cross_entropy(x, w[:32], t, impl="triton_tags"),
+    "tags in two passes": lambda x, w, t, a, b: linear_cross_entropy(x, w[:32], t, impl="triton_small_vocab"),
     "few classes": lambda x, w, t, a, b: linear_cross_entropy(x, w[:300], t, impl="triton"),
-    "vocabulary": lambda x, w, t, a, b: linear_cross_entropy(x, w, t, most_labelled=50, impl="triton"),
+    "vocabulary": lambda x, w, t, a, b: linear_cross_entropy(x, w, t, max_valid=50, impl="triton"),
     "LoRA": lambda x, w, t, a, b: lora_linear(x, x.detach(), a, b, dropout=0.1, scaling=2.0, impl="triton"),
 }
 

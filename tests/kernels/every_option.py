@@ -15,7 +15,7 @@ ALONE = {
     "z_loss": {"z_loss": 0.01},
     "softcap": {"softcap": 15.0},
     "divisor": {"divisor": 7.0},
-    "most_labelled": {"most_labelled": 20},
+    "max_valid": {"max_valid": 20},
     "counts": {"statistics": "counts"},
     "predictions": {"statistics": "predictions"},
     "frozen input": {},
@@ -54,7 +54,7 @@ def loss_of(classes, dtype, impl, names=(), **options):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("classes", [7, 32, 33, 300, 5000])
 def test_reductions_without_options_and_with_all(classes, reduction, dtype):
-    for impl in ("triton", "triton_vocabulary"):
+    for impl in ("triton", "triton_large_vocab"):
         loss_of(classes, dtype, impl, reduction=reduction)
         loss_of(classes, dtype, impl, ("bias", "weight", "token_weight"), reduction=reduction, **TOGETHER)
 

@@ -15,10 +15,10 @@ def rand(*size, dtype, seed):
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def cross_entropy(dtype, regime, classes=40):
+def cross_entropy(dtype, variant, classes=40):
     target = torch.randint(classes, (TOKENS,), generator=torch.Generator().manual_seed(2))
     input, weight = rand(TOKENS, INNER, dtype=dtype, seed=0), rand(classes, INNER, dtype=dtype, seed=1)
-    options = ("mean", -100, 0.1, 1e-4, 0.0, 0.0, None, regime, True, True, True, False)
+    options = ("mean", -100, 0.1, 1e-4, 0.0, 0.0, None, variant, True, True, True, False)
     return operators.linear_cross_entropy.default(input, weight, None, target, None, None, None, *options)
 
 
@@ -49,13 +49,13 @@ def attention(dtype):
 
 
 CALLS = {
-    "tags": lambda dtype: cross_entropy(dtype, "auto"),
-    "vocabulary": lambda dtype: cross_entropy(dtype, "auto", classes=400),
+    "small vocabulary": lambda dtype: cross_entropy(dtype, "auto"),
+    "large vocabulary": lambda dtype: cross_entropy(dtype, "auto", classes=400),
     "LoRA": lambda dtype: lora(dtype, False, 0.0),
     "LoRA, dropout": lambda dtype: lora(dtype, False, 0.1),
     "NF4": lambda dtype: lora(dtype, True, 0.0),
     "attention": attention,
-    "triton: vocabulary": lambda dtype: cross_entropy(dtype, "vocabulary"),
+    "triton: large vocabulary": lambda dtype: cross_entropy(dtype, "large_vocab"),
     "triton: LoRA": lambda dtype: lora(dtype, False, 0.0),
 }
 

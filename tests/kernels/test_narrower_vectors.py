@@ -16,7 +16,7 @@ if triton_here.INTERPRETED:
 HERE = Path(__file__).parent
 # The optimizers' have the most code that is the processor's own; of the others a few sizes.
 CHOSEN = {
-    "adamw8bit/test_adamw8bit.py": "",
+    "optim8bit/test_optim8bit.py": "",
     "linear_cross_entropy/test_linear_cross_entropy.py": "test_every_option_together and cpp",
     "lora_linear/test_lora_linear.py": "test_dropout and cpu",
     "varlen_attention/test_varlen_attention.py": "test_sizes_of_heads",

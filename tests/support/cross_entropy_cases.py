@@ -6,9 +6,9 @@ import torch.nn.functional as F
 import triton_here
 from fangyan_kernels import linear_cross_entropy
 
-IMPLEMENTATIONS = ["reference", "cpp", "triton_tags", "triton_vocabulary"]
+IMPLEMENTATIONS = ["reference", "cpp", "triton_small_vocab", "triton_large_vocab"]
 IGNORE = -100
-MOST_TAGS = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # triton_tags' classes
+MAX_CLASSES = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # of triton_small_vocab
 
 # All of them together: a mistake in one term is not hidden by another that is zero.
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 15.0}
@@ -23,8 +23,8 @@ def device(impl):
 
 
 def make(impl, tokens, hidden, classes, seed=0, dtype=torch.float32, ignored=0.3, scale=1.0):
-    if impl == "triton_tags":
-        classes = min(classes, MOST_TAGS[dtype])
+    if impl == "triton_small_vocab":
+        classes = min(classes, MAX_CLASSES[dtype])
     generator = torch.Generator().manual_seed(seed)
     input = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64) * scale
     weight = torch.randn(classes, hidden, generator=generator, dtype=torch.float64)

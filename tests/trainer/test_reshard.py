@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.functional import create_dynamic_map
 from fangyan.errors import UserError
 from fangyan.reshard import Layout, layouts, move, move_state
-from fangyan_kernels.adamw8bit.reference import dequantize, quantize
+from fangyan_kernels.optim8bit.reference import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

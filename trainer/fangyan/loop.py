@@ -331,7 +331,7 @@ def _train_epoch(
         rate = max(group["lr"] for group in run.optimizer.param_groups)
         meter.start()
         loss = train_step(run, step, state.step)
-        if left := getattr(run.optimizer, "left", 0):
+        if left := getattr(run.optimizer, "num_skipped", 0):
             report.say(
                 f"step {state.step + 1}: {left:,} numbers have no finite gradient and stay as they are"
             )
@@ -341,7 +341,7 @@ def _train_epoch(
             check_moved(run.packed)
         state.step += 1
         state.step_in_epoch += 1
-        losses.add(loss, rate, getattr(run.optimizer, "left", 0))
+        losses.add(loss, rate, getattr(run.optimizer, "num_skipped", 0))
         at_end = state.step_in_epoch == len(steps)
         every = settings.checkpoint_every
         save = every is not None and state.step % every == 0 and not at_end

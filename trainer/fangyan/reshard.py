@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fangyan_kernels.adamw8bit.reference import BLOCK, dequantize, quantize
+from fangyan_kernels.optim8bit.reference import BLOCK, dequantize, quantize
 from torch import Tensor
 
 from fangyan.errors import UserError

@@ -55,7 +55,8 @@ def planned_seconds(entry: Entry, call_seconds: float) -> float:
 
 
 BOTH_PATHS = tuple(
-    Contender(f"fangyan, {kind}", "ours", ours(impl=f"triton_{kind}")) for kind in ("tags", "vocabulary")
+    Contender(f"fangyan, {kind}", "ours", ours(impl=f"triton_{kind}"))
+    for kind in ("small_vocab", "large_vocab")
 )
 ALL_HEADS = ("eager", "torch.compile", "products alone", "Liger", "Cut Cross-Entropy", "fangyan")
 FEW_HEADS = ("eager", "products alone", "fangyan")

@@ -16,9 +16,9 @@ from fangyan_kernels.linear_cross_entropy import reference
 
 __all__ = ["Statistics", "linear_cross_entropy"]
 
-Implementation = Literal["auto", "reference", "cpp", "triton", "triton_tags", "triton_vocabulary"]
+Implementation = Literal["auto", "reference", "cpp", "triton", "triton_small_vocab", "triton_large_vocab"]
 Reduction = Literal["none", "mean", "sum"]
-_IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "triton_tags", "triton_vocabulary")
+_IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "triton_small_vocab", "triton_large_vocab")
 _REDUCTIONS = ("none", "mean", "sum")
 _STATISTICS = ("none", "counts", "predictions")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,14 +28,14 @@ class Statistics(NamedTuple):
     """What the pass that computes the loss knows besides.
 
     Attributes:
-        labelled: targets that are not ``ignore_index``, ``()``, int64.
-        correct: of them, those whose class has the largest logit, the first of several, ``()``, int64.
+        num_valid: targets that are not ``ignore_index``, ``()``, int64.
+        num_correct: of them, those whose class has the largest logit, the first of several, ``()``, int64.
         predictions: that class, ``ignore_index`` where the target is, ``(...)``, int64; None unless
             ``statistics="predictions"``.
     """
 
-    labelled: Tensor
-    correct: Tensor
+    num_valid: Tensor
+    num_correct: Tensor
     predictions: Tensor | None
 
 
@@ -55,7 +55,7 @@ def linear_cross_entropy(
     token_weight: Tensor | None = ...,
     divisor: Tensor | float | None = ...,
     gradient_filter: float = ...,
-    most_labelled: int | None = ...,
+    max_valid: int | None = ...,
     statistics: Literal["none"] = ...,
     impl: Implementation = ...,
 ) -> Tensor: ...
@@ -77,7 +77,7 @@ def linear_cross_entropy(
     token_weight: Tensor | None = ...,
     divisor: Tensor | float | None = ...,
     gradient_filter: float = ...,
-    most_labelled: int | None = ...,
+    max_valid: int | None = ...,
     statistics: Literal["counts", "predictions"],
     impl: Implementation = ...,
 ) -> tuple[Tensor, Statistics]: ...
@@ -98,7 +98,7 @@ def linear_cross_entropy(
     token_weight: Tensor | None = None,
     divisor: Tensor | float | None = None,
     gradient_filter: float = 0.0,
-    most_labelled: int | None = None,
+    max_valid: int | None = None,
     statistics: Literal["none", "counts", "predictions"] = "none",
     impl: Implementation = "auto",
 ) -> Tensor | tuple[Tensor, Statistics]:
@@ -136,7 +136,7 @@ def linear_cross_entropy(
             ``linear_weight``; one of ``linear_weight`` by at most this times its column of ``input``,
             weighted so, in absolute values. 2**-12 is below what bfloat16 resolves. Implemented by
             ``cpp``; on a GPU it has no effect: the kernels there always compute every product exactly.
-        most_labelled: how many targets are not ignored, at most, where the caller knows it. Spares a
+        max_valid: how many targets are not ignored, at most, where the caller knows it. Spares a
             GPU the vocabulary's work on ignored tokens, without asking the GPU for their number. Labels
             beyond it are lost there: it must not be too small, and a GPU stops with an assertion if it is.
         statistics: ``counts`` also returns how many tokens are labelled and correct, ``predictions``
@@ -158,7 +158,7 @@ def linear_cross_entropy(
         input, linear_weight = input.to(dtype), linear_weight.to(dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(dtype)
     _validate_tensors(input, linear_weight, target, linear_bias, weight, token_weight)
-    _validate_options(reduction, label_smoothing, z_loss, softcap, divisor, gradient_filter, most_labelled)
+    _validate_options(reduction, label_smoothing, z_loss, softcap, divisor, gradient_filter, max_valid)
     if statistics not in _STATISTICS:
         raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(_STATISTICS)}")
     chosen = _choose(impl, input)
@@ -167,7 +167,7 @@ def linear_cross_entropy(
     if chosen != "reference":
         refuse_bfloat16(input)
     if chosen == "triton_auto" and not has_tensor_cores(input.device):
-        chosen = "triton_vocabulary"  # whose products are cuBLAS's
+        chosen = "triton_large_vocab"  # whose products are cuBLAS's
 
     wide = torch.promote_types(input.dtype, torch.float32)
     if isinstance(divisor, Tensor):
@@ -193,10 +193,10 @@ def linear_cross_entropy(
     if chosen == "reference":
         loss, labelled, correct, predictions = reference.linear_cross_entropy(*tensors, *options, predict)
     else:
-        regime = chosen.removeprefix("triton_") if chosen != "cpp" else "auto"
+        variant = chosen.removeprefix("triton_") if chosen != "cpp" else "auto"
         wanted = _wanted_gradients(reduce, input, linear_weight, linear_bias)
         loss, labelled, correct, predictions, *_ = ops.linear_cross_entropy(
-            *tensors, *options, float(gradient_filter), most_labelled, regime, predict, *wanted
+            *tensors, *options, float(gradient_filter), max_valid, variant, predict, *wanted
         )
         if reduce != reduction:
             loss = reference.reduced(loss, reduction, *tensors[3:], ignore_index)
@@ -281,7 +281,7 @@ def _validate_options(
     softcap: float | None,
     divisor: Any,
     gradient_filter: float,
-    most_labelled: int | None,
+    max_valid: int | None,
 ) -> None:
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(_REDUCTIONS)}")
@@ -297,8 +297,8 @@ def _validate_options(
         raise ValueError(f"divisor is {_describe(divisor)}, expected one number")
     if not 0.0 <= gradient_filter < 1.0:
         raise ValueError(f"gradient_filter is {gradient_filter}, expected a number in [0, 1)")
-    if most_labelled is not None and most_labelled < 0:
-        raise ValueError(f"most_labelled is {most_labelled}, expected None, 0 or more")
+    if max_valid is not None and max_valid < 0:
+        raise ValueError(f"max_valid is {max_valid}, expected None, 0 or more")
 
 
 def _validate_targets(target: Tensor, classes: int, ignore_index: int) -> None:

@@ -184,7 +184,7 @@ def weigh_targets(
     tl.store(p_parts + tl.program_id(0), total)
 
 
-@triton.jit(do_not_specialize=["tokens", "n_parts", "ignore_index", "most_labelled"], debug=True)
+@triton.jit(do_not_specialize=["tokens", "n_parts", "ignore_index", "max_valid"], debug=True)
 def add_totals(
     p_token_loss,
     p_correct,
@@ -196,7 +196,7 @@ def add_totals(
     tokens,
     n_parts,
     ignore_index,
-    most_labelled,
+    max_valid,
     REDUCE: tl.constexpr,
     GIVEN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -216,7 +216,7 @@ def add_totals(
         tl.store(p_loss, tl.sum(loss, 0) / divisor(p_parts, n_parts, GIVEN, PARTS))
     n_labelled = tl.sum(labelled, 0)
     # The others were lost, and the loss is wrong.
-    tl.device_assert(n_labelled <= most_labelled, "linear_cross_entropy: more labels than most_labelled")
+    tl.device_assert(n_labelled <= max_valid, "linear_cross_entropy: more labels than max_valid")
     tl.store(p_labelled_total, n_labelled.to(tl.int64))
     tl.store(p_correct_total, tl.sum(correct, 0).to(tl.int64))
 

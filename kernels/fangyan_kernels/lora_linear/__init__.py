@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fangyan_kernels.capability import refuse_bfloat16
 from fangyan_kernels.lora_linear import reference
-from fangyan_kernels.lora_linear.frozen import FourBit, Frozen, take_apart
+from fangyan_kernels.lora_linear.base_weights import BaseWeights, QuantState4bit, unpack_quant_state
 
 __all__ = ["lora_linear"]
 
@@ -115,9 +115,9 @@ def lora_linear(
     # Views would be two more nodes of the graph.
     flat = input.ndim == 2
     input_TK = input if flat else input.reshape(-1, input.shape[-1])
-    packed = four_bit or FourBit([], [], "")
+    packed = four_bit or QuantState4bit([], [], "")
     if chosen == "reference":
-        frozen = Frozen(input_TK, weights, b, *packed)
+        frozen = BaseWeights(input_TK, weights, b, *packed)
         dense = [frozen.dense(i) for i in range(len(weights))]
         outputs = reference.lora_linear(input_TK, dense, biases, a, b, scalings, dropout, seed)
     else:
@@ -148,7 +148,7 @@ def _is_four_bit(weight: Tensor) -> bool:
     return getattr(weight, "quant_state", None) is not None
 
 
-def _four_bit(weights: list[Tensor]) -> FourBit | None:
+def _four_bit(weights: list[Tensor]) -> QuantState4bit | None:
     """What the operator is told of 4-bit weights; None if the weights are plain.
 
     Raises:
@@ -158,10 +158,10 @@ def _four_bit(weights: list[Tensor]) -> FourBit | None:
         return None
     if not all(_is_four_bit(weight) for weight in weights):
         raise ValueError("weight holds plain and 4-bit matrices, expected one kind for all projections")
-    found = [take_apart(weight) for weight in weights]
+    found = [unpack_quant_state(weight) for weight in weights]
     if any((part.blocks, part.quant_type) != (found[0].blocks, found[0].quant_type) for part in found):
         raise ValueError("weight holds 4-bit matrices of several block sizes or types, expected one")
-    return FourBit([scale for part in found for scale in part.scales], *found[0][1:])
+    return QuantState4bit([scale for part in found for scale in part.scales], *found[0][1:])
 
 
 def _validate(
@@ -172,7 +172,7 @@ def _validate(
     b: list[Tensor],
     scalings: list[float],
     dropout: float,
-    four_bit: FourBit | None,
+    four_bit: QuantState4bit | None,
 ) -> None:
     if not input.is_floating_point() or input.ndim == 0:
         raise ValueError(f"input is {_describe(input)}, expected floating point of shape (..., K)")

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fangyan_kernels.lora_linear.frozen import Frozen
+from fangyan_kernels.lora_linear.base_weights import BaseWeights
 
 
-def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+def merged(frozen: BaseWeights, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
     """W + s B A of layer ``i``, (N, K), a new matrix: added in float32, rounded once."""
     return frozen.merged(i, a_RK, b_NR, scaling)
 

@@ -1,4 +1,4 @@
-"""The low-rank products' launches on a GPU: tiles, grids and partial sums of the kernels of ``triton_tails``.
+"""Launches of the low-rank kernels (``triton_low_rank``): tiles, grids and partial sums.
 
 Shape suffixes: T tokens, K in, N out, R rank; P parts of the tokens, S strips of columns.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from fangyan_kernels.capability import has_tensor_cores
 from fangyan_kernels.launching import launch
 from fangyan_kernels.lora_linear.reference import threshold
-from fangyan_kernels.lora_linear.triton_tails import expand, finish, outer, shrink
+from fangyan_kernels.lora_linear.triton_low_rank import expand, finish, outer, shrink
 
 # What ``outer`` has on a multiprocessor at once, by its registers; more programs only make more partial sums.
 PROGRAMS = 3

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fangyan_kernels.launching import launch
-from fangyan_kernels.lora_linear.frozen import Frozen
+from fangyan_kernels.lora_linear.base_weights import BaseWeights
 
 
 @triton.jit
@@ -96,17 +96,17 @@ def merge(
     tl.store(p_out + o_tile, value, mask=m_tile)
 
 
-def merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+def merged(frozen: BaseWeights, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
     """W + s B A of 4-bit projection ``i``, (N, K), a new matrix."""
     return _launch(frozen, i, a_RK.contiguous(), b_NR.contiguous(), scaling)
 
 
-def dense(frozen: Frozen, i: int) -> Tensor:
+def dense(frozen: BaseWeights, i: int) -> Tensor:
     """W of 4-bit projection ``i``, (N, K), a new matrix."""
     return _launch(frozen, i, None, None, 0.0)
 
 
-def _launch(frozen: Frozen, i: int, a_RK: Tensor | None, b_NR: Tensor | None, scaling: float) -> Tensor:
+def _launch(frozen: BaseWeights, i: int, a_RK: Tensor | None, b_NR: Tensor | None, scaling: float) -> Tensor:
     packed, (absmax, *nested), blocks = frozen.stored(i)
     offset, nested_absmax, nested_code = nested or (None, None, None)
     outer, inner, rank = frozen.outer[i], frozen.inner, 0 if a_RK is None else len(a_RK)

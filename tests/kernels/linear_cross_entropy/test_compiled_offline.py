@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import triton_here
-from fangyan_kernels.linear_cross_entropy import triton_tags
+from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 
 from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
 from harness.op import OfflineKernel
@@ -78,9 +78,9 @@ def test_tags_read_the_input_once_by_wide_asynchronous_copies(hidden, classes):
 @pytest.mark.parametrize("hidden", [256, 768, 1024, 4096])
 def test_partial_sums_weigh_no_more_than_registers_or_logits(hidden, classes):
     """Of the weight's gradient: 64 KB per multiprocessor; from T = P H / 3 less than 12 bytes per logit."""
-    tiles = triton_tags.choose_tiles(hidden, classes, 2, SHARED_LIMIT["sm_90"])
+    tiles = triton_small_vocab.choose_tiles(hidden, classes, 2, SHARED_LIMIT["sm_90"])
     for tokens in (1, 16, 2048, 8192, PROCESSORS * hidden // 3, 1 << 20):
-        grid = triton_tags.choose_grid(tiles, tokens, hidden, PROCESSORS)
+        grid = triton_small_vocab.choose_grid(tiles, tokens, hidden, PROCESSORS)
         sums = 4 * (grid.workspace(classes, True, False) - grid.workspace(classes, False, False))
         assert 0 < sums <= PROCESSORS * (64 << 10)
         assert tokens < PROCESSORS * hidden // 3 or sums <= 12 * tokens * classes
@@ -100,10 +100,10 @@ def test_every_option_at_once_compiles(name):
 def test_small_kernels_compile(name):
     from fangyan_kernels.linear_cross_entropy import triton_shared
 
-    function = getattr(triton_tags if name == "finish" else triton_shared, name)
+    function = getattr(triton_small_vocab if name == "finish" else triton_shared, name)
     constants = {"REDUCE": True, "GIVEN": False, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
     constants |= {"PARTS": triton_shared.PARTS, "BLOCK": 512} | (
-        triton_tags.FINISH if name == "finish" else {}
+        triton_small_vocab.FINISH if name == "finish" else {}
     )
     constants = {key: value for key, value in constants.items() if key in function.arg_names}
     integers = {"p_target": "*i64", "p_labelled": "*i64", "p_correct": "*i64", "p_counts": "*i32"}

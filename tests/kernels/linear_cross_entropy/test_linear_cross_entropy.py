@@ -7,7 +7,7 @@ import triton_here
 from cross_entropy_cases import (
     IGNORE,
     IMPLEMENTATIONS,
-    MOST_TAGS,
+    MAX_CLASSES,
     OPTIONS,
     check_against_truth,
     implementations,
@@ -180,12 +180,12 @@ def test_statistics_come_with_the_loss(impl):
     best = F.linear(input, weight, bias).argmax(1)
     labelled = target != IGNORE
     assert torch.equal(found.predictions, torch.where(labelled, best, IGNORE))
-    assert found.labelled == labelled.sum()
-    assert found.correct == (best == target)[labelled].sum() > 0
+    assert found.num_valid == labelled.sum()
+    assert found.num_correct == (best == target)[labelled].sum() > 0
     assert loss.requires_grad
     counts = linear_cross_entropy(input, weight, target, statistics="counts", impl=impl)[1]
     assert counts.predictions is None
-    assert counts.labelled == found.labelled
+    assert counts.num_valid == found.num_valid
 
 
 @implementations()
@@ -194,7 +194,7 @@ def test_the_first_of_equal_classes_is_predicted(impl):
     input, same = (torch.ones(rows, 4, device=target.device) for rows in (8, 16))
     found = linear_cross_entropy(input, same, target, statistics="predictions", impl=impl)[1]
     assert (found.predictions == 0).all()
-    assert found.correct == (target == 0).sum()
+    assert found.num_correct == (target == 0).sum()
 
 
 @implementations()
@@ -326,7 +326,7 @@ def test_autocast_casts_as_linear_does(impl):
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(loss, (input, weight, bias)))
 
 
-@implementations("triton_vocabulary")
+@implementations("triton_large_vocab")
 @pytest.mark.parametrize("more", [0, 3, 100], ids=str)
 def test_rows_are_packed_by_the_number_of_labels(impl, more):
     """An upper bound does: what is too much of it is no token."""
@@ -335,28 +335,26 @@ def test_rows_are_packed_by_the_number_of_labels(impl, more):
     for reduction in ("mean", "none"):
         options = {"impl": impl, "reduction": reduction}
         full = with_gradients(linear_cross_entropy, input, weight, bias, target, **options)
-        packed = with_gradients(
-            linear_cross_entropy, input, weight, bias, target, **options, most_labelled=most
-        )
+        packed = with_gradients(linear_cross_entropy, input, weight, bias, target, **options, max_valid=most)
         for left, right in zip(packed, full, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
 
 
-@implementations("triton_vocabulary")
+@implementations("triton_large_vocab")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_triton_chunks_are_summed(impl, dtype, monkeypatch):
-    from fangyan_kernels.linear_cross_entropy import triton_vocabulary
+    from fangyan_kernels.linear_cross_entropy import triton_large_vocab
 
-    monkeypatch.setattr(triton_vocabulary, "LEAST_CHUNK", 16)
-    monkeypatch.setattr(triton_vocabulary, "CHUNK_BYTES", 16 * 300 * dtype.itemsize)
+    monkeypatch.setattr(triton_large_vocab, "LEAST_CHUNK", 16)
+    monkeypatch.setattr(triton_large_vocab, "CHUNK_BYTES", 16 * 300 * dtype.itemsize)
     check_against_truth(impl, make(impl, 50, 16, 300, dtype=dtype), reduction="mean")
 
 
-@implementations("triton_vocabulary")
+@implementations("triton_large_vocab")
 def test_no_label_at_all_is_known(impl):
     input, weight, bias, target = make(impl, 9, 8, 300)
     target.fill_(IGNORE)
-    found = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, most_labelled=0)
+    found = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, max_valid=0)
     assert all(tensor.abs().sum() == 0 for tensor in found)
 
 
@@ -547,7 +545,7 @@ def test_samples_of_torch(impl):
         ({"divisor": 2.0, "reduction": "sum"}, "divisor is given with reduction='sum', expected 'mean'"),
         ({"divisor": torch.ones(2)}, "divisor is .* expected one number"),
         ({"gradient_filter": 1.0}, r"gradient_filter is 1.0, expected a number in \[0, 1\)"),
-        ({"most_labelled": -1}, "most_labelled is -1, expected None, 0 or more"),
+        ({"max_valid": -1}, "max_valid is -1, expected None, 0 or more"),
         ({"statistics": "all"}, "statistics is 'all', expected one of none, counts, predictions"),
         ({"impl": "cuda"}, "impl is 'cuda'"),
         ({"impl": "triton"}, "takes float32, bfloat16 and float16 on cuda, input is torch.float32 on cpu"),
@@ -568,11 +566,11 @@ def test_cpp_takes_no_float64():
         linear_cross_entropy(*torch.zeros(2, 3, 8, dtype=torch.float64), torch.zeros(3).long(), impl="cpp")
 
 
-@implementations("triton_tags")
-@pytest.mark.parametrize("dtype", MOST_TAGS, ids=str)
-def test_triton_tags_take_few_classes(impl, dtype):
+@implementations("triton_small_vocab")
+@pytest.mark.parametrize("dtype", MAX_CLASSES, ids=str)
+def test_triton_small_vocab_take_few_classes(impl, dtype):
     input, weight, target = torch.zeros(3, 8, dtype=dtype), torch.zeros(40, 8, dtype=dtype), torch.zeros(3)
-    message = f"takes {MOST_TAGS[dtype]} classes of {dtype} at most, linear_weight has 40"
+    message = f"takes {MAX_CLASSES[dtype]} classes of {dtype} at most, linear_weight has 40"
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(input, weight, target.long(), impl=impl)
 
@@ -582,32 +580,34 @@ def test_triton_tags_take_few_classes(impl, dtype):
 TAGS = [(9, 48, 1), (100, 272, 9), (35, 304, 32), (20, 1024, 7), (35, 301, 32), (9, 40, 1)]
 
 
-@implementations("triton_tags")
+@implementations("triton_small_vocab")
 @pytest.mark.parametrize(
     ("passes", "dtype"), [(1, torch.bfloat16), (1, torch.float16), (2, torch.float16)], ids=str
 )
 @pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
 def test_tags_in_16_bits(impl, passes, dtype, shape, monkeypatch):
-    from fangyan_kernels.linear_cross_entropy import triton_tags
+    from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 
     if passes == 2:  # as on a chip with little shared memory
-        monkeypatch.setattr(triton_tags, "shared_memory", lambda device: 0)
-    tiles = triton_tags.choose_tiles(*shape[1:], 2, triton_tags.shared_memory(torch.device("cpu")))
+        monkeypatch.setattr(triton_small_vocab, "shared_memory", lambda device: 0)
+    tiles = triton_small_vocab.choose_tiles(
+        *shape[1:], 2, triton_small_vocab.shared_memory(torch.device("cpu"))
+    )
     one_pass = passes == 1 and shape[1] % 16 == 0
-    assert isinstance(tiles, triton_tags.Rows if one_pass else triton_tags.Blocks)
+    assert isinstance(tiles, triton_small_vocab.Rows if one_pass else triton_small_vocab.Blocks)
     case = make(impl, *shape, dtype=dtype, scale=0.3)
     check_against_truth(impl, case, reduction="mean", **OPTIONS, **weights(case))
     check_against_truth(impl, case, reduction="none")
 
 
-@implementations("triton_tags")
+@implementations("triton_small_vocab")
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("wanted", ["input", "weight", "bias", "nothing"])
 def test_tags_give_the_gradients_asked_for(impl, passes, wanted, monkeypatch):
-    from fangyan_kernels.linear_cross_entropy import triton_tags
+    from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 
     if passes == 2:
-        monkeypatch.setattr(triton_tags, "shared_memory", lambda device: 0)
+        monkeypatch.setattr(triton_small_vocab, "shared_memory", lambda device: 0)
     input, weight, bias, target = make(impl, 50, 80, 9, dtype=torch.bfloat16)
     full = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, reduction="sum")
     leaves = dict(zip(("input", "weight", "bias"), (input, weight, bias), strict=True))
@@ -628,15 +628,15 @@ def heed_assertions(monkeypatch):
     monkeypatch.setattr(interpreter_builder, "options", options)
 
 
-@implementations("triton_tags", "triton_vocabulary")
+@implementations("triton_small_vocab", "triton_large_vocab")
 @pytest.mark.parametrize("wrong", [-1, 12], ids=str)
 def test_a_target_that_is_no_class_is_reported(impl, wrong, monkeypatch):
     if not triton_here.INTERPRETED:
         pytest.skip("on a GPU a failed assertion ends the process's use of it")
     heed_assertions(monkeypatch)
     input, weight, _, target = make(impl, 40, 16, 12)
-    regime = impl.removeprefix("triton_")
-    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, regime, False, False, False, False)
+    variant = impl.removeprefix("triton_")
+    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, variant, False, False, False, False)
     arguments = (input, weight, None, target, None, None, torch.tensor(3.0, device=input.device), *options)
     torch.ops.fangyan.linear_cross_entropy(*arguments)
     target[17] = wrong
@@ -644,17 +644,17 @@ def test_a_target_that_is_no_class_is_reported(impl, wrong, monkeypatch):
         torch.ops.fangyan.linear_cross_entropy(*arguments)
 
 
-@implementations("triton_tags", "triton_vocabulary")
-def test_labels_beyond_most_labelled_are_reported(impl, monkeypatch):
+@implementations("triton_small_vocab", "triton_large_vocab")
+def test_labels_beyond_max_valid_are_reported(impl, monkeypatch):
     """Instead of a loss without them. The interpreter raises what a GPU's assertion says."""
     if not triton_here.INTERPRETED:
         pytest.skip("on a GPU a failed assertion ends the process's use of it")
     heed_assertions(monkeypatch)
     input, weight, _, target = make(impl, 40, 16, 12, ignored=0.5)
     labelled = int((target != IGNORE).sum())
-    linear_cross_entropy(input, weight, target, impl=impl, most_labelled=labelled)
-    with pytest.raises(Exception, match="most_labelled"):
-        linear_cross_entropy(input, weight, target, impl=impl, most_labelled=labelled - 1)
+    linear_cross_entropy(input, weight, target, impl=impl, max_valid=labelled)
+    with pytest.raises(Exception, match="max_valid"):
+        linear_cross_entropy(input, weight, target, impl=impl, max_valid=labelled - 1)
 
 
 def test_the_operator_itself_never_reads_out_of_bounds():
@@ -698,8 +698,8 @@ def test_tiles_and_products_of_the_cpu_agree(classes):
     """Which of them runs depends on the processor: both are held to float64 here, whatever it is."""
     case = make("cpp", 70, 48, classes)
     exact = with_gradients(plain, *(x.double() if x.is_floating_point() else x for x in case))
-    for regime in ("tags", "vocabulary"):
-        options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, regime, False, True, True, True)
+    for variant in ("small_vocab", "large_vocab"):
+        options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, variant, False, True, True, True)
         leaves = [x.detach() for x in case[:3]]
         loss, _, _, _, *gradients = torch.ops.fangyan.linear_cross_entropy(
             *leaves, case[3], None, None, None, *options

@@ -7,7 +7,7 @@ import torch
 import triton_here
 from fangyan_kernels import lora_linear
 from fangyan_kernels.lora_linear import triton_launches
-from fangyan_kernels.lora_linear.triton import MOST_IN_ONE_PASS
+from fangyan_kernels.lora_linear.launch import MOST_IN_ONE_PASS
 from fangyan_kernels.lora_linear.triton_launches import PROGRAMS
 
 from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline

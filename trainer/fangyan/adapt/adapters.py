@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from fangyan_kernels import lora_linear
-from fangyan_kernels.lora_linear.frozen import unpacked
+from fangyan_kernels.lora_linear import base_weights
 from torch import Tensor, nn
 
 import fangyan.accelerator  # noqa: F401  (PEFT imports DeepSpeed)
@@ -176,7 +176,7 @@ def dequantize(model: Any) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is bnb.nn.Linear4bit:
             plain = nn.Linear(module.in_features, module.out_features, device="meta")
-            plain.weight = nn.Parameter(unpacked(module.weight), requires_grad=False)
+            plain.weight = nn.Parameter(base_weights.dequantize(module.weight), requires_grad=False)
             plain.bias = module.bias
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, plain)

@@ -31,15 +31,15 @@ class LossHead(nn.Linear):
         self.kernels = kernels
         self._targets: Tensor | None = None
         self._divisor = 1.0
-        self._most_labelled: int | None = None
+        self._max_valid: int | None = None
         self._softcap: float | None = None
 
     @contextmanager
     def computing_loss(
-        self, targets: Tensor, divisor: float, most_labelled: int | None = None, softcap: float | None = None
+        self, targets: Tensor, divisor: float, max_valid: int | None = None, softcap: float | None = None
     ) -> Iterator[None]:
-        """``most_labelled``: how many targets count, where the caller knows it before a GPU does."""
-        self._targets, self._divisor, self._most_labelled = targets, divisor, most_labelled
+        """``max_valid``: how many targets count, where the caller knows it before a GPU does."""
+        self._targets, self._divisor, self._max_valid = targets, divisor, max_valid
         self._softcap = softcap
         try:
             yield
@@ -58,7 +58,7 @@ class LossHead(nn.Linear):
             linear_bias=self.bias,
             reduction="mean",
             divisor=self._divisor,
-            most_labelled=self._most_labelled,
+            max_valid=self._max_valid,
             label_smoothing=self.label_smoothing,
             softcap=self._softcap,
             impl=self.kernels,

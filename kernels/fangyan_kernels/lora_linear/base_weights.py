@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class FourBit(NamedTuple):
+class QuantState4bit(NamedTuple):
     """What the operator is told of a ``bitsandbytes`` ``Params4bit`` beside its packed bytes.
 
     Attributes:
@@ -25,17 +25,17 @@ class FourBit(NamedTuple):
     quant_type: str
 
 
-def take_apart(weight: Any) -> FourBit:
+def unpack_quant_state(weight: Any) -> QuantState4bit:
     """The tensors and numbers of a ``Params4bit``'s ``quant_state``."""
     state = weight.quant_state
     if not state.nested:
-        return FourBit([state.absmax], [state.blocksize], state.quant_type)
+        return QuantState4bit([state.absmax], [state.blocksize], state.quant_type)
     nested = state.state2
     scales = [state.absmax, state.offset, nested.absmax, nested.code]
-    return FourBit(scales, [state.blocksize, nested.blocksize], state.quant_type)
+    return QuantState4bit(scales, [state.blocksize, nested.blocksize], state.quant_type)
 
 
-def unpacked(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
+def dequantize(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     """What a ``Params4bit`` stands for, (N, K), a new matrix; ``dtype`` is by default that of before packing.
 
     It is read as one row: with AVX-512, bitsandbytes 0.50.2 takes other blocks' scales in rows that are a
@@ -50,14 +50,14 @@ def unpacked(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     return flat.view(shape)
 
 
-class Frozen:
+class BaseWeights:
     """The frozen weights of the projections of one input.
 
     Args:
         input_TK: gives the dtype, K and T.
         weights: (N, K) each, or packed bytes.
         b_NR: their adapters' second matrices, which give each N.
-        scales, blocks, quant_type: see :class:`FourBit`; of all projections one after another.
+        scales, blocks, quant_type: see :class:`QuantState4bit`; of all projections one after another.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Frozen:
                 absmax, scales, code, blocks[1], torch.float32
             )
             absmax = absmax + offset
-        numbers = (self.outer[i] * self.inner,)  # as one row: see unpacked()
+        numbers = (self.outer[i] * self.inner,)  # as one row: see dequantize()
         flat = torch.ops.bitsandbytes.dequantize_4bit(
             packed, absmax, blocks[0], self.quant_type, numbers, dtype or self.dtype
         )
         return flat.view(self.outer[i], self.inner)
 
     def stored(self, i: int) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
-        """Of 4-bit projection ``i``: its bytes; its scales and block sizes, as :class:`FourBit` has them."""
+        """Of 4-bit projection ``i``: its bytes, and its :class:`QuantState4bit` scales and block sizes."""
         packed = self._weights[i]
         return (
             packed if packed.dtype == torch.uint8 else packed.view(torch.uint8),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton_here
 from fangyan_kernels import linear_cross_entropy
-from fangyan_kernels.linear_cross_entropy import triton_softmax, triton_softmax_rows, triton_vocabulary
+from fangyan_kernels.linear_cross_entropy import triton_large_vocab, triton_softmax, triton_softmax_rows
 
 from harness.host import launching_nothing
 from harness.offline import compile_offline
@@ -82,8 +82,8 @@ def test_no_option_spills_where_a_row_has_a_program(options, element_size):
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_90"])
 def test_a_repair_does_not_spill(architecture):
     """Turing has no tensor cores that Triton uses: there it is all in registers."""
-    kernel = triton_vocabulary.repair_grad_weight
-    constants = {"PACKED": True, **triton_vocabulary.REPAIR}
+    kernel = triton_large_vocab.repair_grad_weight
+    constants = {"PACKED": True, **triton_large_vocab.REPAIR}
     options = {"num_warps": constants.pop("num_warps")}
     kinds = {"p_repair": "*i32", "p_token": "*i64", "p_target": "*i64"}
     kinds |= dict.fromkeys(("p_gradient", "p_input", "p_grad_weight"), "*bf16")
@@ -116,7 +116,7 @@ def test_launches_and_variants_of_a_training_run(classes):
                 launches.clear()
                 labelled = most and most - step
                 loss = linear_cross_entropy(
-                    x[:tokens], weight, target[:tokens], most_labelled=labelled, impl="triton_vocabulary"
+                    x[:tokens], weight, target[:tokens], max_valid=labelled, impl="triton_large_vocab"
                 )
                 loss.backward()
                 ours = [name for name in launches.launched if name in (softmax, "repair_grad_weight")]

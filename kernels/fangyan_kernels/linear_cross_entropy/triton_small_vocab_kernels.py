@@ -1,4 +1,4 @@
-"""The kernels of linear cross-entropy over token tags; ``triton_tags.py`` says which runs, and why.
+"""The kernels of linear cross-entropy over token tags; ``triton_small_vocab.py`` says which runs, and why.
 
 Products take their operands in the input's dtype and accumulate in float32, as does all else.
 
@@ -15,7 +15,7 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import divisor, tanh, to
 
 # Varies from batch to batch: specialized on being 1 or a multiple of 16, a kernel would be compiled anew
 # for a last batch.
-VARYING = ["tokens", "n_parts", "programs", "splits", "ignore_index", "most_labelled"]
+VARYING = ["tokens", "n_parts", "programs", "splits", "ignore_index", "max_valid"]
 
 
 @triton.jit
@@ -418,7 +418,7 @@ def finish(
     splits,
     programs,
     n_parts,
-    most_labelled,
+    max_valid,
     hidden,
     classes,
     width,
@@ -469,7 +469,7 @@ def finish(
         invalid = tl.sum(tl.where(lane_4 == 3, counts, 0))
         tl.device_assert(invalid == 0, "linear_cross_entropy: a target is no class")
         tl.device_assert(
-            labelled <= most_labelled, "linear_cross_entropy: more targets are labelled than most_labelled"
+            labelled <= max_valid, "linear_cross_entropy: more targets are labelled than max_valid"
         )
         if REDUCE:
             tl.store(p_loss, tl.sum(losses) / divisor(p_parts, n_parts, GIVEN, PARTS))

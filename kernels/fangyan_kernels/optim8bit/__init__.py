@@ -13,7 +13,7 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor
 
-from fangyan_kernels.adamw8bit import reference
+from fangyan_kernels.optim8bit import reference
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp")
 
@@ -29,9 +29,10 @@ class _SteppedHere(_Base):
 
     Attributes:
         copies: tensors that get the parameter in bfloat16 with every step, by parameter; of its shape.
-        left: how many numbers the last step left as they were, for their gradient was NaN or infinite (or its
-            square not finite in float32). Such a number keeps its value, its averages fade as for a gradient
-            of 0, and its block is not disturbed. On a GPU bitsandbytes resets its averages, and counts none.
+        num_skipped: elements that the last step skipped because their gradient was NaN or infinite (or its
+            square not finite in float32). A skipped element keeps its value, its averages decay as for a
+            gradient of 0, and the rest of its block is unaffected. On a GPU bitsandbytes resets its averages,
+            and nothing is counted.
     """
 
     impl = "auto"
@@ -44,11 +45,11 @@ class _SteppedHere(_Base):
         super().__init__(*arguments, **settings)
         self.impl = impl
         self.copies: dict[Tensor, Tensor] = {}
-        self.left = 0
+        self.num_skipped = 0
 
     def step(self, closure: Any = None) -> Any:
         """One step of every parameter that has a gradient; gives the closure's loss, if there is one."""
-        self.left = 0
+        self.num_skipped = 0
         return super().step(closure)
 
     @torch.no_grad()
@@ -71,7 +72,7 @@ class _SteppedHere(_Base):
         step_: Any = torch.ops.fangyan.optimizer_step_
         if self.impl == "reference":
             step_ = reference.optimizer_step_
-        self.left += step_(
+        self.num_skipped += step_(
             self.optimizer_name,
             p,
             p.grad.contiguous(),

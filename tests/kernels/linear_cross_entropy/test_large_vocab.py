@@ -17,21 +17,21 @@ from cross_entropy_cases import (
 from fangyan_kernels import linear_cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-vocabulary = implementations("triton_vocabulary")
+vocabulary = implementations("triton_large_vocab")
 
 
 @pytest.fixture(params=["tile", "row"])
 def kernel(request, monkeypatch):
     """The kernel for few classes, or that for many, walking them in blocks of 128 and ends of 64."""
-    from fangyan_kernels.linear_cross_entropy import triton_vocabulary
+    from fangyan_kernels.linear_cross_entropy import triton_large_vocab
 
     if request.param == "row":
-        monkeypatch.setattr(triton_vocabulary, "MOST_TILE_CLASSES", 0)
+        monkeypatch.setattr(triton_large_vocab, "MOST_TILE_CLASSES", 0)
         narrow = {"GROUPS": 2, "WIDTH": 64, "num_warps": 1}
-        monkeypatch.setattr(triton_vocabulary, "row_options", lambda element_size, softcap: narrow)
-    triton_vocabulary._softmax_options.cache_clear()
+        monkeypatch.setattr(triton_large_vocab, "row_options", lambda element_size, softcap: narrow)
+    triton_large_vocab._softmax_options.cache_clear()
     yield
-    triton_vocabulary._softmax_options.cache_clear()
+    triton_large_vocab._softmax_options.cache_clear()
 
 
 @vocabulary
@@ -72,9 +72,9 @@ def test_the_first_of_equal_classes_wherever_it_is(impl, first):
     target = torch.tensor([0, first, 299, 130, IGNORE], device=device)
     loss, found = linear_cross_entropy(input, weight, target, statistics="predictions", impl=impl)
     assert found.predictions.tolist() == [first] * 4 + [IGNORE]
-    assert found.correct == (target == first).sum()
+    assert found.num_correct == (target == first).sum()
     counts = linear_cross_entropy(input, weight, target, statistics="counts", impl=impl)[1]
-    assert counts.correct == found.correct
+    assert counts.num_correct == found.num_correct
     assert loss.isfinite()
 
 
@@ -85,15 +85,15 @@ def test_the_first_of_equal_classes_wherever_it_is(impl, first):
     [(float("nan"), 1, None), (float("inf"), 1, 2), (-float("inf"), 3, None), (float("nan"), 3, 0)],
 )
 def test_rows_without_a_label_may_hold_anything(impl, value, chunks, more, monkeypatch):
-    from fangyan_kernels.linear_cross_entropy import triton_vocabulary
+    from fangyan_kernels.linear_cross_entropy import triton_large_vocab
 
     input, weight, bias, target = make(impl, 90, 20, 150, ignored=0.4)
     target[0] = IGNORE  # whose row fills up what is packed
     labelled = target != IGNORE
     count = int(labelled.sum())
-    monkeypatch.setattr(triton_vocabulary, "chunk_rows", lambda tokens, *_: -(-tokens // chunks))
+    monkeypatch.setattr(triton_large_vocab, "chunk_rows", lambda tokens, *_: -(-tokens // chunks))
     dirty = torch.where(labelled[:, None], input.detach(), value).requires_grad_()
-    options = {"impl": impl, "most_labelled": None if more is None else count + more}
+    options = {"impl": impl, "max_valid": None if more is None else count + more}
     clean = with_gradients(linear_cross_entropy, input, weight, bias, target, **options)
     found = with_gradients(linear_cross_entropy, dirty, weight, bias, target, **options)
     assert (found[1][~labelled] == 0).all()
@@ -133,12 +133,12 @@ class Recorded(TorchDispatchMode):
 @vocabulary
 def test_the_input_is_not_copied(impl):
     """In one chunk the three products are all that has the size of input, weight or logits."""
-    from fangyan_kernels.linear_cross_entropy import triton
+    from fangyan_kernels.linear_cross_entropy import launch
 
     input, weight, bias, target = (tensor.detach() for tensor in make(impl, 70, 33, 50, dtype=torch.bfloat16))
-    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, "vocabulary", False, True, True, True)
+    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, "large_vocab", False, True, True, True)
     with Recorded() as recorded:
-        triton.linear_cross_entropy(input, weight, bias, target, None, None, None, *options)
+        launch.linear_cross_entropy(input, weight, bias, target, None, None, None, *options)
     large = [name for name, shape in recorded.calls if shape in ((70, 33), (50, 33), (70, 50), (70, 64))]
     assert large.count("mm") == 3
     assert not {"where", "clone", "copy", "_to_copy", "index_select", "mul", "add", "zeros", "fill_"} & set(
@@ -160,7 +160,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "x".join(map(str, c)))
 def test_triton_chunks_are_few_and_no_larger_than_what_they_spare(case):
-    from fangyan_kernels.linear_cross_entropy.triton_vocabulary import CHUNK_BYTES, chunk_rows, row_stride
+    from fangyan_kernels.linear_cross_entropy.triton_large_vocab import CHUNK_BYTES, chunk_rows, row_stride
 
     tokens, hidden, classes, size, expected = case
     rows = chunk_rows(tokens, hidden, classes, size)
@@ -178,7 +178,7 @@ def test_triton_chunks_are_few_and_no_larger_than_what_they_spare(case):
 
 
 def test_triton_rows_are_aligned():
-    from fangyan_kernels.linear_cross_entropy.triton_vocabulary import row_stride
+    from fangyan_kernels.linear_cross_entropy.triton_large_vocab import row_stride
 
     strides = [row_stride(classes) for classes in range(1, 300)]
     assert all(stride % 64 == 0 for stride in strides)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fangyan_kernels.lora_linear import triton_merge
-from fangyan_kernels.lora_linear.frozen import Frozen
+from fangyan_kernels.lora_linear.base_weights import BaseWeights
 from fangyan_kernels.lora_linear.triton_launches import (
     NOTHING_DROPPED,
     Mask,
@@ -56,7 +56,7 @@ def forward(
     keep_low: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """The operator ``fangyan::lora_linear``."""
-    frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
+    frozen = BaseWeights(input_TK, weights, b_NR, scales, blocks, quant_type)
     input_TK = input_TK.contiguous()
     biases: Sequence[Tensor | None] = biases_N or [None] * len(weights)
     merges = frozen.merges(seed is not None)
@@ -95,7 +95,7 @@ def backward(
     wants_biases: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The operator ``fangyan::lora_linear_backward``."""
-    frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
+    frozen = BaseWeights(input_TK, weights, b_NR, scales, blocks, quant_type)
     input_TK, grads_TN = input_TK.contiguous(), [grad.contiguous() for grad in grads_TN]
     mask, merges = Mask.of(seed, dropout), frozen.merges(seed is not None)
     grad_input_TK = torch.empty_like(input_TK) if wants_input else input_TK.new_empty(0)
@@ -230,11 +230,11 @@ def _joined(a_RK: Sequence[Tensor]) -> Tensor:
     return a_RK[0] if len(a_RK) == 1 else torch.cat(list(a_RK))
 
 
-def _dense(frozen: Frozen, i: int) -> Tensor:
+def _dense(frozen: BaseWeights, i: int) -> Tensor:
     return triton_merge.dense(frozen, i) if frozen.quant_type else frozen.dense(i)
 
 
-def _merged(frozen: Frozen, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
+def _merged(frozen: BaseWeights, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
     """W + s B A of layer ``i``."""
-    merged = triton_merge.merged if frozen.quant_type else Frozen.merged
+    merged = triton_merge.merged if frozen.quant_type else BaseWeights.merged
     return merged(frozen, i, a_RK, b_NR, scaling)

@@ -42,7 +42,7 @@ def dequantize(codes: Tensor, absmax: Tensor, qmap: Tensor) -> Tensor:
 
 
 def optimizer_step_(
-    rule: str,
+    algorithm: str,
     parameter: Tensor,
     gradient: Tensor,
     state1: Tensor,
@@ -82,17 +82,17 @@ def optimizer_step_(
         How many numbers were left as they were.
     """
     with torch.no_grad():
-        three = rule == "ademamix"
+        three = algorithm == "ademamix"
         first = _decoded(state1, absmax1, qmap1, 2 if three else 1)
         second = None if state2 is None else _decoded(state2, absmax2, qmap2, 1)[0]
         p, g = parameter.float().flatten(), gradient_scale * gradient.float().flatten()
 
-        direction, averages, square = _averages(rule, g, first, second, beta1, beta2, beta3)
+        direction, averages, square = _averages(algorithm, g, first, second, beta1, beta2, beta3)
         finite = torch.isfinite(torch.stack([direction, *averages])).all(0)
         if square is not None:
             finite &= torch.isfinite(square)
         g = torch.where(finite, g, torch.zeros_like(g))
-        direction, averages, square = _averages(rule, g, first, second, beta1, beta2, beta3)
+        direction, averages, square = _averages(algorithm, g, first, second, beta1, beta2, beta3)
 
         if square is None:
             update = direction.sign()
@@ -112,7 +112,7 @@ def optimizer_step_(
 
 
 def _averages(
-    rule: str,
+    algorithm: str,
     g: Tensor,
     first: list[Tensor],
     second: Tensor | None,
@@ -122,11 +122,11 @@ def _averages(
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """What is stepped along, the new first averages, and the new average of squares."""
     direction = beta1 * first[0] + (1 - beta1) * g
-    if rule == "lion":
+    if algorithm == "lion":
         return direction, [beta2 * first[0] + (1 - beta2) * g], None
     assert second is not None
     square = beta2 * second + (1 - beta2) * g * g
-    if rule == "ademamix":
+    if algorithm == "ademamix":
         return direction, [direction, beta3 * first[1] + (1 - beta3) * g], square
     return direction, [direction], square
 

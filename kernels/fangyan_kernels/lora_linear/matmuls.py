@@ -1,6 +1,6 @@
 """The operator on the CPU: a library's products with the frozen weights, then ``cpu.py``'s low-rank ones.
 
-Where nothing is dropped, s B A may be added to a copy of W (:meth:`Frozen.merges`).
+Where nothing is dropped, s B A may be added to a copy of W (:meth:`BaseWeights.merges`).
 
 Shape suffixes: T tokens, K in, N out, R rank.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fangyan_kernels.lora_linear import cpu
-from fangyan_kernels.lora_linear.frozen import Frozen
+from fangyan_kernels.lora_linear.base_weights import BaseWeights
 
 
 def forward(
@@ -32,7 +32,7 @@ def forward(
     keep_low: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """The operator ``fangyan::lora_linear``; low is not kept: the backward has x's tile in the cache."""
-    frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
+    frozen = BaseWeights(input_TK, weights, b_NR, scales, blocks, quant_type)
     biases: Sequence[Tensor | None] = biases_N or [None] * len(weights)
     low_TR = input_TK.new_empty(0)
     if frozen.merges(seed is not None):
@@ -63,7 +63,7 @@ def backward(
     wants_biases: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The operator ``fangyan::lora_linear_backward``."""
-    frozen = Frozen(input_TK, weights, b_NR, scales, blocks, quant_type)
+    frozen = BaseWeights(input_TK, weights, b_NR, scales, blocks, quant_type)
     merges = frozen.merges(seed is not None)
     dtype = input_TK.dtype
     grad_input_TK = None
@@ -83,7 +83,7 @@ def backward(
 
 def _grad_input(
     merges: bool,
-    frozen: Frozen,
+    frozen: BaseWeights,
     grads_TN: Sequence[Tensor],
     a_RK: Sequence[Tensor],
     b_NR: Sequence[Tensor],

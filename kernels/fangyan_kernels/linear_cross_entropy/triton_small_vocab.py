@@ -40,7 +40,7 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import (
     shared_memory,
 )
 from fangyan_kernels.linear_cross_entropy.triton_shared import processors as count_processors
-from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_kernels import (
     finish,
     tag_logits,
     tag_rows,
@@ -52,7 +52,7 @@ from fangyan_kernels.linear_cross_entropy.triton_tags_kernels import (
 # two, on the older tensor-core instructions (half of Hopper's rate), and read W from the L2 cache twice
 # per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor
 # cores.
-MOST_TAGS = {2: 32, 4: 16}
+MAX_CLASSES = {2: 32, 4: 16}
 SLICES = 8  # of H in the pass that reads the input once: one per warp
 # Of tag_rows' loop: the targets are under way two tiles before the input's rows, those two before their use.
 STAGES = 5
@@ -150,7 +150,7 @@ def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, processors: int)
     return Grid(min(tiles_T, 2 * processors), min(tiles_T, max(1, 2 * processors // blocks)), hidden)
 
 
-def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor, ...]:
+def linear_cross_entropy(call: Call, max_valid: int | None) -> tuple[Tensor, ...]:
     """The operator's results, by two kernels, or three where the input is read twice."""
     input_TH, weight_CH, target_T = call.input_TH, call.weight_CH, call.target_T
     device, (tokens, hidden), classes = input_TH.device, input_TH.shape, weight_CH.shape[0]
@@ -176,7 +176,7 @@ def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor,
         finish,
         (-(-elements // FINISH["BLOCK"]) + 1, 1),
         (workspace, call.parts, grad_weight, grad_bias, loss, labelled, correct),
-        (grid.splits, grid.programs, call.numbers[0], tokens if most_labelled is None else most_labelled),
+        (grid.splits, grid.programs, call.numbers[0], tokens if max_valid is None else max_valid),
         (hidden, classes, grid.width),
         _finish_options(call.given, wanted),
     )

@@ -75,9 +75,9 @@ def chunk_rows(tokens: int, hidden: int, classes: int, element_size: int) -> int
     return tokens if (tokens - rows) * row_bytes <= saved else rows
 
 
-def linear_cross_entropy(call: Call, most_labelled: int | None) -> tuple[Tensor, ...]:
-    """The operator's results; rows are packed where ``most_labelled`` says that it pays."""
-    count = call.tokens if most_labelled is None else min(most_labelled, call.tokens)
+def linear_cross_entropy(call: Call, max_valid: int | None) -> tuple[Tensor, ...]:
+    """The operator's results; rows are packed where ``max_valid`` says that it pays."""
+    count = call.tokens if max_valid is None else min(max_valid, call.tokens)
     packed = count < call.tokens
     token_L = _labelled(call, count) if packed else None
     input_LH = call.input_TH if token_L is None else call.input_TH.index_select(0, token_L.clamp(min=0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fangyan_kernels.launching import launch
-from fangyan_kernels.linear_cross_entropy import triton_tags, triton_vocabulary
+from fangyan_kernels.linear_cross_entropy import triton_large_vocab, triton_small_vocab
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
     SCALE,
     Call,
@@ -29,8 +29,8 @@ def linear_cross_entropy(
     z_loss: float,
     softcap: float,
     gradient_filter: float,
-    most_labelled: int | None,
-    regime: str,
+    max_valid: int | None,
+    variant: str,
     predict: bool,
     grad_input: bool,
     grad_weight: bool,
@@ -40,16 +40,16 @@ def linear_cross_entropy(
     input_TH, weight_CH, target_T = input_TH.contiguous(), weight_CH.contiguous(), target_T.contiguous()
     class_weight_C = None if class_weight_C is None else class_weight_C.contiguous()
     token_weight_T = None if token_weight_T is None else token_weight_T.contiguous()
-    classes, most = weight_CH.shape[0], triton_tags.MOST_TAGS[input_TH.element_size()]
-    if regime == "tags" and classes > most:
+    classes, most = weight_CH.shape[0], triton_small_vocab.MAX_CLASSES[input_TH.element_size()]
+    if variant == "small_vocab" and classes > most:
         raise ValueError(
-            f"impl='triton_tags' takes {most} classes of {input_TH.dtype} at most, "
+            f"impl='triton_small_vocab' takes {most} classes of {input_TH.dtype} at most, "
             f"linear_weight has {classes}"
         )
-    tags = regime == "tags" or (regime == "auto" and classes <= most)
+    small = variant == "small_vocab" or (variant == "auto" and classes <= most)
     parts = divisor
     # It also checks the targets, which the kernels of tags do by themselves.
-    if not tags or (reduction == "mean" and divisor is None):
+    if not small or (reduction == "mean" and divisor is None):
         weights = weigh(target_T, class_weight_C, token_weight_T, classes, ignore_index)
         parts = weights if reduction == "mean" and divisor is None else parts
     call = Call(
@@ -71,9 +71,9 @@ def linear_cross_entropy(
         grad_weight=grad_weight,
         grad_bias=grad_bias,
     )
-    if tags:
-        return triton_tags.linear_cross_entropy(call, most_labelled)
-    return triton_vocabulary.linear_cross_entropy(call, most_labelled)
+    if small:
+        return triton_small_vocab.linear_cross_entropy(call, max_valid)
+    return triton_large_vocab.linear_cross_entropy(call, max_valid)
 
 
 def scale_gradients_(first: Tensor, second: Tensor, third: Tensor, scale: Tensor) -> None:
