@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy, lora_linear
 from torch import Tensor
 
-from harness.host import Launches, host_seconds, launching_nothing
-from harness.suite import Suite, recorded_time, replay
+from fangyan_bench.harness.host import Launches, host_seconds, launching_nothing
+from fangyan_bench.harness.suite import Suite, recorded_time, replay
 
 TOKENS, HIDDEN, RANK = 16, 16, 16  # larger ones of bfloat16 take a CPU 30 us
 

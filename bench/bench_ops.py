@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.machine import device
-from harness.op import Claim, Contender, Op, Shape
-from harness.registry import contenders, missing_ops, ops, shapes
-from harness.suite import Suite, recorded_time, replay, scaling, slopes
+from fangyan_bench.harness.machine import device
+from fangyan_bench.harness.op import Claim, Contender, Op, Shape
+from fangyan_bench.harness.registry import contenders, missing_ops, ops, shapes
+from fangyan_bench.harness.suite import Suite, recorded_time, replay, scaling, slopes
 
 
 @dataclass(frozen=True)

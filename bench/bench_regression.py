@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bench_steps import settings
-from harness import compare
-from harness.suite import Suite
-from harness.timing import Effort
+from fangyan_bench.harness import compare
+from fangyan_bench.harness.suite import Suite
+from fangyan_bench.harness.timing import Effort
 
 QUICK = Effort(least_rounds=9, most_rounds=21, seconds=4.0)
 FULL = Effort(least_rounds=11, most_rounds=41, seconds=15.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness import instructions, static
-from harness.offline import ARCHITECTURES
+from fangyan_bench.harness import instructions, static
+from fangyan_bench.harness.offline import ARCHITECTURES
 
 
 def test_instruction_counts(request: pytest.FixtureRequest) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness.machine import device
-from harness.statistics import ratio, slope
-from harness.stepping import ROOT, StepResult, seconds_until
-from harness.suite import Suite, recorded_time, replay
+from fangyan_bench.harness.machine import device
+from fangyan_bench.harness.statistics import ratio, slope
+from fangyan_bench.harness.stepping import ROOT, StepResult, seconds_until
+from fangyan_bench.harness.suite import Suite, recorded_time, replay
 
 try:
-    from steps import largest, lora_lm, masked_lm
-    from steps.tagger import CONTENDERS, MINUTES, check_agreement, read_setting, write_bert_base
+    from fangyan_bench.steps import largest, lora_lm, masked_lm
+    from fangyan_bench.steps.tagger import CONTENDERS, MINUTES, check_agreement, read_setting, write_bert_base
 except ImportError as error:
     pytest.skip(f"whole steps need the trainer's dependencies: {error}", allow_module_level=True)
 
@@ -295,7 +295,15 @@ def _launch(ranks: int, out: Path) -> dict[str, list[float]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-    command += ["--master_port", str(port), "--module", "steps.ranks", *settings().split(), "--out", str(out)]
+    command += [
+        "--master_port",
+        str(port),
+        "--module",
+        "fangyan_bench.steps.ranks",
+        *settings().split(),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{ranks} ranks: {done.stderr[-2000:]}")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.compare import check_ref
-from harness.machine import device, machine_name
-from harness.suite import Suite
+from fangyan_bench.harness.compare import check_ref
+from fangyan_bench.harness.machine import device, machine_name
+from fangyan_bench.harness.suite import Suite
 
 HERE = Path(__file__).parent
 SUITE: pytest.StashKey[Suite] = pytest.StashKey()

@@ -50,7 +50,7 @@ def environment(dry: bool) -> dict[str, str]:
 
 def command_of(part: str, folder: Path, seconds: float, dry: bool) -> list[str]:
     """What a process of the part is started with."""
-    command = [sys.executable, "-m", "harness.gpu", part, str(folder), "--seconds", f"{seconds:.1f}"]
+    command = [sys.executable, "-m", "fangyan_bench.gpu", part, str(folder), "--seconds", f"{seconds:.1f}"]
     return command + ["--dry"] * dry
 
 

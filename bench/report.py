@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullFormatter
 
-from harness.machine import machine_name
+from fangyan_bench.harness.machine import machine_name
 
 RESULTS = Path(__file__).parent / "results"
 PLOTS = ("ops", "memory", "steps", "scaling")

@@ -17,8 +17,8 @@ PLANTED = "    for _ in range(20):\n        F.linear(input_TH.detach(), weight_C
 
 COMPARE = """
 import json, sys
-from harness import compare
-from harness.timing import Effort
+from fangyan_bench.harness import compare
+from fangyan_bench.harness.timing import Effort
 chosen = [case for case in compare.cases(True, "") if "tags" in case.name and "L85" in case.name]
 chosen = [case for case in chosen if "reference" in case.name]
 verdicts = compare.compare(sys.argv[1], chosen, Effort(11, 21, 2.0))

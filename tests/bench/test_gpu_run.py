@@ -14,19 +14,19 @@ import pytest
 import torch
 
 import gpu
+from fangyan_bench.gpu import ops as ops_part
+from fangyan_bench.gpu import predictions as predictions_module
+from fangyan_bench.gpu import warm
+from fangyan_bench.gpu.decisions import decisions
+from fangyan_bench.gpu.entries import DRY_ENTRIES, ENTRIES, Entry, planned_seconds
+from fangyan_bench.gpu.ops import DRY_EFFORT, START_SECONDS, WARM_UP_SECONDS, floor, measure
+from fangyan_bench.gpu.predictions import compare, predictions
+from fangyan_bench.gpu.record import Budget, Record
+from fangyan_bench.gpu.steps import ENTRIES as STEPS
+from fangyan_bench.harness.machine import Ceilings
+from fangyan_bench.harness.op import Contender, Op, Shape, Work, function
+from fangyan_bench.harness.registry import missing_ops, op_called, ops
 from gpu import DEFAULT, GRACE, PARTS
-from harness.gpu import ops as ops_part
-from harness.gpu import predictions as predictions_module
-from harness.gpu import warm
-from harness.gpu.decisions import decisions
-from harness.gpu.entries import DRY_ENTRIES, ENTRIES, Entry, planned_seconds
-from harness.gpu.ops import DRY_EFFORT, START_SECONDS, WARM_UP_SECONDS, floor, measure
-from harness.gpu.predictions import compare, predictions
-from harness.gpu.record import Budget, Record
-from harness.gpu.steps import ENTRIES as STEPS
-from harness.machine import Ceilings
-from harness.op import Contender, Op, Shape, Work, function
-from harness.registry import missing_ops, op_called, ops
 
 ROOT = Path(__file__).parents[2]
 NOMINAL = Ceilings(3e12, {torch.bfloat16: 7e14})  # an H100's, to plan with; a run measures its own
@@ -78,7 +78,7 @@ def test_every_part_writes_though_a_process_is_killed(tmp_path):
         before = {name: found for name, found in entries.items() if found["state"] == "done"}
     killed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     for pid, parent, *arguments in (line.split() for line in killed.splitlines()):
-        if parent == str(run.pid) and "harness.gpu" in arguments:
+        if parent == str(run.pid) and "fangyan_bench.gpu" in arguments:
             os.kill(int(pid), signal.SIGKILL)
     assert (tmp_path / "ops.md").read_text().count("graph / floor") == len(before)
     said, _ = run.communicate(timeout=200)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness import memory
-from harness.check import WrongValues, check, expected
-from harness.machine import cache_bytes
-from harness.op import CALL, Contender, Op, Shape, Work, compiled, function
-from harness.statistics import median_interval, ratio, slope
-from harness.suite import Suite
-from harness.timing import (
+from fangyan_bench.harness import memory
+from fangyan_bench.harness.check import WrongValues, check, expected
+from fangyan_bench.harness.machine import cache_bytes
+from fangyan_bench.harness.op import CALL, Contender, Op, Shape, Work, compiled, function
+from fangyan_bench.harness.statistics import median_interval, ratio, slope
+from fangyan_bench.harness.suite import Suite
+from fangyan_bench.harness.timing import (
     Effort,
     NotCompiled,
     Trial,
@@ -24,7 +24,7 @@ from harness.timing import (
     input_sets,
     interleave,
 )
-from steps.largest import largest
+from fangyan_bench.steps.largest import largest
 
 SHAPE = Shape("small", {"T": 8, "H": 4})
 
@@ -126,7 +126,7 @@ def raising(error):
 def measured(*others):
     op = replace(OP, contenders=(OP.baseline, *others))
     suite = Suite(quick=True)
-    with mock.patch("harness.suite.peak_memory", return_value=0):
+    with mock.patch("fangyan_bench.harness.suite.peak_memory", return_value=0):
         return op, suite, suite.op(op, SHAPE)
 
 
@@ -226,7 +226,7 @@ def test_slope_of_a_power():
 
 
 def test_peak_memory_is_measured_in_a_process_of_its_own():
-    from harness.registry import ops
+    from fangyan_bench.harness.registry import ops
 
     op = ops()["adamw"]
     shape = replace(op.shapes[0], sizes={"P": 4_000_000})

@@ -5,7 +5,7 @@ import torch
 import triton_here
 from fangyan_kernels import launching, linear_cross_entropy, lora_linear
 
-from harness.host import launching_nothing
+from fangyan_bench.harness.host import launching_nothing
 
 
 @pytest.mark.skipif(triton_here.INTERPRETED, reason="the interpreter launches and compiles nothing")

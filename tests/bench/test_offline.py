@@ -7,9 +7,15 @@ import pytest
 import triton
 import triton.language as tl
 
-from harness.offline import ARCHITECTURES, SHARED_LIMIT, WITHOUT_TENSOR_CORES, compile_offline, count_by_class
-from harness.op import OfflineKernel
-from harness.static import grown_counts, worse_reports
+from fangyan_bench.harness.offline import (
+    ARCHITECTURES,
+    SHARED_LIMIT,
+    WITHOUT_TENSOR_CORES,
+    compile_offline,
+    count_by_class,
+)
+from fangyan_bench.harness.op import OfflineKernel
+from fangyan_bench.harness.static import grown_counts, worse_reports
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from fangyan_kernels import capability, linear_cross_entropy, lora_linear
 from fangyan_kernels.lora_linear import reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.host import launching_nothing
+from fangyan_bench.harness.host import launching_nothing
 
 # What a scaler of float16 starts from (torch.amp.GradScaler: 65,536).
 LOSS_SCALE = 2.0**16

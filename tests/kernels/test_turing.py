@@ -17,8 +17,8 @@ from fangyan_kernels.lora_linear import triton_launches
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from harness.host import launching_nothing
-from harness.offline import SHARED_LIMIT
+from fangyan_bench.harness.host import launching_nothing
+from fangyan_bench.harness.offline import SHARED_LIMIT
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)

@@ -19,7 +19,7 @@ import triton_here
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from harness.host import launching_nothing
+from fangyan_bench.harness.host import launching_nothing
 
 TESTS = str(Path(__file__).parents[1])
 

@@ -22,11 +22,11 @@ def main(folder):
     """An ops part of two entries; of the first one's contenders a peer hangs."""
     import torch
 
-    from harness.gpu import ops
-    from harness.gpu.entries import Entry
-    from harness.gpu.record import Budget, Record
-    from harness.machine import Ceilings
-    from harness.op import Contender, Op, Shape, Work, function
+    from fangyan_bench.gpu import ops
+    from fangyan_bench.gpu.entries import Entry
+    from fangyan_bench.gpu.record import Budget, Record
+    from fangyan_bench.harness.machine import Ceilings
+    from fangyan_bench.harness.op import Contender, Op, Shape, Work, function
 
     def square(x):
         return (x * x).sum()

@@ -12,7 +12,7 @@ import triton
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
 
-from harness.routing import cpu_tensors_to_triton
+from fangyan_bench.harness.routing import cpu_tensors_to_triton
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

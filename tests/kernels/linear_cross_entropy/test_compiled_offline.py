@@ -6,10 +6,10 @@ import pytest
 import triton_here
 from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 
-from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
-from harness.op import OfflineKernel
-from harness.registry import op_called
-from ops.linear_cross_entropy import tags_kernels
+from fangyan_bench.harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
+from fangyan_bench.harness.op import OfflineKernel
+from fangyan_bench.harness.registry import op_called
+from fangyan_bench.ops.linear_cross_entropy import tags_kernels
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)

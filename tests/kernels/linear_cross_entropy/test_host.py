@@ -8,7 +8,7 @@ from fangyan_kernels import linear_cross_entropy
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
 
-from harness.host import launching_nothing
+from fangyan_bench.harness.host import launching_nothing
 
 ONE_PASS = ["tag_rows", "finish", "scale_three"]
 TWO_PASSES = ["tag_logits", "tag_weight", "finish", "scale_three"]

@@ -8,10 +8,10 @@ import triton_here
 from fangyan_kernels import linear_cross_entropy
 from fangyan_kernels.linear_cross_entropy import triton_large_vocab, triton_softmax, triton_softmax_rows
 
-from harness.host import launching_nothing
-from harness.offline import compile_offline
-from harness.op import OfflineKernel
-from ops.linear_cross_entropy import vocabulary_kernel
+from fangyan_bench.harness.host import launching_nothing
+from fangyan_bench.harness.offline import compile_offline
+from fangyan_bench.harness.op import OfflineKernel
+from fangyan_bench.ops.linear_cross_entropy import vocabulary_kernel
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)

@@ -415,8 +415,8 @@ def test_values_are_right_for_any_number_of_threads(impl, classes):
 
 def test_cpp_memory_is_a_tenth_of_the_logits():
     """At 2,048 tokens and 21,128 classes, beyond the gradients that any implementation returns."""
-    from harness.memory import peak_memory
-    from harness.registry import op_called, shape_called
+    from fangyan_bench.harness.memory import peak_memory
+    from fangyan_bench.harness.registry import op_called, shape_called
 
     op = op_called("linear_cross_entropy")
     shape = shape_called(op, "vocabulary-T2048-H256-C21128-L100-float32")

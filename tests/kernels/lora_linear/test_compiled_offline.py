@@ -10,8 +10,8 @@ from fangyan_kernels.lora_linear import triton_launches
 from fangyan_kernels.lora_linear.launch import MOST_IN_ONE_PASS
 from fangyan_kernels.lora_linear.triton_launches import PROGRAMS
 
-from harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
-from ops.lora_linear import merging, tails
+from fangyan_bench.harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
+from fangyan_bench.ops.lora_linear import merging, tails
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
@@ -110,7 +110,7 @@ def test_sums_weigh_less_than_what_they_sum(rank, inner, monkeypatch):
 
 def test_launches_and_variants():
     """A layer's whole step; batches of any size, any seed and any rate of dropout compile nothing more."""
-    from harness.host import launching_nothing
+    from fangyan_bench.harness.host import launching_nothing
 
     weight, a, b = (torch.randn(size).bfloat16() for size in ((64, 48), (16, 48), (64, 16)))
     a.requires_grad_()

@@ -5,12 +5,12 @@ import pytest
 import torch
 import triton_here
 
-from harness.check import WrongValues, check, expected
-from harness.host import launching_nothing
-from harness.offline import SHARED_LIMIT, compile_offline
-from harness.op import OfflineKernel, Shape
-from harness.registry import op_called
-from peers import k_step
+from fangyan_bench.harness.check import WrongValues, check, expected
+from fangyan_bench.harness.host import launching_nothing
+from fangyan_bench.harness.offline import SHARED_LIMIT, compile_offline
+from fangyan_bench.harness.op import OfflineKernel, Shape
+from fangyan_bench.harness.registry import op_called
+from fangyan_bench.peers import k_step
 
 OP = op_called("lora_linear")
 # Tiles that end within and at the tensors' edges; more tiles than programs; more steps than stages; ranks of

@@ -1,0 +1,1 @@
+"""What the benchmarks in ``bench/`` are made of."""

@@ -1,0 +1,107 @@
+"""Compiles what a run needs, in parallel processes, before anything is timed: the caches are on disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from fangyan_bench.gpu.entries import DRY_ENTRIES, ENTRIES, Entry
+
+# They call libraries that are compiled already.
+COMPILED_ALREADY = (
+    "eager",
+    "products alone",
+    "frozen linear",
+    "frozen linear, plain weight",
+    "PEFT",
+    "addmm",
+)
+
+PROCESSES = 12  # half a gigabyte of the card's memory each
+
+Task = tuple[Entry, str]
+
+
+def tasks(entries: Sequence[Entry]) -> list[Task]:
+    """Every contender with something to compile, in the entries' order."""
+    names = {str(entry): (*entry.names, *(c.name for c in entry.more)) for entry in entries}
+    return [(entry, name) for entry in entries for name in names[str(entry)] if name not in COMPILED_ALREADY]
+
+
+def warm_up(dry: bool, seconds: float) -> dict[str, Any]:
+    """Calls every contender once; gives how long it took, and what was not done in time or failed.
+
+    Each process has every n-th task: one that dies takes no other's with it.
+    """
+    start = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    count = 1 if dry else min(PROCESSES, len(os.sched_getaffinity(0)))
+    todo = tasks(DRY_ENTRIES if dry else ENTRIES)
+    answers: Any = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(dry, number, count, answers), daemon=True)
+        for number in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    done: dict[int, str | None] = {}
+    while len(done) < len(todo) and time.monotonic() - start < seconds:
+        with suppress(queue.Empty):
+            number, error = answers.get(timeout=0.2)
+            done[number] = error
+            continue
+        if not any(worker.is_alive() for worker in workers) and answers.empty():
+            break
+    for worker in workers:
+        worker.kill()
+        worker.join(1.0)  # a driver may keep one whose kernel hangs
+    failed = {f"{todo[n][0]}, {todo[n][1]}": error for n, error in done.items() if error}
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "processes": count,
+        "compiled": len(done) - len(failed),
+        "not in time": len(todo) - len(done),
+        "failed": failed or None,
+    }
+
+
+def _work(dry: bool, first: int, step: int, answers: Any) -> None:
+    from fangyan_bench.harness.timing import complaint
+
+    todo = tasks(DRY_ENTRIES if dry else ENTRIES)
+    for number in range(first, len(todo), step):
+        try:
+            _call(*todo[number])
+            answers.put((number, None))
+        except Exception as error:
+            answers.put((number, complaint(error)))
+
+
+def _call(entry: Entry, name: str) -> None:
+    """Forward and backward at the size that values are checked at, and at the size that is timed."""
+    import torch
+
+    from fangyan_bench.harness.memory import run_once
+    from fangyan_bench.harness.op import draw
+    from fangyan_bench.harness.registry import op_called
+    from fangyan_bench.harness.timing import forget_compiled
+
+    op = op_called(entry.op)
+    contender = next(c for c in entry.contenders(op) if c.name == name)
+    if contender.missing(entry.shape):
+        return
+    forget_compiled()
+    checked = {
+        letter: min(size, op.checked_at.get(letter, size)) for letter, size in entry.shape.sizes.items()
+    }
+    for shape in (replace(entry.shape, sizes=checked), entry.shape):
+        run_once(op, shape, contender, draw(op, shape, 0))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()

@@ -1,0 +1,123 @@
+"""Values and gradients before times: the error budget of every contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fangyan_bench.harness.op import Contender, Inputs, Op, Shape, draw, leaves
+
+
+class WrongValues(Exception):
+    """A contender computes something else; its times would mean nothing."""
+
+
+def upstream(value: Tensor) -> Tensor:
+    """The gradient that every backward starts from: one for a loss, fixed noise for a tensor."""
+    if value.ndim == 0:
+        return torch.ones_like(value)
+    generator = torch.Generator(value.device).manual_seed(7)
+    noise = torch.randn(value.shape, generator=generator, device=value.device)
+    # The same numbers in every dtype: a generator draws others for each.
+    return noise.bfloat16().to(value.dtype)
+
+
+def evaluate(
+    call: Callable[[], Any], inputs: Inputs, differentiable: bool, calls: int = 1
+) -> dict[str, Tensor]:
+    """The value of the last call, and the gradients of the inputs that have one."""
+    parts = leaves(inputs)
+    for leaf in parts:
+        leaf.grad = None
+    for _ in range(calls):
+        value = call()
+    results = {"value": value.detach().clone()}
+    if differentiable:
+        value.backward(upstream(value))
+        for number, leaf in enumerate(parts):
+            assert leaf.grad is not None
+            results[f"gradient {number}"] = leaf.grad.detach().clone()
+            leaf.grad = None
+    return results
+
+
+def truth(op: Op, shape: Shape, seed: int) -> dict[str, Tensor]:
+    """The same in float64, from the same numbers."""
+    wide = tuple(_widen(value) for value in draw(op, shape, seed))
+    return evaluate(lambda: op.truth(*wide), wide, "backward" in op.passes)
+
+
+def _widen(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    wide = value.detach().double()
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(wide, value.requires_grad)
+    return wide.requires_grad_(value.requires_grad)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What values are compared with, all of the same inputs: in float64, and the baseline's own."""
+
+    op: Op
+    shape: Shape
+    seed: int
+    exact: dict[str, Tensor]
+    plain: dict[str, Tensor]
+
+
+def expected(op: Op, shape: Shape, seed: int = 0) -> Expected:
+    """The truth and the baseline's results, at the shape or at the sizes that the op is checked at."""
+    sizes = {letter: min(size, op.checked_at.get(letter, size)) for letter, size in shape.sizes.items()}
+    shape = replace(shape, sizes=sizes)
+    return Expected(op, shape, seed, truth(op, shape, seed), _results(op, shape, op.baseline, seed))
+
+
+def _results(op: Op, shape: Shape, contender: Contender, seed: int) -> dict[str, Tensor]:
+    inputs = draw(op, shape, seed)
+    return evaluate(contender.prepare(shape, inputs), inputs, "backward" in op.passes, op.calls_checked)
+
+
+def check(contender: Contender, against: Expected) -> float:
+    """The contender's error is at most twice the baseline's, plus one rounding step.
+
+    Both are measured against float64, and the baseline's own is bounded. A gradient of nothing but
+    zeros is wrong whatever its error: a peer has been timed so.
+
+    Returns:
+        The largest error of a value or gradient, relative to the truth's norm.
+
+    Raises:
+        WrongValues: naming what differs, and by how much.
+    """
+    op = against.op
+    found = _results(op, against.shape, contender, against.seed)
+    errors = []
+    for name, exact in against.exact.items():
+        value, plain = found[name].double(), against.plain[name]
+        if value.shape != exact.shape:
+            raise WrongValues(
+                f"{contender.name}: {name} has shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
+            )
+        own = float((plain.double() - exact).norm() / exact.norm())
+        if not own <= torch.finfo(plain.dtype).eps ** 0.5:  # 3e-4 in float32, 0.09 in bfloat16
+            raise WrongValues(f"{op.baseline.name}: {name} is off by {own:.3g} of its norm")
+        if not value.abs().sum() > 0:
+            raise WrongValues(f"{contender.name}: {name} is zero, expected {exact.norm():.3g} in norm")
+        errors.append(float((value - exact).norm() / exact.norm()))
+        if contender.tolerance is not None:
+            error, allowed = errors[-1], contender.tolerance
+        else:
+            error = float((value - exact).abs().max())
+            rounding = torch.finfo(found[name].dtype).eps * float(exact.abs().max())
+            allowed = 2 * float((plain.double() - exact).abs().max()) + rounding
+        if not error <= allowed:
+            raise WrongValues(
+                f"{contender.name}: {name} is off by {error:.3g}, expected {allowed:.3g} at most"
+            )
+    return max(errors)

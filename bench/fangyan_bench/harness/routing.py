@@ -1,0 +1,51 @@
+"""CPU tensors through the operators to the Triton kernels, where there is no GPU to take them there."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from fangyan_kernels import linear_cross_entropy, lora_linear
+
+
+@contextlib.contextmanager
+def cpu_tensors_to_triton() -> Iterator[None]:
+    """``impl="triton"`` takes CPU tensors, through the operators that CUDA tensors go through.
+
+    What launches the kernels is the caller's choice: Triton's interpreter, or ``harness.host``.
+    """
+    from fangyan_kernels.linear_cross_entropy import launch
+    from fangyan_kernels.lora_linear import launch as lora_launch
+
+    implementations = {
+        "linear_cross_entropy": launch.linear_cross_entropy,
+        "scale_gradients_": launch.scale_gradients_,
+        "lora_linear": lora_launch.forward,
+        "lora_linear_backward": lora_launch.backward,
+    }
+    with (
+        _named_on_the_cpu(linear_cross_entropy, {"triton": "triton_auto"}),
+        _named_on_the_cpu(lora_linear, {}),
+        torch.library._scoped_library("fangyan", "IMPL") as library,
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the C++ kernels are overridden, on purpose
+            for name, implementation in implementations.items():
+                library.impl(name, implementation, "CPU", allow_override=True)
+        yield
+
+
+def _named_on_the_cpu(function: Any, names: dict[str, str]) -> Any:
+    """The op's module chooses a Triton implementation by name whatever the device."""
+    module = sys.modules[function.__module__]
+    choose = module._choose
+
+    def choose_here(impl: str, input: torch.Tensor) -> str:
+        return names.get(impl, impl) if "triton" in impl else choose(impl, input)
+
+    return patch.object(module, "_choose", choose_here)

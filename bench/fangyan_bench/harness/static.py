@@ -1,0 +1,108 @@
+"""Comparisons that need no clock: instructions and compiler reports against the committed ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from fangyan_bench.harness import instructions
+from fangyan_bench.harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
+from fangyan_bench.harness.registry import ops
+
+FOLDER = Path(__file__).parents[2] / "results" / "static"
+GROWTH = 1.02  # of a count: less is the compiler's mood
+
+
+def instruction_counts() -> dict[str, Any]:
+    """What is committed as ``instructions.json``."""
+    return {"compiler": instructions.compiler(), "counts": instructions.count_instructions()}
+
+
+# Of each generation one; tests/kernels compile for all of them.
+QUICK_ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
+
+
+def kernel_reports(architectures: Iterable[str] = ARCHITECTURES) -> dict[str, Any]:
+    """What is committed as ``kernels.json``, or its part of some architectures."""
+    reports = {
+        f"{op.name}/{kernel.name}/{architecture}": asdict(compile_offline(kernel, architecture))
+        for op in ops().values()
+        for kernel in op.kernels
+        for architecture in architectures
+    }
+    # Tiles for chips with more shared memory: these run others.
+    reports = {name: report for name, report in reports.items() if report["shared"] <= _limit(name)}
+    return {"triton": triton.__version__, "reports": reports}
+
+
+def grown_counts(committed: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+    """A sentence for every kernel that executes more than it did, or that is not committed."""
+    complaints = []
+    for name, count in found.items():
+        before = committed.get(name)
+        if before is None:
+            complaints.append(f"{name}: {count:,} instructions, none committed")
+        elif count > GROWTH * before:
+            complaints.append(
+                f"{name}: {count:,} instructions, {count / before:.2f}x the committed {before:,}"
+            )
+    return complaints
+
+
+def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """A sentence for every kernel that spills, no longer fits, lost its tensor cores, or grew."""
+    here = {name.rpartition("/")[2] for name in found}
+    gone = [name for name in committed if name.rpartition("/")[2] in here and name not in found]
+    complaints = [f"{name}: it no longer fits the chip, or is no longer declared" for name in gone]
+    for name, now in found.items():
+        limit = _limit(name)
+        if now["shared"] > limit:
+            complaints.append(f"{name}: {now['shared']:,} bytes of shared memory, the chip has {limit:,}")
+        before = committed.get(name)
+        if before is None:
+            complaints.append(f"{name}: no report is committed")
+            continue
+        complaints += [
+            f"{name}: {now[field]:,} {unit}, {before[field]:,} committed"
+            for field, unit in (("spills", "bytes spilled"), ("shared", "bytes of shared memory"))
+            if now[field] > before[field]
+        ]
+        if now["registers"] > before["registers"] + 8:  # a unit of allocation on NVIDIA's chips
+            complaints.append(f"{name}: {now['registers']} registers, {before['registers']} committed")
+        if now["programs_per_sm"] < before["programs_per_sm"]:
+            complaints.append(
+                f"{name}: {now['programs_per_sm']} programs per multiprocessor, "
+                f"{before['programs_per_sm']} committed"
+            )
+        narrow, narrow_before = (
+            sum(r[kind].get(width, 0) for kind in ("loads", "stores") for width in "12")
+            for r in (now, before)
+        )
+        if narrow > narrow_before:
+            complaints.append(f"{name}: {narrow} accesses of 1 or 2 bytes, {narrow_before} committed")
+        mix, old = now["instructions"], before["instructions"]
+        if old.get("tensor core") and not mix.get("tensor core"):
+            complaints.append(f"{name}: no tensor-core instruction, {old['tensor core']} committed")
+        if mix["total"] > 1.1 * old["total"]:
+            complaints.append(f"{name}: {mix['total']:,} instructions, {old['total']:,} committed")
+    return complaints
+
+
+def _limit(name: str) -> int:
+    """Bytes of shared memory that a block of a report's chip can have."""
+    return SHARED_LIMIT[name.rpartition("/")[2]]
+
+
+def read(name: str) -> dict[str, Any]:
+    committed: dict[str, Any] = json.loads((FOLDER / name).read_text())
+    return committed
+
+
+def write(name: str, content: Mapping[str, Any]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / name).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,315 @@
+"""A linear head with softmax cross-entropy: token tags, and vocabularies.
+
+T tokens, H hidden, C classes, L percent of the targets labelled: sub-word continuations, special tokens
+and padding are not, and of a masked language model's tokens 15% are. Ours, like all that keep no logits,
+computes the gradients in its forward: compare forward and backward together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels.linear_cross_entropy import triton_small_vocab, triton_softmax, triton_softmax_rows
+from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_kernels import tag_logits, tag_rows, tag_weight
+from torch import Tensor
+
+from fangyan_bench.harness.op import (
+    Claim,
+    Contender,
+    Inputs,
+    OfflineKernel,
+    Op,
+    Shape,
+    Work,
+    compiled,
+    function,
+)
+
+IGNORE = -100
+# Of the norm. These peers sum the weight's gradient in the inputs' dtype, over chunks or blocks of tokens:
+# they are timed as they are, and their measured error stands beside.
+IN_BF16 = 0.1
+
+# The letter L is the share of labelled targets in percent: 15 is masked language modelling.
+SHAPES = (
+    Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 85}, quick=True),
+    Shape("tags", {"T": 8192, "H": 256, "C": 188, "L": 50}, quick=True),
+    Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 100}),
+    Shape("tags", {"T": 8192, "H": 768, "C": 32, "L": 50}),
+    Shape("tags", {"T": 2048, "H": 768, "C": 9, "L": 85}),
+    Shape("vocabulary", {"T": 512, "H": 256, "C": 8287, "L": 100}, quick=True),
+    Shape("vocabulary", {"T": 2048, "H": 256, "C": 21128, "L": 100}),
+    Shape("vocabulary", {"T": 2048, "H": 768, "C": 21128, "L": 100}),
+    Shape("masked", {"T": 1024, "H": 256, "C": 8287, "L": 15}, quick=True),
+    Shape("masked", {"T": 2048, "H": 256, "C": 21128, "L": 15}),
+    Shape("masked", {"T": 2048, "H": 768, "C": 21128, "L": 15}),
+    # Logits of a trained model's spread: most classes have next to no probability.
+    Shape("peaked", {"T": 2048, "H": 256, "C": 21128, "L": 100}),
+    *(
+        Shape("tags", {"T": 65536, "H": hidden, "C": classes, "L": 100}, "cuda", torch.bfloat16, quick)
+        for hidden, classes, quick in (
+            (768, 7, False),
+            (1024, 7, True),
+            (4096, 7, False),
+            (768, 32, False),
+            (1024, 32, False),
+            (4096, 32, False),
+            (768, 188, False),
+            (1024, 188, True),
+            (4096, 188, False),
+        )
+    ),
+    Shape("tags", {"T": 65536, "H": 1024, "C": 32, "L": 50}, "cuda", torch.bfloat16),
+    Shape("vocabulary", {"T": 8192, "H": 768, "C": 21128, "L": 100}, "cuda", torch.bfloat16, quick=True),
+    Shape("vocabulary", {"T": 8192, "H": 4096, "C": 128256, "L": 100}, "cuda", torch.bfloat16),
+    Shape("vocabulary", {"T": 16384, "H": 2048, "C": 248320, "L": 100}, "cuda", torch.bfloat16),
+    Shape("masked", {"T": 8192, "H": 768, "C": 21128, "L": 15}, "cuda", torch.bfloat16, quick=True),
+    Shape("masked", {"T": 8192, "H": 4096, "C": 128256, "L": 15}, "cuda", torch.bfloat16),
+)
+
+
+# The options of a plain training step.
+FLAGS = {
+    "HAS_BIAS": True,
+    "HAS_CLASS_WEIGHT": False,
+    "HAS_TOKEN_WEIGHT": False,
+    "GIVEN": False,
+    "HAS_SMOOTHING": False,
+    "HAS_SOFTCAP": False,
+    "PREDICT": False,
+    "PARTS": PARTS,
+}
+
+
+def tags_kernels(
+    hidden: int, classes: int, element_size: int, shared: int, options: dict[str, bool] | None = None
+) -> tuple[OfflineKernel, ...]:
+    """The kernels of so many tags, with every gradient, for chips with ``shared`` bytes per block."""
+    tiles = triton_small_vocab.choose_tiles(hidden, classes, element_size, shared)
+    gradients = {"GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
+    constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
+    constants |= {"BLOCK_C": tiles.block_c} | gradients | (options or {})
+    name = f"H{hidden}-C{classes}"
+    aligned = hidden % 16 == 0
+    if isinstance(tiles, triton_small_vocab.Rows):
+        constants |= {
+            "SPLITS": tiles.splits,
+            "SLICES": triton_small_vocab.SLICES,
+            "STAGES": triton_small_vocab.STAGES,
+        }
+        warps = launch_options(triton_small_vocab.SLICES)
+        return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size, aligned),)
+    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
+    weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_small_vocab.STAGES}
+    launch = launch_options(4, triton_small_vocab.LOGITS_STAGES[element_size])
+    return (
+        _offline(f"tag-logits-{name}", tag_logits, constants, launch, element_size, aligned),
+        _offline(f"tag-weight-{name}", tag_weight, weight, launch_options(4), element_size, aligned),
+    )
+
+
+def vocabulary_kernel(classes: int, element_size: int = 2, softcap: bool = False) -> OfflineKernel:
+    """The softmax between the products of so many classes: a row per program, or several."""
+    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True, "HAS_SOFTCAP": softcap}
+    name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
+    if classes > triton_softmax.MOST_TILE_CLASSES:
+        kernel = triton_softmax_rows.softmax_row
+        options = triton_softmax_rows.row_options(element_size, softcap)
+        constants |= {name: options.pop(name) for name in ("GROUPS", "WIDTH")}
+    else:
+        kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)
+        constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
+        options = {"num_warps": tile.warps}
+    return _offline(name, kernel, constants, options, element_size)
+
+
+def _offline(
+    name: str,
+    kernel: Any,
+    constants: dict[str, Any],
+    options: dict[str, int],
+    element_size: int,
+    aligned: bool = True,
+) -> OfflineKernel:
+    """An argument has the same type in every kernel of this op: it follows from its name.
+
+    ``aligned`` is whether the hidden size is a multiple of 16, of which Triton tells the compiler.
+    """
+    element = "*bf16" if element_size == 2 else "*fp32"
+    elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
+    kinds = dict.fromkeys(elements, element)
+    integers = ("tokens", "hidden", "classes", "n_parts", "splits", "start", "ignore_index", "rows", "stride")
+    kinds |= dict.fromkeys(integers, "i32") | {"p_repair": "*i32"}
+    kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
+    kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
+    kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
+    signature = {
+        argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
+    }
+    strides = ("hidden", "stride") if aligned else ("stride",)
+    multiples = tuple(argument for argument in signature if argument in strides)
+    return OfflineKernel(name, kernel, signature, constants, multiples, options)
+
+
+def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    tokens, hidden, classes = shape["T"], shape["H"], shape["C"]
+
+    def noise(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, device=shape.device)
+
+    spread = 8.0 if shape.name == "peaked" else 1.0
+    input_TH = noise(tokens, hidden).to(shape.dtype).requires_grad_()
+    weight_CH = (spread * noise(classes, hidden) / hidden**0.5).to(shape.dtype).requires_grad_()
+    target_T = torch.randint(classes, (tokens,), generator=generator, device=shape.device)
+    ignored = torch.rand(tokens, generator=generator, device=shape.device) >= shape["L"] / 100
+    target_T[ignored] = IGNORE
+    return input_TH, weight_CH, target_T
+
+
+class _Products(torch.autograd.Function):
+    """The three matrix products alone, on whatever numbers: no loss is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, input_TH: Tensor, weight_CH: Tensor) -> Tensor:
+        logits_TC = input_TH @ weight_CH.T
+        ctx.save_for_backward(input_TH, weight_CH, logits_TC)
+        return input_TH.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        input_TH, weight_CH, logits_TC = ctx.saved_tensors
+        return logits_TC @ weight_CH, logits_TC.T @ input_TH
+
+
+def eager(input_TH: Tensor, weight_CH: Tensor, target_T: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(input_TH, weight_CH).float(), target_T)
+
+
+def truth(input_TH: Tensor, weight_CH: Tensor, target_T: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(input_TH, weight_CH), target_T)
+
+
+def native(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    return lambda: F.linear_cross_entropy(*values)
+
+
+def native_chunked(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return lambda: F.linear_cross_entropy(*values, options=options)
+
+
+def no_native(shape: Shape) -> str | None:
+    return (
+        None if hasattr(F, "linear_cross_entropy") else f"torch {torch.__version__} has none, expected 2.13"
+    )
+
+
+def liger(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE)
+    input_TH, weight_CH, target_T = values
+    return lambda: loss(weight_CH, input_TH, target_T)
+
+
+def cut_cross_entropy(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from cut_cross_entropy import linear_cross_entropy as cce
+
+    # Its default filters small gradients out; without, it computes what all others do.
+    return lambda: cce(*values, filter_eps=None)
+
+
+def needs_gpu(package: str) -> Callable[[Shape], str | None]:
+    def missing(shape: Shape) -> str | None:
+        if shape.device != "cuda":
+            return "its kernels need a CUDA GPU"
+        return None if find_spec(package) else f"{package} is not installed"
+
+    return missing
+
+
+def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
+    def prepare(shape: Shape, values: Inputs) -> Callable[[], Any]:
+        # Whoever makes a batch knows how many labels it has, before it is on the GPU.
+        labelled = int((values[2] != IGNORE).sum())
+        return lambda: linear_cross_entropy(*values, max_valid=labelled, **options)
+
+    return prepare
+
+
+def uncounted(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    return lambda: linear_cross_entropy(*values)
+
+
+def only(name: str, device: str) -> Callable[[Shape], str | None]:
+    def missing(shape: Shape) -> str | None:
+        fits = shape.name == name and shape.device == device
+        return None if fits else f"it differs for {name} shapes on {device} alone"
+
+    return missing
+
+
+def work(shape: Shape, which: str) -> Work:
+    """A GEMM of the labelled tokens forward, two backward; their inputs and the weight read, all written."""
+    hidden, classes = shape["H"], shape["C"]
+    labelled = shape["T"] * shape["L"] / 100
+    element = torch.empty((), dtype=shape.dtype).element_size()
+    read = element * (labelled * hidden + classes * hidden)
+    written = element * (shape["T"] * hidden + classes * hidden)
+    gemms = {"forward": 1, "backward": 2, "forward+backward": 3}[which]
+    moved = {"forward": read, "backward": read + written, "forward+backward": read + written}[which]
+    return Work(bytes=moved, flops=gemms * 2.0 * labelled * hidden * classes)
+
+
+BOTH = "forward+backward"
+
+OP = Op(
+    name="linear_cross_entropy",
+    shapes=SHAPES,
+    inputs=inputs,
+    truth=truth,
+    contenders=(
+        Contender("eager", "baseline", function(eager)),
+        Contender("torch.compile", "baseline", function(compiled(eager)), quick=False, compiled=True),
+        Contender(
+            "products alone", "baseline", function(lambda x, w, _: _Products.apply(x, w)), computes=False
+        ),
+        Contender("native", "peer", native, no_native),
+        Contender("native, chunked", "peer", native_chunked, no_native, quick=False),
+        Contender("Liger", "peer", liger, needs_gpu("liger_kernel"), IN_BF16),
+        Contender("Cut Cross-Entropy", "peer", cut_cross_entropy, needs_gpu("cut_cross_entropy"), IN_BF16),
+        Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
+        Contender("fangyan", "ours", ours()),
+        Contender("fangyan, labels not counted", "ours", uncounted, only("masked", "cuda")),
+        # Of the gradient's norm; what is left out is bounded by the test of the option.
+        Contender(
+            "fangyan, filtered", "ours", ours(gradient_filter=2**-12), only("peaked", "cpu"), tolerance=0.02
+        ),
+    ),
+    work=work,
+    checked_at={"T": 2048},
+    scaling={"T": (512, 1024, 2048, 4096), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
+    claims=(
+        Claim("fangyan", "tags-T8192-H256-C188-L85", BOTH, 1.0),
+        Claim("fangyan", "tags-T8192-H256-C188-L50", BOTH, 1.3),
+        Claim("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.0),
+        Claim("fangyan", "masked-T1024-H256-C8287-L15", BOTH, 5.0),
+    ),
+    counted=(
+        ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),
+        ("fangyan", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000, "L": 85})),
+    ),
+    kernels=(
+        *tags_kernels(1024, 9, 2, 227 << 10),
+        *tags_kernels(768, 9, 2, 227 << 10),
+        *tags_kernels(512, 32, 2, 227 << 10),
+        *tags_kernels(1024, 32, 2, 227 << 10),
+        *map(vocabulary_kernel, (188, 1000, 21128)),
+    ),
+)

@@ -1,0 +1,298 @@
+"""A frozen linear layer with a low-rank adapter: y = x W' + s (D * x) A' B'.
+
+T tokens, K in, N out, R rank, P percent of dropout. The layer's weight has no gradient; x, A and B have.
+Hu et al. 2021 (arXiv 2106.09685); s = alpha / R with alpha = 2 R. Everyone drops other elements, so
+values are compared without dropout; what ours drops is its tests' matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fangyan_kernels import lora_linear
+from fangyan_kernels.lora_linear import triton_launches, triton_low_rank, triton_merge
+from torch import Tensor, nn
+
+from fangyan_bench.harness.op import (
+    Claim,
+    Contender,
+    Inputs,
+    OfflineKernel,
+    Op,
+    Shape,
+    Work,
+    compiled,
+    function,
+)
+
+SCALE = 2.0
+
+SHAPES = (
+    Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8, "P": 0}, quick=True),
+    Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8, "P": 10}, quick=True),
+    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16, "P": 0}),
+    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16, "P": 10}),
+    Shape("feed-forward", {"T": 4096, "K": 256, "N": 1024, "R": 8, "P": 0}),
+    Shape("feed-forward", {"T": 4096, "K": 256, "N": 1024, "R": 8, "P": 10}),
+    *(
+        Shape("attention", {"T": 8192, "K": k, "N": k, "R": r, "P": p}, "cuda", torch.bfloat16, quick)
+        for k, r, p, quick in (
+            *((k, r, 0, k == 4096 and r == 16) for k in (768, 4096, 8192) for r in (8, 16, 64)),
+            (4096, 16, 10, True),
+            (8192, 16, 10, False),
+        )
+    ),
+)
+
+
+def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    tokens, inner, outer, rank = (shape[letter] for letter in "TKNR")
+
+    def noise(*sizes: int, scale: float) -> Tensor:
+        return (scale * torch.randn(*sizes, generator=generator, device=shape.device)).to(shape.dtype)
+
+    return (
+        noise(tokens, inner, scale=1.0).requires_grad_(),
+        noise(outer, inner, scale=inner**-0.5),
+        nn.Parameter(noise(rank, inner, scale=inner**-0.5)),
+        nn.Parameter(noise(outer, rank, scale=rank**-0.5)),
+    )
+
+
+def truth(x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    return F.linear(x_TK, weight_NK) + SCALE * F.linear(F.linear(x_TK, a_RK), b_NR)
+
+
+def adapted(dropout: float, x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    low_TR = F.linear(F.dropout(x_TK, dropout), a_RK)
+    return F.linear(x_TK, weight_NK) + SCALE * F.linear(low_TR, b_NR)
+
+
+def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    dropout = shape["P"] / 100
+    return lambda: adapted(dropout, *values)
+
+
+def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """What a layer without an adapter costs: the floor of them all."""
+    x_TK, weight_NK, *_ = values
+    return lambda: F.linear(x_TK, weight_NK)
+
+
+def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
+    def prepare(shape: Shape, values: Inputs) -> Callable[[], Any]:
+        dropout = shape["P"] / 100
+        return lambda: lora_linear(*values, scaling=SCALE, dropout=dropout, **options)
+
+    return prepare
+
+
+_compiled = compiled(adapted)
+
+
+def compiled_whole(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    dropout = shape["P"] / 100
+    return lambda: _compiled(dropout, *values)
+
+
+def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from peft.tuners.lora import Linear
+
+    base = nn.Linear(shape["K"], shape["N"], bias=False, device="meta")
+    base.weight = nn.Parameter(values[1], requires_grad=False)
+    return peft_layer(Linear, base, shape, values)
+
+
+def peft_layer(kind: Any, base: nn.Module, shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """One of PEFT's LoRA layers around a frozen one, with the inputs' adapter."""
+    from peft import LoraConfig
+
+    x_TK, _, a_RK, b_NR = values
+    config = LoraConfig(r=shape["R"], lora_alpha=int(SCALE * shape["R"]), lora_dropout=shape["P"] / 100)
+    layer = kind(base, "default", config=config, r=shape["R"], lora_alpha=config.lora_alpha)
+    layer.lora_A["default"].weight, layer.lora_B["default"].weight = a_RK, b_NR
+    return lambda: layer(x_TK)
+
+
+def no_dropout(shape: Shape) -> str | None:
+    return "it has no dropout" if shape["P"] else None
+
+
+def no_peft(shape: Shape) -> str | None:
+    return None if find_spec("peft") else "peft is not installed"
+
+
+class _Addmm(torch.autograd.Function):
+    """Autograd by hand, every product accumulated into its sum by ``addmm_``."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+        low_TR = x_TK @ a_RK.T
+        ctx.save_for_backward(x_TK, weight_NK, a_RK, b_NR, low_TR)
+        return (x_TK @ weight_NK.T).addmm_(low_TR, b_NR.T, alpha=SCALE)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, ...]:
+        x_TK, weight_NK, a_RK, b_NR, low_TR = ctx.saved_tensors
+        grad_low_TR = SCALE * (grad_TN @ b_NR)
+        grad_x_TK = (grad_TN @ weight_NK).addmm_(grad_low_TR, a_RK)
+        return grad_x_TK, None, grad_low_TR.T @ x_TK, SCALE * (grad_TN.T @ low_TR)
+
+
+class _Augmented(torch.autograd.Function):
+    """[x | s x A'] [W | B]': one product of K + R terms forward; backward, one gives g W and g B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TK: Tensor, a_RK: Tensor, b_NR: Tensor, input_TC: Tensor, weight_NC: Tensor
+    ) -> Tensor:
+        inner = x_TK.shape[1]
+        torch.mm(x_TK, SCALE * a_RK.T, out=input_TC[:, inner:])
+        weight_NC[:, inner:] = b_NR
+        ctx.save_for_backward(a_RK)
+        ctx.both = input_TC, weight_NC
+        return input_TC @ weight_NC.T
+
+    @staticmethod
+    def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, ...]:
+        (a_RK,), (input_TC, weight_NC) = ctx.saved_tensors, ctx.both
+        inner = a_RK.shape[1]
+        grad_TC = grad_TN @ weight_NC
+        grad_low_TR = SCALE * grad_TC[:, inner:]
+        grad_x_TK = torch.addmm(grad_TC[:, :inner], grad_low_TR, a_RK)
+        grad_b_NR = grad_TN.T @ input_TC[:, inner:]
+        return grad_x_TK, grad_low_TR.T @ input_TC[:, :inner], grad_b_NR, None, None
+
+
+def augmented(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """x and W are in the wider matrices from the start, as if the layer before had written x there."""
+    x_TK, weight_NK, a_RK, b_NR = values
+    with torch.no_grad():
+        input_TC = torch.cat([x_TK, x_TK.new_empty(len(x_TK), len(a_RK))], 1)
+        weight_NC = torch.cat([weight_NK, b_NR], 1)
+    return lambda: _Augmented.apply(x_TK, a_RK, b_NR, input_TC, weight_NC)
+
+
+def k_step(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from fangyan_bench.peers.k_step import KStep
+
+    return lambda: KStep.apply(*values, SCALE)
+
+
+def no_k_step(shape: Shape) -> str | None:
+    from fangyan_bench.peers.k_step import missing
+
+    if shape["R"] % 8:
+        return "TMA reads rows of whole 16 bytes"
+    return no_dropout(shape) or missing(shape.device)
+
+
+def work(shape: Shape, which: str) -> Work:
+    """One GEMM with W each way, the low-rank products, and x, W and the results moved once a pass."""
+    tokens, inner, outer, rank = (shape[letter] for letter in "TKNR")
+    element = torch.empty((), dtype=shape.dtype).element_size()
+    big, low = 2.0 * tokens * inner * outer, 2.0 * tokens * rank * (inner + outer)
+    moved = element * (tokens * (inner + outer) + inner * outer)
+    passes = {"forward": (1, 1, 1), "backward": (1, 2, 1), "forward+backward": (2, 3, 2)}[which]
+    return Work(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
+
+
+_KINDS = {
+    **dict.fromkeys(("p_sums", "p_products", "p_sums_a", "p_sums_b", "p_offset", "p_nested"), "*fp32"),
+    **dict.fromkeys(("p_nested_code", "p_code"), "*fp32"),
+    **dict.fromkeys(("p_bytes", "p_absmax"), "*u8"),
+    **dict.fromkeys(("factor", "scaling"), "fp32"),
+    "p_seed": "*i64",
+    "threshold": "u32",
+}
+_OF_A_LAYER = (
+    "inner",
+    "columns",
+    "outer",
+    "rank",
+    "stride_r",
+    "stride_k",
+    "stride_low",
+    "stride_sum",
+    "stride_a",
+)
+
+
+def _offline(
+    name: str, kernel: Any, tiles: dict[str, int], none: tuple[str, ...] = (), **known: Any
+) -> OfflineKernel:
+    """A kernel as a layer of bfloat16 has it compiled, its sizes and ranks multiples of 16.
+
+    Args:
+        none: pointers that are absent.
+        known: types of pointers that are not of bfloat16; values of numbers that are 1.
+    """
+    options = {option: tiles[option] for option in ("num_warps", "num_stages")}
+    ones = {argument: value for argument, value in known.items() if value == 1}
+    constants = {**dict.fromkeys(none), **ones, **tiles}
+    kinds = {**_KINDS, **known}
+    signature = {
+        argument: kinds.get(argument, "*bf16" if argument.startswith("p_") else "i32")
+        for argument in kernel.arg_names
+        if argument not in constants
+    }
+    constants = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
+    multiples = tuple(argument for argument in _OF_A_LAYER if argument in signature)
+    return OfflineKernel(name, kernel, signature, constants, multiples, options)
+
+
+def tails(rank: int = 16, drops: bool = True, tensor_cores: bool = True) -> dict[str, OfflineKernel]:
+    """The launches of a layer's forward and backward, of the low-rank products alone."""
+    shrink, expand, outer = (
+        triton_launches.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer")
+    )
+    unused = () if drops else ("p_seed",)
+    no_b, no_sum = ("p_b", "p_products"), ("p_sum", "p_bias", "p_seed")
+    kernels = (
+        _offline("lora-shrink", triton_low_rank.shrink, shrink, unused, stride_k=1),
+        _offline("lora-expand-output", triton_low_rank.expand, expand, no_sum, stride_r=1),
+        _offline("lora-outer-gradient", triton_low_rank.outer, outer, ("p_seed",), stride_r=1),
+        _offline(
+            "lora-expand", triton_low_rank.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"
+        ),
+        _offline("lora-outer", triton_low_rank.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
+        _offline("lora-finish", triton_low_rank.finish, triton_launches.FINISH),
+    )
+    return {kernel.name: kernel for kernel in kernels}
+
+
+def merging(rank: int = 16) -> OfflineKernel:
+    """The Triton kernel that adds an adapter to a 4-bit weight of nested scales."""
+    return _offline("lora-merge", triton_merge.merge, triton_merge.tiles(rank, 4096, 64, 256))
+
+
+OP = Op(
+    name="lora_linear",
+    shapes=SHAPES,
+    inputs=inputs,
+    truth=truth,
+    contenders=(
+        Contender("eager", "baseline", eager),
+        Contender("torch.compile", "baseline", compiled_whole, quick=False, compiled=True),
+        Contender("frozen linear", "baseline", frozen, computes=False),
+        Contender("PEFT", "peer", peft, no_peft),
+        Contender("addmm", "peer", function(_Addmm.apply), no_dropout),
+        Contender("K-augmentation", "peer", augmented, no_dropout, quick=False),
+        Contender("K step", "peer", k_step, no_k_step, quick=False),
+        Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
+        Contender("fangyan", "ours", ours()),
+    ),
+    work=work,
+    checked_at={"P": 0, "T": 2048},
+    scaling={"R": (4, 8, 16, 32, 64)},
+    claims=(
+        Claim("fangyan", "attention-T2048-K256-N256-R8-P0", "forward+backward", 1.0),
+        Claim("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
+    ),
+    counted=(("fangyan", Shape("attention", {"T": 128, "K": 64, "N": 96, "R": 8, "P": 10})),),
+    kernels=(*tails().values(), merging()),
+)

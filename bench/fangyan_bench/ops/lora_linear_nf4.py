@@ -1,0 +1,101 @@
+"""A frozen 4-bit linear layer with a low-rank adapter: y = x W' + s (D * x) A' B', W stored as NF4.
+
+T tokens, K in, N out, R rank, P percent of dropout. Dettmers et al. 2023 (arXiv 2305.14314), the scales
+nested as QLoRA has them. The bar is the same layer with its weight in the dtype of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
+from fangyan_kernels.lora_linear.base_weights import dequantize
+from torch import Tensor
+
+from fangyan_bench.harness.op import Contender, Inputs, Op, Shape, Work
+from fangyan_bench.ops.lora_linear import adapted, no_peft, ours, peft_layer
+from fangyan_bench.ops.lora_linear import inputs as plain_inputs
+from fangyan_bench.ops.lora_linear import work as plain_work
+
+SHAPES = (
+    Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8, "P": 0}, quick=True),
+    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16, "P": 0}),
+    Shape("attention", {"T": 4096, "K": 768, "N": 768, "R": 16, "P": 10}),
+    *(
+        Shape("attention", {"T": 8192, "K": k, "N": k, "R": 16, "P": p}, "cuda", torch.bfloat16, quick)
+        for k, p, quick in ((768, 0, False), (4096, 0, True), (4096, 10, False), (8192, 0, False))
+    ),
+)
+
+
+def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    x_TK, weight_NK, a_RK, b_NR = plain_inputs(shape, generator)
+    settings = {"quant_type": "nf4", "compress_statistics": True, "requires_grad": False}
+    return x_TK, Params4bit(weight_NK.cpu(), **settings).to(shape.device), a_RK, b_NR
+
+
+def truth(x_TK: Tensor, weight: Any, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    return adapted(0.0, x_TK, dequantize(weight, torch.float32).to(x_TK.dtype), a_RK, b_NR)
+
+
+def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    x_TK, weight, a_RK, b_NR = values
+    dropout = shape["P"] / 100
+    return lambda: adapted(dropout, x_TK, dequantize_4bit(weight.data, weight.quant_state), a_RK, b_NR)
+
+
+def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """What bitsandbytes' layer costs without an adapter."""
+    x_TK, weight, *_ = values
+    return lambda: F.linear(x_TK, dequantize_4bit(weight.data, weight.quant_state))
+
+
+def frozen_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """What the layer costs with its weight in the dtype of x, and no adapter."""
+    x_TK, weight, *_ = values
+    dense = dequantize(weight)
+    return lambda: F.linear(x_TK, dense)
+
+
+def ours_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """The weight in the dtype of x, four times as large in bfloat16."""
+    x_TK, weight, a_RK, b_NR = values
+    return ours()(shape, (x_TK, dequantize(weight), a_RK, b_NR))
+
+
+def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
+
+    base = Linear4bit(shape["K"], shape["N"], bias=False, compute_dtype=shape.dtype, device="meta")
+    base.weight = values[1]
+    return peft_layer(PeftLinear4bit, base, shape, values)
+
+
+def work(shape: Shape, which: str) -> Work:
+    """As of the plain layer, but for the bytes of its weight, half a byte a number."""
+    plain = plain_work(shape, which)
+    reads = 2 if which == "forward+backward" else 1
+    saved = shape["N"] * shape["K"] * (torch.empty((), dtype=shape.dtype).element_size() - 0.5)
+    return Work(bytes=plain.bytes - reads * saved, flops=plain.flops)
+
+
+OP = Op(
+    name="lora_linear_nf4",
+    shapes=SHAPES,
+    inputs=inputs,
+    truth=truth,
+    contenders=(
+        Contender("eager", "baseline", eager),
+        Contender("frozen linear", "baseline", frozen, computes=False),
+        Contender("frozen linear, plain weight", "baseline", frozen_plain, computes=False, quick=False),
+        Contender("PEFT", "peer", peft, no_peft),
+        Contender("fangyan, plain weight", "ours", ours_plain),
+        Contender("fangyan", "ours", ours()),
+    ),
+    work=work,
+    checked_at={"P": 0, "T": 2048},
+)

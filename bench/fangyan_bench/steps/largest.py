@@ -1,0 +1,94 @@
+"""The largest causal model whose LoRA trains within a card's memory; every try is a process of its own.
+
+    python -m fangyan_bench.steps.largest --contender fangyan --base nf4 --layers 36 --gigabytes 24 RECIPE …
+on a GPU, with bench/ on the Python path, exits with 3 where the memory was not enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from fangyan_bench.harness.machine import device
+from fangyan_bench.steps.lora_lm import OURS, SIZES, LoraLm
+from fangyan_bench.steps.tagger import read_setting
+
+BENCH = Path(__file__).parents[2]
+NOT_ENOUGH = 3  # exit status
+STEPS = 2  # the second has the optimizer's states
+
+
+def largest(fits: Callable[[int], bool], step: int, most: int) -> int:
+    """The largest multiple of ``step``, up to ``most``, that fits, where all smaller ones do; 0 if none."""
+    low, high = 0, step
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + step)
+    while high - low > step:
+        middle = (low + high) // 2 // step * step
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def trains(contender: str, base: str, layers: int, gigabytes: float, recipe: str) -> bool:
+    """Whether some steps of a model of so many layers of an 8B model's size end within the memory.
+
+    Raises:
+        RuntimeError: if they end in another way.
+    """
+    command = [sys.executable, "-m", "fangyan_bench.steps.largest", "--contender", contender, "--base", base]
+    command += ["--layers", str(layers), "--gigabytes", str(gigabytes), *recipe.split()]
+    paths = [BENCH, BENCH.parent / "kernels", BENCH.parent / "trainer", os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, NOT_ENOUGH):
+        raise RuntimeError(f"{contender}, {base}, {layers} layers: {done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def parameters(layers: int) -> int:
+    """Of a model of so many layers, embeddings and head included."""
+    config = Qwen3Config(**SIZES["8B"].config | {"num_hidden_layers": layers})
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--contender", required=True)
+    parser.add_argument("--base", choices=("bf16", "nf4"), required=True)
+    parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--gigabytes", type=float, required=True)
+    arguments = parser.parse_args()
+    size = SIZES["8B" if arguments.base == "bf16" else "8B, NF4"]
+    size = replace(size, config=size.config | {"num_hidden_layers": arguments.layers})
+    setting = read_setting(" ".join([arguments.recipe, *arguments.overrides]))
+    if device() == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.gigabytes * 2**30 / total))
+    try:
+        model = LoraLm(setting, size, fused=arguments.contender == OURS)
+        trained: list[int] = []
+
+        def observe(tokens: int, rows: int) -> bool:
+            trained.append(tokens)
+            return False
+
+        model.train(STEPS, observe)
+        assert len(trained) == STEPS
+    except torch.OutOfMemoryError:
+        sys.exit(NOT_ENOUGH)
+
+
+if __name__ == "__main__":
+    main()
