@@ -1,8 +1,8 @@
 # make train   sets up .venv and runs the Cantonese recipe
-# make test    sets up .venv where it is missing, then lint, types, tests and quick benchmarks
+# make test    sets up .venv with the developers' tools, then lint, types, tests and quick benchmarks
 # make bench   measures everything on this machine, into bench/results
 PYTHON ?= python3
-RECIPE ?= recipes/cantonese-pos.yaml
+RECIPE ?= trainer/fangyan/recipes/cantonese-pos.yaml
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -16,25 +16,29 @@ test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --quick
 
-bench: .venv/installed
+bench: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --results
 	$(BIN)/python bench/report.py
 
-lint: .venv/installed
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build *.egg-info kernels/*.egg-info kernels/fangyan_kernels/*.so
+	rm -rf .venv build *.egg-info kernels/*.egg-info trainer/*.egg-info kernels/fangyan_kernels/*.so
 
 # deepspeed and seqeval come as source and build in their own environments; the extension builds in
 # this one, against the torch that it will run with.
-.venv/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+.venv/installed: pyproject.toml trainer/pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fangyan needs Python 3.10 or later, found " + sys.version.split()[0])'
 	@command -v c++ >/dev/null || { echo "fangyan needs a C++ compiler (c++ on the path)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip setuptools wheel
 	$(PIP) torch ninja deepspeed seqeval
-	$(PIP) --no-build-isolation --editable '.[cantonese,dev]'
+	$(PIP) --no-build-isolation --editable . --editable './trainer[cantonese]'
+	touch $@
+
+.venv/dev: .venv/installed
+	$(PIP) --group dev
 	touch $@

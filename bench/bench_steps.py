@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     pytest.skip(f"whole steps need the trainer's dependencies: {error}", allow_module_level=True)
 
-RECIPE = str(ROOT / "recipes" / "cantonese-pos.yaml")
+RECIPE = str(ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml")
 ELECTRA, BERT = "ELECTRA, 5.9 M", "BERT-base, 93 M"
 BASELINE, OURS = "tutorial loop", "fangyan"
 DEV_SCORE = 85.0  # joint F1

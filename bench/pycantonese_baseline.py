@@ -2,7 +2,7 @@
 
 Its shipped models have seen all of HKCanCor; refitted, they are a baseline for the same split.
 
-    python bench/pycantonese_baseline.py recipes/cantonese-pos.yaml
+    python bench/pycantonese_baseline.py trainer/fangyan/recipes/cantonese-pos.yaml
 """
 
 import argparse

@@ -12,6 +12,8 @@ from fangyan_kernels.varlen_attention import varlen_attention
 if TYPE_CHECKING:
     from fangyan_kernels.optim8bit import Adam8bit, AdamW8bit, AdEMAMix8bit, Lion8bit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AdEMAMix8bit",
     "Adam8bit",

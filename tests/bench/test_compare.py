@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KEPT = ("kernels", "trainer", "bench", "csrc", "recipes", "setup.py", "pyproject.toml")
+KEPT = ("kernels", "trainer", "bench", "csrc", "setup.py", "pyproject.toml")
 
 # Five more products with the head's weight: the op takes over twice its time.
 LINE = "    logits_TC = F.linear("

@@ -12,7 +12,7 @@ import torch
 from forked_command import ForkedCommand, of_ranks
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipes" / "cantonese-pos.yaml"
+RECIPE = ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
 
 # The ranks of a test share two cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

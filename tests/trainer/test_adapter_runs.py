@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "cantonese-pos.yaml"
+RECIPE = Path(__file__).parents[2] / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
 LORA = ("adapt.method=lora", "adapt.rank=8", "optimizer.lr=5e-3", "optimizer.layer_decay=1.0")
 
 SENTENCES = """今日天氣好好

@@ -14,7 +14,7 @@ from fangyan.report import Reporter
 from fangyan_kernels import capability
 from transformers import AutoModelForTokenClassification, BertConfig, DebertaV2Config
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "cantonese-pos.yaml"
+RECIPE = Path(__file__).parents[2] / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
 
 
 def test_weights_without_a_gradient_are_said(tmp_path):

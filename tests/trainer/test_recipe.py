@@ -31,7 +31,7 @@ def test_a_written_recipe_reads_back(tmp_path):
 def test_the_shipped_recipes_are_valid():
     from pathlib import Path
 
-    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[2] / "trainer" / "fangyan" / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
         assert load_recipe(path).name == path.stem

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fangyan.predict import Generator, Prediction, Predictor, load, merge
     from fangyan.recipe import Recipe, load_recipe
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Generator",
     "Prediction",

@@ -16,7 +16,7 @@ from fangyan_bench.harness.statistics import ratio
 from fangyan_bench.harness.stepping import ROOT, StepResult, measure_steps
 from fangyan_bench.harness.timing import Effort, complaint
 
-RECIPE = ROOT / "recipes" / "cantonese-pos.yaml"
+RECIPE = ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
 OURS = "fangyan"
 EFFORT = Effort(least_rounds=3, most_rounds=9, seconds=8.0)
 DRY_EFFORT = Effort(1, 1, 0.1)
