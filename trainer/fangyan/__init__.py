@@ -1,9 +1,11 @@
 """fangyan (方言, "dialect"): adapts language models to dialects and local languages.
 
-import fangyan
+.. code-block:: python
 
-result = fangyan.train("recipes/cantonese-pos.yaml")
-print(fangyan.load(result.folder).predict(["你食咗飯未呀?"])[0])
+    import fangyan
+
+    result = fangyan.train("cantonese-pos")
+    print(fangyan.load(result.folder).predict(["你食咗飯未呀?"])[0])
 """
 
 from importlib import import_module
@@ -12,37 +14,37 @@ from typing import TYPE_CHECKING
 from fangyan.errors import UserError
 
 if TYPE_CHECKING:
-    from fangyan.loop import Result, train
-    from fangyan.predict import Generator, Prediction, Predictor, load, merge
+    from fangyan.inference.load import evaluate, export, load, merge
     from fangyan.recipe import Recipe, load_recipe
+    from fangyan.training.trainer import Result, Trainer, train
+
+# DeepSpeed and transformers take seconds to import: `fangyan --help` does without them.
+_HOMES = {
+    "Recipe": "recipe",
+    "Result": "training.trainer",
+    "Trainer": "training.trainer",
+    "evaluate": "inference.load",
+    "export": "inference.load",
+    "load": "inference.load",
+    "load_recipe": "recipe",
+    "merge": "inference.load",
+    "train": "training.trainer",
+}
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Generator",
-    "Prediction",
-    "Predictor",
     "Recipe",
     "Result",
+    "Trainer",
     "UserError",
+    "evaluate",
+    "export",
     "load",
     "load_recipe",
     "merge",
     "train",
 ]
-
-# DeepSpeed and transformers take seconds to import: `fangyan --help` does without them.
-_HOMES = {
-    "Generator": "predict",
-    "Prediction": "predict",
-    "Predictor": "predict",
-    "Recipe": "recipe",
-    "Result": "loop",
-    "load": "predict",
-    "load_recipe": "recipe",
-    "merge": "predict",
-    "train": "loop",
-}
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fangyan.errors import UserError
@@ -25,40 +26,43 @@ app = typer.Typer(
 
 @app.callback()
 def _launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
-    """Takes the option that DeepSpeed's launcher gives every rank; LOCAL_RANK says the same."""
-
-
-def _show_fields(value: bool) -> None:
-    if value:
-        from fangyan.recipe import describe_fields
-
-        table = Table(title="Recipe fields", title_justify="left")
-        for column in ("field", "default", "meaning"):
-            table.add_column(column, overflow="fold")
-        for row in describe_fields():
-            table.add_row(*row)
-        Console().print(table)
+    """Take the option that DeepSpeed's launcher passes to every rank; LOCAL_RANK says the same."""
 
 
 class _TrainCommand(typer.core.TyperCommand):
     """Adds every recipe field to ``fangyan train --help``."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, then the fields."""
+        from fangyan.recipe import describe_fields
+
         super().format_help(ctx, formatter)
-        _show_fields(True)
+        table = Table(title="Recipe fields", title_justify="left")
+        for column in ("field", "default", "meaning"):
+            table.add_column(column, overflow="fold")
+        for row in describe_fields():
+            table.add_row(*(escape(cell) for cell in row))
+        Console().print(table)
+
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A YAML recipe, or the name of one that comes with fangyan.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
+]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
 
 
 @app.command(cls=_TrainCommand)
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
     resume: Annotated[
         str | None,
         typer.Option(
-            help="auto: go on from the run's newest whole checkpoint, if any. Or a checkpoint's folder."
+            help="auto: resume from the run's newest whole checkpoint, if any. Or a checkpoint's folder."
         ),
     ] = None,
     profile: Annotated[
@@ -66,34 +70,33 @@ def train(
         typer.Option("--profile", help="Trace a few steps into the run folder, and show what they cost."),
     ] = False,
 ) -> None:
-    """Runs a recipe: evaluates, trains, evaluates, exports.
+    """Run a recipe: evaluate, train, evaluate, export.
 
     Several ranks: deepspeed --num_gpus N --module fangyan train RECIPE (--num_accelerators on CPUs).
     """
-    from fangyan.loop import train as run
     from fangyan.recipe import load_recipe
 
-    run(load_recipe(recipe, overrides), resume, profile)
+    loaded = load_recipe(recipe, overrides)
+    from fangyan.training.trainer import train as run  # after the recipe: a mistake in it is said at once
+
+    run(loaded, resume, profile)
 
 
-@app.command()
-def check(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
-    ] = None,
+@app.command("estimate-memory")
+def estimate_memory(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(min=1, help="Of the run that is meant.")] = 1,
 ) -> None:
-    """Says what a recipe needs of memory: loads its data and model, and runs one pass."""
-    from fangyan.engine import start_distributed
-    from fangyan.memory import check as needs
-    from fangyan.memory import table
+    """Estimate a recipe's memory: load its data and model, and run one micro-batch."""
     from fangyan.recipe import load_recipe
 
-    checked = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
+    from fangyan.training import memory
+    from fangyan.training.distributed import start_distributed
+
     start_distributed()
-    Console().print(table(needs(checked, ranks), checked, ranks))
+    Console().print(memory.memory_table(memory.estimate_memory(loaded, ranks), loaded, ranks))
 
 
 @app.command()
@@ -101,69 +104,61 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A file of the run's format; may be repeated. By default the run's own test part."),
+        typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
     ] = None,
 ) -> None:
-    """Scores a run's model: a tagger's in percent."""
-    from fangyan.predict import load
+    """Evaluate a run's model: a tagger's metrics are in percent."""
+    from fangyan.inference.load import evaluate as measure
 
-    table = Table("score", "value")
-    for name, value in load(run).evaluate(data).items():
+    table = Table("metric", "value")
+    for name, value in measure(run, data).items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
     Console().print(table)
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)],
+    run: RunArgument,
     text: Annotated[list[str] | None, typer.Argument(help="Sentences.", show_default=False)] = None,
     input: Annotated[
         Path | None,
-        typer.Option(help="A text file, a sentence a line; - is standard input.", show_default=False),
+        typer.Option(help="A text file, one sentence per line; - is standard input.", show_default=False),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines: tokens and tags, or text and continuation.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Most sub-words that a language model writes.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most sub-words that a language model writes; by default 64.", show_default=False),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(help="Of a language model: 0 is the likeliest sub-word each time.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Of a language model: 0, the default, takes the most likely sub-word each time.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Tags sentences, or goes on from them: a line each, in order, as they come in."""
-    from fangyan.predict import Generator, load
+    """Tag sentences, or continue them: one line each, in order, as they come in."""
+    from fangyan.inference.load import load
 
-    if not text and input is None:
-        raise UserError("predict needs sentences, or --input with a file (- for standard input)")
-    # Who writes to standard input waits for an answer a line; a file is faster in larger pieces.
+    if bool(text) == (input is not None):
+        raise UserError("predict needs either sentences, or --input with a file (- for standard input)")
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    options = {name: value for name, value in given.items() if value is not None}
+    # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     interactive = input == Path("-")
-    model = load(run)
-    if isinstance(model, Generator):
-        _generate(model, text or _lines(input), as_json, max_new_tokens, temperature)
-        return
-    for prediction in model.stream(text or _lines(input), chunk=1 if interactive else 256):
+    for prediction in load(run).stream(text or _lines(input), interactive=interactive, options=options):
         if as_json:
-            line = json.dumps({"tokens": prediction.tokens, "tags": prediction.tags}, ensure_ascii=False)
-        else:
-            line = str(prediction)
-        print(line, flush=interactive)
-
-
-def _generate(
-    model: Any, texts: Iterable[str], as_json: bool, max_new_tokens: int, temperature: float
-) -> None:
-    for text in texts:
-        pieces = model.stream(text, max_new_tokens, temperature)
-        if as_json:
-            print(json.dumps({"text": text, "continuation": "".join(pieces)}, ensure_ascii=False), flush=True)
+            print(json.dumps(prediction.record(), ensure_ascii=False), flush=interactive)
             continue
-        print(text, end="", flush=True)
-        for piece in pieces:
+        for piece in prediction.pieces():
             print(piece, end="", flush=True)
         print()
 
 
 def _lines(path: Path | None) -> Iterable[str]:
-    from fangyan.data.examples import read_lines, read_stream
+    from fangyan.data.example import read_lines, read_stream
 
     assert path is not None
     numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
@@ -172,31 +167,21 @@ def _lines(path: Path | None) -> Iterable[str]:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)],
+    run: RunArgument,
     output: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its model, for plain transformers.")
     ] = False,
 ) -> None:
-    """Writes a run's model to a folder: what plain transformers or PEFT load."""
-    import shutil
+    """Write a run's model to a folder: what plain transformers or PEFT load."""
+    from fangyan.inference import load
 
-    if merge:
-        from fangyan.predict import merge as write
-
-        write(run, output)
-        return
-    source = run / "model" if (run / "recipe.yaml").is_file() else run
-    if not (source / "config.json").is_file():
-        raise UserError(f"{source}: no exported model in it, expected a finished run or its model folder")
-    if output.exists():
-        raise UserError(f"{output}: it exists, expected a new folder")
-    shutil.copytree(source, output)
+    (load.merge if merge else load.export)(run, output)
 
 
 @app.command()
 def env() -> None:
-    """Shows what this machine has: send it with a bug report."""
+    """Show what this machine has: send it with a bug report."""
     from fangyan.environment import describe
 
     table = Table("part", "found")
@@ -206,16 +191,18 @@ def env() -> None:
 
 
 def main() -> None:
-    """The ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
+    """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
     try:
         app()
     except UserError as error:
-        # What every rank meets is said once a machine.
+        # What every rank meets is said once per machine.
         _fail(str(error), silent=error.on_every_rank and os.environ.get("LOCAL_RANK", "0") != "0")
     except OSError as error:
-        _fail(f"{error.filename or 'this machine'}: {error.strerror or error}")
+        if error.filename is None:  # not about a file that the user named: a bug
+            raise
+        _fail(f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("\nfangyan: interrupted; train --resume auto goes on from the last checkpoint", file=sys.stderr)
+        print("\nfangyan: interrupted; train --resume auto resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help

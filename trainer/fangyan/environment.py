@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""What this machine has, for a bug report."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import platform
 
 import torch
 
-_PACKAGES = ("fangyan", "torch", "triton", "transformers", "tokenizers", "deepspeed", "bitsandbytes")
+_PACKAGES = (
+    *("fangyan", "fangyan-kernels", "torch", "triton"),
+    *("transformers", "tokenizers", "deepspeed", "bitsandbytes"),
+)
 
 
 def describe() -> dict[str, str]:
-    """Processor, GPUs and package versions, by name."""
+    """Return processor, GPUs and package versions, by name."""
     found = {
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
     }
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    found |= {name: _version(name) for name in _PACKAGES}
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         memory = properties.total_memory / 2**30
@@ -32,9 +31,16 @@ def describe() -> dict[str, str]:
     return found
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

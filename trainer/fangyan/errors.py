@@ -1,10 +1,10 @@
-"""The one exception a user is meant to read."""
+"""The one exception that a user is meant to read."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: where, what was found, what was expected.
+    """Report bad input in one sentence: where, what was found, what was expected.
 
-    The command line prints it alone, without a traceback, and exits with code 2.
+    The command line prints the message alone, without a traceback, and exits with code 2.
 
     Args:
         message: the sentence.

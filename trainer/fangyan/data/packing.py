@@ -1,7 +1,7 @@
 """Whole sequences side by side: batches without padding.
 
 Dialect sentences are short (HKCanCor averages 12.5 characters), and the usual loop pads each to
-128. Here sequences share a row; attention and positions start anew at each of them.
+128. Here sequences share a row; attention and positions start again at each of them.
 
 Two layouts of the same batch: one long row whose boundaries a variable-length attention kernel reads; for
 models that cannot take it, short rows with a block-diagonal mask, since attention over a row costs its
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fangyan.data.encode import IGNORE, Window
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 
 # Where attention over a row costs its square: short sentences fill rows of this width to over 95%.
 ROW_WIDTH = 64
@@ -31,34 +31,37 @@ class Batch:
         input_ids: (R, W), int64.
         position_ids: (R, W), int64, from 0 in every sequence.
         sequence_ids: (R, W), int64: 1, 2, … along a row, 0 where there is nothing.
-        targets: (R, W), int64, ``IGNORE`` where nothing is to be learned.
-        places: row and column of each sequence, in the order they were given.
-        lengths: sub-words of each sequence, in that order.
+        labels: (R, W), int64, ``IGNORE_INDEX`` where nothing is to be learned.
+        sequences: what is in it.
+        offsets: row and column where each of the sequences begins, in their order.
+        num_valid: labels that are not ``IGNORE_INDEX``, counted before they are on a GPU.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     sequence_ids: Tensor
-    targets: Tensor
-    places: list[tuple[int, int]]
-    lengths: list[int]
+    labels: Tensor
+    sequences: Sequence[TokenizedSequence]
+    offsets: list[tuple[int, int]]
+    num_valid: int
 
     def to(self, device: torch.device) -> Batch:
-        names = ("input_ids", "position_ids", "sequence_ids", "targets")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        """Return the batch with its tensors on a device."""
+        names = ("input_ids", "position_ids", "sequence_ids", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def collate(windows: Sequence[Window], pad_id: int, width: int | None = ROW_WIDTH) -> Batch:
-    """Lays windows into rows.
+def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | None = ROW_WIDTH) -> Batch:
+    """Lay sequences into rows.
 
     Args:
-        windows: what to lay out; none at all gives one row of padding, for a rank without work.
+        sequences: what to lay out; none at all makes one row of padding, for a rank without work.
         pad_id: the id of empty places.
-        width: of a row, grown to the longest window; 0 puts one window in each row (padding),
+        width: of a row, grown to the longest sequence; 0 puts one sequence in each row (padding),
             None puts all of them in one row, whose end is empty up to a multiple of :data:`ROW_WIDTH`:
-            products of an odd number of tokens are slower, and a library compiles each new number anew.
+            products of an odd number of tokens are slower, and a library compiles each new size again.
     """
-    lengths = [len(window.input_ids) for window in windows]
+    lengths = [len(sequence.input_ids) for sequence in sequences]
     rows = _rows(lengths, width)
     row_width = max((sum(lengths[i] for i in row) for row in rows), default=1)
     if width is None:
@@ -68,30 +71,31 @@ def collate(windows: Sequence[Window], pad_id: int, width: int | None = ROW_WIDT
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
         "position_ids": np.zeros(shape, dtype=np.int64),
         "sequence_ids": np.zeros(shape, dtype=np.int64),
-        "targets": np.full(shape, IGNORE, dtype=np.int64),
+        "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),
     }
-    places = [(0, 0)] * len(windows)
+    offsets = [(0, 0)] * len(sequences)
     for row, members in enumerate(rows):
         column = 0
-        for number, i in enumerate(members, start=1):
+        for order, i in enumerate(members, start=1):
             span = slice(column, column + lengths[i])
-            arrays["input_ids"][row, span] = windows[i].input_ids
+            arrays["input_ids"][row, span] = sequences[i].input_ids
             arrays["position_ids"][row, span] = np.arange(lengths[i])
-            arrays["sequence_ids"][row, span] = number
-            arrays["targets"][row, span] = windows[i].targets
-            places[i] = (row, column)
+            arrays["sequence_ids"][row, span] = order
+            arrays["labels"][row, span] = sequences[i].labels
+            offsets[i] = (row, column)
             column += lengths[i]
+    num_valid = int((arrays["labels"] != IGNORE_INDEX).sum())
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Batch(**tensors, places=places, lengths=lengths)
+    return Batch(**tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
 
 
 def mask_tokens(batch: Batch, rate: float, mask_id: int) -> Batch:
-    """Replaces a random share of the labelled sub-words; their targets stay.
+    """Replace a random fraction of the labelled sub-words by the mask token; their labels stay.
 
     A tagger then learns to read a word from its neighbours, as it must where a word is new
     (Kondratyuk & Straka 2019, arXiv 1904.02099, section 3).
     """
-    hidden = (torch.rand(batch.input_ids.shape) < rate) & (batch.targets != IGNORE)
+    hidden = (torch.rand(batch.input_ids.shape) < rate) & (batch.labels != IGNORE_INDEX)
     return replace(batch, input_ids=torch.where(hidden, mask_id, batch.input_ids))
 
 
@@ -114,24 +118,3 @@ def _rows(lengths: list[int], width: int | None) -> list[list[int]]:
         rows[row].append(i)
         by_room[room - lengths[i]].append(row)
     return rows
-
-
-def block_mask(sequence_ids: Tensor, causal: bool) -> Tensor:
-    """Who may attend to whom, (R, 1, W, W), bool: the same sequence, and for causal models the past.
-
-    An empty place attends to the row's other empty places, so that no softmax is over nothing.
-    """
-    mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
-    return mask.tril() if causal else mask
-
-
-def boundaries(sequence_ids: Tensor) -> tuple[Tensor, int]:
-    """Offsets of the sequences of a batch with one row, as variable-length kernels take them.
-
-    Returns:
-        Offsets, (sequences + 1,), int32, and the longest length.
-    """
-    counts = torch.unique_consecutive(sequence_ids[0], return_counts=True)[1]
-    offsets = torch.zeros(len(counts) + 1, dtype=torch.int32, device=sequence_ids.device)
-    offsets[1:] = counts.cumsum(0)
-    return offsets, int(counts.max())

@@ -25,7 +25,7 @@ def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None,  # noqa: ARG001  (transformers passes it)
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
@@ -35,16 +35,27 @@ def varlen_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function over one packed row.
+    """Attend within each sequence of one packed row: an attention function of transformers.
 
     Args:
-        query, key, value: (1, heads, T, D), 16-bit on a GPU, float32 or bfloat16 on the CPU; key and value
-            may have fewer heads.
+        module: the attention layer, which may say ``is_causal``.
+        query: (1, heads, T, D), 16-bit on a GPU, float32 or bfloat16 on the CPU.
+        key: as query; it may have fewer heads.
+        value: as key.
+        attention_mask: of no use; see :func:`_no_mask`.
+        dropout: refused.
+        scaling: of the scores; by default ``D ** -0.5``.
+        is_causal: whether a token attends to the past alone.
+        sliding_window: how many tokens back it attends to, itself included.
         cu_seq_lens_q: where sequences start and end, (sequences + 1,), int32.
         max_length_q: the longest sequence.
+        softcap: refused.
 
     Returns:
         (1, T, heads, D), and no attention weights.
+
+    Raises:
+        UserError: for what the kernel does not have.
     """
     if dropout:
         raise UserError("model.attention_dropout: the variable-length kernel has no dropout, expected 0")
@@ -84,7 +95,7 @@ def varlen_attention(
 
 
 def takes_boundaries(model: Any, position_offset: int) -> bool:
-    """Whether the model keeps sequences in one row apart by their boundaries: tries two of a token each."""
+    """Return whether the model keeps sequences apart by their boundaries: try two of one token each."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     offsets = torch.tensor([0, 1, 2], dtype=torch.int32)
@@ -103,7 +114,7 @@ def takes_boundaries(model: Any, position_offset: int) -> bool:
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """The kernel knows the boundaries; transformers need build no mask."""
+    """Build no mask: the kernel knows the boundaries."""
 
 
 AttentionInterface.register(NAME, varlen_attention)

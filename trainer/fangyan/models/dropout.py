@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost an eighth: one byte an element in place of one draw.
+"""Dropout whose random numbers cost an eighth: one byte per element in place of one draw.
 
 On a CPU, drawing the mask is most of dropout's time, and dropout was a tenth of a small encoder's
 step. Eight elements share one 64-bit draw of the generator, which also makes the layer follow
@@ -18,6 +18,7 @@ class ByteDropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the input with a fraction ``p`` of its elements zeroed, in training."""
         threshold = round(self.p * 256)
         if not self.training or threshold == 0:
             return input
@@ -31,7 +32,7 @@ class ByteDropout(nn.Dropout):
 
 
 def use_byte_dropout(model: nn.Module) -> None:
-    """Replaces every ``nn.Dropout`` of the model, by type."""
+    """Replace every ``nn.Dropout`` of the model, by type."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

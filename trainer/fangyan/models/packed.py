@@ -1,19 +1,22 @@
-"""A transformers model that takes packed batches and can give its loss."""
+"""A transformers model that takes packed batches: it returns their loss, or their logits."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fangyan.data.packing import ROW_WIDTH, Batch, block_mask, boundaries
+from fangyan.data.packing import ROW_WIDTH, Batch
 from fangyan.errors import UserError
 from fangyan.models import attention
-from fangyan.models.head import Kernels, install_loss_head
+from fangyan.models.loss_head import Kernels, LossOptions, install_loss_head
+from fangyan.models.structure import is_causal, num_outputs, position_offset
 
 Layout = Literal["rows", "varlen", "padded"]
+T = TypeVar("T")
 
 
 class PackedModel(nn.Module):
@@ -21,59 +24,62 @@ class PackedModel(nn.Module):
 
     Args:
         model: a transformers model with a linear head, or PEFT's around one.
-        classes: outputs of that head.
         layout: ``rows`` (short rows, block-diagonal mask), ``varlen`` (one row, variable-length
-            kernel) or ``padded`` (one sequence a row).
-        label_smoothing: of the loss.
+            kernel) or ``padded`` (one sequence per row).
         kernels: implementation of the head's loss.
+
+    Attributes:
+        messages: for the user, on what this model cannot do as fast as others.
+
+    Raises:
+        UserError: if packed sequences of this model could not be kept apart.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        classes: int,
-        layout: Layout,
-        label_smoothing: float = 0.0,
-        kernels: Kernels = "auto",
-    ):
+    def __init__(self, model: Any, layout: Layout, kernels: Kernels = "auto"):
         super().__init__()
         self.model = model
         self.layout = layout
-        self.head = install_loss_head(model, classes, label_smoothing, kernels)
+        self.messages: list[str] = []
+        self.head = install_loss_head(model, num_outputs(self.base), kernels)
+        self._position_offset = position_offset(self.base)
+        self._causal = is_causal(self.base)
+        if layout != "padded":
+            self._choose_attention()
+
+    def _choose_attention(self) -> None:
         model = self.base
-        self._position_offset = position_offset(model)
-        self._causal = bool(getattr(model.config, "is_decoder", False)) or _is_causal(model)
-        parameters = inspect.signature(model.forward).parameters
-        if layout != "padded" and "position_ids" not in parameters:
+        name = type(model).__name__
+        if "position_ids" not in inspect.signature(model.forward).parameters:
             raise UserError(
-                f"train.packing: {type(model).__name__} takes no position_ids, so sequences cannot share "
+                f"train.packing: {name} takes no position_ids, so sequences cannot share "
                 "a row; expected train.packing=false"
             )
-        if layout != "padded":
-            wanted = attention.NAME if layout == "varlen" else "sdpa"
-            try:
-                model.set_attn_implementation(wanted)
-            except ValueError as error:
-                if layout == "varlen":  # no mask is given there: plain attention would mix the sequences
-                    raise UserError(
-                        f"train.packing: {type(model).__name__} cannot take the variable-length attention "
-                        f"({' '.join(str(error).split())[:120]}); expected train.packing=false"
-                    ) from None
-                wanted = "eager"  # Gemma 2 caps its attention's logits; the same mask keeps sequences apart
-                model.set_attn_implementation(wanted)
-            if model.config._attn_implementation != wanted:
+        wanted = attention.NAME if self.layout == "varlen" else "sdpa"
+        try:
+            model.set_attn_implementation(wanted)
+        except ValueError as error:
+            if self.layout == "varlen":  # no mask is given there: plain attention would mix the sequences
                 raise UserError(
-                    f"train.packing: {type(model).__name__} has its own attention, which cannot keep packed "
-                    "sequences apart; expected train.packing=false"
-                )
+                    f"train.packing: {name} cannot take the variable-length attention "
+                    f"({' '.join(str(error).split())[:120]}); expected train.packing=false"
+                ) from None
+            # Gemma 2 caps its attention's logits; the same mask keeps sequences apart.
+            wanted = "eager"
+            model.set_attn_implementation(wanted)
+            self.messages.append(f"{name} has no fused attention: plain attention is slower and takes memory")
+        if model.config._attn_implementation != wanted:
+            raise UserError(
+                f"train.packing: {name} has its own attention, which cannot keep packed "
+                "sequences apart; expected train.packing=false"
+            )
 
     @property
     def base(self) -> Any:
-        """The transformers model itself."""
+        """Return the transformers model itself."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def use_gradient_checkpointing(self) -> None:
-        """Layers keep their input alone; what is in them is computed again in the backward."""
+        """Enable activation checkpointing: layers keep their input alone and are computed twice."""
         base = self.base
         enable = getattr(base, "activation_checkpointing_enable", None)  # its name since transformers 5.20
         (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -84,22 +90,34 @@ class PackedModel(nn.Module):
 
     @property
     def row_width(self) -> int | None:
-        """What :func:`fangyan.data.packing.collate` takes for this layout."""
+        """Return what :func:`fangyan.data.packing.collate` takes for this layout."""
         return {"rows": ROW_WIDTH, "varlen": None, "padded": 0}[self.layout]
 
-    def forward(self, batch: Batch, with_loss: bool = True, divisor: float = 1.0) -> Tensor:
-        """The summed loss over the batch's targets, over ``divisor``, or the logits, (R, W, C)."""
-        inputs = self._inputs(batch)
-        if not with_loss:
-            return self.model(**inputs).logits[:, -batch.input_ids.shape[1] :]
+    def forward(self, compute: Callable[[PackedModel], T]) -> T:
+        """Return ``compute(self)``.
+
+        Under DeepSpeed every use of the model has to be a forward of its engine, which gathers ZeRO-3's
+        weights: ``engine(lambda model: model.loss(batch))``.
+        """
+        return compute(self)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch, (R, W, C)."""
+        logits: Tensor = self.model(**self._inputs(batch)).logits
+        return logits[:, -batch.input_ids.shape[1] :]
+
+    def loss(self, batch: Batch, divisor: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy of a batch, summed over its labels and divided by ``divisor``, ()."""
         # Gemma caps its logits after the head: here they are a loss by then.
         config = self.base.config
         softcap = getattr(config, "final_logit_softcapping", None)
+        options = LossOptions(batch.labels, batch.num_valid, divisor, label_smoothing, softcap)
         try:
             if softcap:
                 config.final_logit_softcapping = None
-            with self.head.computing_loss(batch.targets, divisor, softcap=softcap):
-                return self.model(**inputs).logits
+            with self.head.computing_loss(options):
+                loss: Tensor = self.model(**self._inputs(batch)).logits
+            return loss
         finally:
             if softcap:
                 config.final_logit_softcapping = softcap
@@ -125,17 +143,22 @@ class PackedModel(nn.Module):
         return inputs
 
 
-def _is_causal(model: nn.Module) -> bool:
-    """Whether the attention layers look back only (every one says so by ``is_causal``)."""
-    flags = [
-        module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)
-    ]
-    return bool(flags) and all(flags)
+def block_mask(sequence_ids: Tensor, causal: bool) -> Tensor:
+    """Return who may attend to whom, (R, 1, W, W), bool: the same sequence, and for causal models the past.
+
+    An empty place attends to the row's other empty places, so that no softmax is over nothing.
+    """
+    mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    return mask.tril() if causal else mask
 
 
-def position_offset(model: nn.Module) -> int:
-    """The number of a sequence's first position: RoBERTa's tables start behind their padding row."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
-    return 0
+def boundaries(sequence_ids: Tensor) -> tuple[Tensor, int]:
+    """Return the offsets of the sequences of a batch with one row, as variable-length kernels take them.
+
+    Returns:
+        Offsets, (sequences + 1,), int32, and the longest length.
+    """
+    counts = torch.unique_consecutive(sequence_ids[0], return_counts=True)[1]
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int32, device=sequence_ids.device)
+    offsets[1:] = counts.cumsum(0)
+    return offsets, int(counts.max())

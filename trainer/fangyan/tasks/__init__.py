@@ -1,26 +1,37 @@
-"""What a model can learn. A task knows data and scores; it does not know the engine."""
+"""What a model can learn. A new task is a folder here, and a line below."""
 
 from __future__ import annotations
 
-from fangyan.data.examples import Example
-from fangyan.recipe import Recipe
-from fangyan.tasks.language_modelling import LanguageModelling
-from fangyan.tasks.token_tagging import TokenTagging
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["LanguageModelling", "Task", "TokenTagging", "build_task"]
+from fangyan.config import OneOf
+from fangyan.errors import UserError
+from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.task import Task, TaskConfig
+from fangyan.tasks.token_classification.task import TokenClassificationConfig
 
-Task = TokenTagging | LanguageModelling
+TASKS = OneOf(
+    TokenClassificationConfig,
+    CausalLMConfig,
+    default="token_classification",
+)
 
 
-def build_task(recipe: Recipe, parts: dict[str, list[Example]]) -> Task:
-    """The recipe's task, fitted to its data.
+def task_of_export(config: Mapping[str, Any], model_config: Any, source: str) -> Task:
+    """Return the task of an exported model.
+
+    Args:
+        config: what :meth:`Task.export_config` returned, with the task's name as ``task``.
+        model_config: transformers' configuration of the model.
+        source: file and field, for the message.
 
     Raises:
-        UserError: for a tag that is not in the recipe's own tag set.
+        UserError: if there is no such task.
     """
-    if recipe.task.name == "language_modelling":
-        return LanguageModelling()
-    task = TokenTagging.from_data(recipe.task, parts)
-    for example in (example for part in parts.values() for example in part):
-        task.classes(example)
-    return task
+    member = TASKS.members.get(str(config.get("task")))
+    if member is None or not issubclass(member, TaskConfig):
+        raise UserError(
+            f"{source}: task is {config.get('task')!r}, expected one of {', '.join(TASKS.members)}"
+        )
+    return member.from_export(config, model_config)

@@ -1,0 +1,17 @@
+"""Which parameters learn. A new method is a file here, and a line below."""
+
+from fangyan.adaptation.full import Full
+from fangyan.adaptation.lora import Dora, Lora
+from fangyan.adaptation.peft_methods import IA3, AdaLora, PrefixTuning, PromptTuning
+from fangyan.config import OneOf
+
+ADAPTATIONS = OneOf(
+    Full,
+    Lora,
+    Dora,
+    AdaLora,
+    IA3,
+    PrefixTuning,
+    PromptTuning,
+    default="full",
+)

@@ -1,0 +1,63 @@
+"""What a method of adaptation is to the trainer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from fangyan.config import Config
+from fangyan.models.loss_head import Kernels
+
+
+class Adaptation(Config, ABC):
+    """The recipe's ``adaptation``. Each method is a subclass with a ``name`` tag.
+
+    Attributes:
+        trains_base_weights: whether the model's own weights learn. Otherwise checkpoints and exports hold
+            what was trained alone.
+        supports_packing: whether sequences may share a row.
+        largest_zero_stage: the highest stage of DeepSpeed's ZeRO that it works with.
+    """
+
+    trains_base_weights: ClassVar[bool]
+    supports_packing: ClassVar[bool] = True
+    largest_zero_stage: ClassVar[int] = 3
+
+    @property
+    def base_quantization(self) -> Literal["nf4"] | None:
+        """Return how frozen weights are packed, or None."""
+        return None
+
+    @abstractmethod
+    def apply(
+        self,
+        model: Any,
+        *,
+        peft_task_type: str,
+        new_head: str | None,
+        total_steps: int,
+        activation_dtype: torch.dtype,
+        kernels: Kernels,
+    ) -> Any:
+        """Return the model with the parameters that learn: every other one is frozen.
+
+        Args:
+            model: of transformers, in float32.
+            peft_task_type: PEFT's name of the task.
+            new_head: name of a head that the task brings, which is trained whole; None where the model's own
+                stays frozen.
+            total_steps: optimizer steps of the run.
+            activation_dtype: of the forward, for quantized weights.
+            kernels: ``reference`` leaves every layer to PEFT.
+
+        Raises:
+            UserError: if the method does not fit the model.
+        """
+
+    def before_optimizer_step(self, model: Any, step: int) -> None:
+        """Act between the last backward and the optimizer, ``step`` counted from 0. Every rank calls it."""
+
+    def after_optimizer_step(self, model: Any, step: int) -> None:
+        """Act after the optimizer, ``step`` counted from 0. Every rank calls it."""

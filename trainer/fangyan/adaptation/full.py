@@ -1,0 +1,75 @@
+"""Full fine-tuning, less what is frozen by module type: embedding tables, and numbered layers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+from torch import nn
+from typing_extensions import override
+
+from fangyan.adaptation.adaptation import Adaptation
+from fangyan.errors import UserError
+from fangyan.models.structure import encoder_layers
+
+
+class Full(Adaptation):
+    """Train every weight that is not frozen below."""
+
+    name: Literal["full"] = "full"
+    trains_base_weights: ClassVar[bool] = True
+
+    freeze_embeddings: bool = Field(False, description="Leave every embedding table as it is.")
+    freeze_layers: int | str | None = Field(
+        None, description="Layers to leave as they are: 3, 0-3, or 0,2,4."
+    )
+
+    @pydantic.field_validator("freeze_layers")
+    @classmethod
+    def _check_layers(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str):
+            parse_layers(value)
+        return value
+
+    @override
+    def apply(self, model: Any, **_: Any) -> Any:
+        """Freeze what the recipe says; see :class:`Adaptation`."""
+        chosen: list[nn.Module] = []
+        if self.freeze_embeddings:
+            chosen += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        if self.freeze_layers is not None:
+            chosen += _layers(model, parse_layers(self.freeze_layers))
+        for module in chosen:
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+        return model
+
+
+def _layers(model: nn.Module, numbers: list[range]) -> list[nn.Module]:
+    layers = encoder_layers(model, "adaptation.freeze_layers")
+    for span in numbers:
+        if span[-1] >= len(layers):
+            raise UserError(
+                f"adaptation.freeze_layers: layer {span[-1]}, but the model has layers 0-{len(layers) - 1}"
+            )
+    return [layers[i] for span in numbers for i in span]
+
+
+def parse_layers(layers: int | str) -> list[range]:
+    """Return the ranges of layers that ``3``, ``0-3`` or ``0,2,4`` name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    ranges: list[range] = []
+    for part in str(layers).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", part)
+        if not match:
+            raise ValueError(f"layers is {layers!r}, expected numbers such as 3, 0-3 or 0,2,4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"layers is {layers!r}, its range {part.strip()} runs backwards")
+        ranges.append(range(first, last + 1))
+    return ranges

@@ -1,0 +1,97 @@
+"""The methods that are PEFT's alone."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from fangyan.adaptation.lora import LowRankMethod
+from fangyan.adaptation.peft_model import PeftMethod, TargetedMethod, trained_whole
+
+
+class AdaLora(LowRankMethod):
+    """LoRA that moves ranks to the weights that need them (Zhang et al. 2023, arXiv 2303.10512)."""
+
+    name: Literal["adalora"] = "adalora"
+    peft_type: ClassVar[str] = "ADALORA"
+    # It reads whole gradients, which ZeRO shards.
+    largest_zero_stage: ClassVar[int] = 0
+
+    @override
+    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+        """Return an ``AdaLoraConfig``: a tenth of the steps to warm up, the last third at the final rank."""
+        import peft
+
+        return peft.AdaLoraConfig(
+            init_r=self.rank + self.rank // 2,
+            target_r=self.rank,
+            tinit=total_steps // 10,
+            tfinal=total_steps // 3,
+            deltaT=max(1, total_steps // 100),
+            total_step=total_steps,
+            **self.low_rank_arguments(model, new_head),
+            **common,
+        )
+
+    @override
+    def before_optimizer_step(self, model: Any, step: int) -> None:
+        """Reallocate ranks by the gradients."""
+        model.base_model.update_and_allocate(step)
+
+
+class IA3(TargetedMethod):
+    """A learned scale per output of each layer (Liu et al. 2022, arXiv 2205.05638)."""
+
+    name: Literal["ia3"] = "ia3"
+    peft_type: ClassVar[str] = "IA3"
+
+    @override
+    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+        """Return an ``IA3Config``."""
+        import peft
+
+        targets = self.target_modules(model, new_head)
+        return peft.IA3Config(
+            target_modules=targets, feedforward_modules=[], **trained_whole(new_head), **common
+        )
+
+
+class PromptMethod(PeftMethod, ABC):
+    """A method that puts virtual tokens before every sentence, so that none can share a row."""
+
+    supports_packing: ClassVar[bool] = False
+
+    virtual_tokens: Annotated[int, Field(ge=1)] = Field(
+        20, description="Virtual tokens before every sentence."
+    )
+
+
+class PrefixTuning(PromptMethod):
+    """Learned keys and values before every layer's own (Li & Liang 2021, arXiv 2101.00190)."""
+
+    name: Literal["prefix_tuning"] = "prefix_tuning"
+    peft_type: ClassVar[str] = "PREFIX_TUNING"
+
+    @override
+    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+        """Return a ``PrefixTuningConfig``."""
+        import peft
+
+        return peft.PrefixTuningConfig(num_virtual_tokens=self.virtual_tokens, **common)
+
+
+class PromptTuning(PromptMethod):
+    """Learned embeddings before every sentence's own (Lester et al. 2021, arXiv 2104.08691)."""
+
+    name: Literal["prompt_tuning"] = "prompt_tuning"
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
+
+    @override
+    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+        """Return a ``PromptTuningConfig``."""
+        import peft
+
+        return peft.PromptTuningConfig(num_virtual_tokens=self.virtual_tokens, **common)

@@ -1,0 +1,141 @@
+"""What the methods that PEFT implements have in common: one adapter beside frozen weights.
+
+PEFT makes, loads and saves every adapter, so its files go both ways.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+from torch import nn
+from typing_extensions import override
+
+import fangyan.device  # noqa: F401  (PEFT imports DeepSpeed)
+from fangyan.adaptation.adaptation import Adaptation
+from fangyan.adaptation.fused_lora import use_fused_lora
+from fangyan.adaptation.quantization import quantize
+from fangyan.errors import UserError
+from fangyan.models.loss_head import Kernels
+
+
+class PeftMethod(Adaptation, ABC):
+    """An adapter of PEFT's: the model's own weights are frozen."""
+
+    trains_base_weights: ClassVar[bool] = False
+    # PEFT's type of the adapter.
+    peft_type: ClassVar[str]
+
+    adapter_path: str | None = Field(
+        None, description="A folder with an adapter as PEFT writes it, to train further; its settings hold."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _settings_are_the_adapters(self) -> PeftMethod:
+        if self.adapter_path is None:
+            return self
+        for name, field in type(self).model_fields.items():
+            if name in ("name", "adapter_path", "quantization"):
+                continue
+            value = getattr(self, name)
+            if value != field.default:
+                raise ValueError(
+                    f"{name} is {value!r}, but the adapter in adapter_path has its own; expected no {name}"
+                )
+        return self
+
+    @abstractmethod
+    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+        """Return PEFT's configuration of a new adapter."""
+
+    @override
+    def apply(
+        self,
+        model: Any,
+        *,
+        peft_task_type: str,
+        new_head: str | None,
+        total_steps: int,
+        activation_dtype: torch.dtype,
+        kernels: Kernels,
+    ) -> Any:
+        """Return PEFT's model around a transformers model; see :class:`Adaptation`."""
+        import peft
+
+        if self.base_quantization == "nf4":
+            quantize(model, new_head, activation_dtype)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for an attribute by a name that transformers has deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            if self.adapter_path is not None:
+                adapted = self._load(model, self.adapter_path)
+            else:
+                config = self.peft_config(model, new_head, total_steps, task_type=peft_task_type)
+                adapted = peft.get_peft_model(model, config)
+        if kernels == "auto":
+            use_fused_lora(adapted)
+        return adapted
+
+    def _load(self, model: Any, folder: str) -> Any:
+        """Load an existing adapter for further training."""
+        import peft
+        from safetensors import SafetensorError
+
+        try:
+            config = peft.PeftConfig.from_pretrained(folder)
+            adapted = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"adaptation.adapter_path: no adapter for this model can be loaded from {folder!r}: {reason}"
+            ) from None
+        if config.peft_type.value != self.peft_type:
+            raise UserError(
+                f"adaptation.name: {getattr(self, 'name')}, but {folder} holds an adapter of type "  # noqa: B009
+                f"{config.peft_type.value}"
+            )
+        return adapted
+
+
+class TargetedMethod(PeftMethod, ABC):
+    """A method that puts its adapter on chosen linear layers."""
+
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all-linear", description="Linear layers that get an adapter; or the last parts of their names."
+    )
+
+    def target_modules(self, model: Any, new_head: str | None) -> list[str]:
+        """Return the full names of the linear layers that get an adapter: by type, never the head.
+
+        Raises:
+            UserError: if a target names no layer.
+        """
+        output = model.get_output_embeddings()
+        linears = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and name != new_head and module is not output
+        ]
+        if self.targets == "all-linear":
+            return linears
+        for target in self.targets:
+            if not any(_ends(name, target) for name in linears):
+                endings = sorted({name.rpartition(".")[2] for name in linears})
+                raise UserError(
+                    f"adaptation.targets: {type(model).__name__} has no linear layer {target!r}, expected "
+                    f"all-linear or some of {', '.join(endings)}"
+                )
+        return [name for name in linears if any(_ends(name, target) for target in self.targets)]
+
+
+def trained_whole(new_head: str | None) -> dict[str, list[str]]:
+    """Return PEFT's argument for a head that is trained whole."""
+    return {} if new_head is None else {"modules_to_save": [new_head]}
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,42 @@
+"""The formats that a recipe's ``data.format`` may name. A new one is a file here, and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from fangyan.config import Config, OneOf, error_sentence
+from fangyan.data.formats.common_voice import CommonVoice
+from fangyan.data.formats.conll import Conll
+from fangyan.data.formats.hkcancor import HKCanCor
+from fangyan.data.formats.jsonl import Jsonl
+from fangyan.data.formats.text import Text
+from fangyan.data.splits import DataConfig
+from fangyan.errors import UserError
+
+FORMATS = OneOf(
+    HKCanCor,
+    Conll,
+    Jsonl,
+    Text,
+    CommonVoice,
+    tag="format",
+)
+
+
+def parse_data(content: Mapping[str, Any], source: str) -> DataConfig:
+    """Check the ``data`` of a recipe.
+
+    Raises:
+        UserError: naming the field, what was found and what was expected.
+    """
+
+    class Section(Config):
+        data: Annotated[DataConfig, FORMATS]
+
+    try:
+        return Section.model_validate({"data": content}).data
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: {error_sentence(error, Section)}") from None

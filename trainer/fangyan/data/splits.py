@@ -1,0 +1,174 @@
+"""From files to the train, dev and test splits of a data set."""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+
+from fangyan.config import Config
+from fangyan.data.example import Example, Splits, read_lines
+from fangyan.errors import UserError
+
+HeldOut = Annotated[float, Field(gt=0.0, lt=1.0)]
+Files = Annotated[list[str], Field(min_length=1)] | str
+
+
+class DataConfig(Config, ABC):
+    """The recipe's ``data``: files and their format. Each format is a subclass with a ``format`` tag."""
+
+    # What the format's examples hold; a task needs some of them.
+    fields: ClassVar[tuple[str, ...]]
+    # For the model card: the corpus, its licence and its language as the Hub has them; None is the user's.
+    corpus: ClassVar[str | None] = None
+    licence: ClassVar[str | None] = None
+    language: ClassVar[str | None] = None
+
+    train: Files | None = Field(None, description="Files to train on.")
+    dev: Files | HeldOut = Field(0.1, description="Files, or a fraction of train to hold out.")
+    test: Files | HeldOut | None = Field(
+        None, description="As dev. Scored before and after training, never used in it."
+    )
+
+    @pydantic.field_validator("train", mode="before")
+    @classmethod
+    def _train_is_files(cls, value: Any) -> Any:
+        if isinstance(value, float):
+            raise ValueError(f"train is {value}, expected files; only dev and test may be fractions")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _needs_files(self) -> DataConfig:
+        if self.train is None and self.corpus is None:
+            raise ValueError(f"train is missing; format {self.format_name} needs the files to train on")
+        return self
+
+    @property
+    def format_name(self) -> str:
+        """Return the format's tag."""
+        return str(getattr(self, "format"))  # noqa: B009  (each subclass has it as a Literal)
+
+    @property
+    def token_unit(self) -> Literal["words", "characters"]:
+        """Return into what a text is cut before it is tagged."""
+        return "words"
+
+    @abstractmethod
+    def read(self, path: Path) -> Iterator[Example]:
+        """Yield the examples of one file.
+
+        Raises:
+            UserError: naming file and line, for what is not of this format.
+        """
+
+    def read_files(self, paths: Sequence[str]) -> list[Example]:
+        """Return the examples of some files, in order."""
+        return [example for path in paths for example in self.read(Path(path))]
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits, every one with an example at least.
+
+        Fractions are drawn by group, so that nothing held out is also trained on.
+
+        Raises:
+            UserError: for a missing file, a malformed line or an empty split.
+        """
+        splits = self.load_named()
+        for salt, name in enumerate(("test", "dev")):
+            fraction = getattr(self, name)
+            if isinstance(fraction, float):
+                splits["train"], splits[name] = _hold_out(splits["train"], fraction, seed + salt)
+        for name, examples in splits.items():
+            if not examples:
+                raise UserError(f"data.{name}: no example in it, expected at least one")
+        return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
+
+    def load_named(self) -> Splits:
+        """Return the splits that the recipe names files for; fractions come out of train afterwards."""
+        return {name: self.read_files(files) for name, files in self.named().items()}
+
+    def named(self) -> dict[str, list[str]]:
+        """Return the files of each split that is not a fraction."""
+        values = {name: getattr(self, name) for name in ("train", "dev", "test")}
+        return {
+            name: [value] if isinstance(value, str) else value
+            for name, value in values.items()
+            if isinstance(value, str | list)
+        }
+
+
+class TaggedDataConfig(DataConfig, ABC):
+    """A format whose examples are tokens with a tag each."""
+
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
+
+    tokens: Literal["words", "characters"] = Field(
+        "words", description="What carries a tag; predict cuts a text into these."
+    )
+
+    @property
+    def token_unit(self) -> Literal["words", "characters"]:
+        """Return the recipe's choice."""
+        return self.tokens
+
+
+class TextDataConfig(DataConfig, ABC):
+    """A format whose examples are raw texts."""
+
+    fields: ClassVar[tuple[str, ...]] = ("text",)
+
+
+def _hold_out(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Move whole groups out of ``examples`` until the fraction is reached."""
+    groups = sorted({example.group for example in examples})
+    random.Random(seed).shuffle(groups)
+    sizes: dict[str, int] = {}
+    for example in examples:
+        sizes[example.group] = sizes.get(example.group, 0) + 1
+    chosen: set[str] = set()
+    taken = 0
+    for group in groups:
+        if taken >= fraction * len(examples):
+            break
+        chosen.add(group)
+        taken += sizes[group]
+    return (
+        [example for example in examples if example.group not in chosen],
+        [example for example in examples if example.group in chosen],
+    )
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+    """Write examples as JSON lines, for :func:`read_examples`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for example in examples:
+            record = {"fields": dict(example.fields), "source": example.source, "group": example.group}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read what :func:`write_examples` has written.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    return [_parse_example(line, f"{path}:{number}") for number, line in read_lines(path)]
+
+
+def _parse_example(line: str, source: str) -> Example:
+    try:
+        record = json.loads(line)
+        fields = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record["fields"].items()
+        }
+        return Example(fields, record["source"], record["group"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{source}: damaged, expected an example as fangyan writes it") from None

@@ -1,0 +1,214 @@
+"""Loading what a run exported: to predict, to evaluate, to merge, to copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+
+from fangyan.adaptation.fused_lora import use_fused_lora
+from fangyan.adaptation.quantization import dequantize, quantize
+from fangyan.data.example import Example
+from fangyan.data.formats import parse_data
+from fangyan.data.splits import read_examples
+from fangyan.data.tokenization import Tokenizer
+from fangyan.device import device
+from fangyan.errors import UserError
+from fangyan.models.packed import Layout, PackedModel
+from fangyan.models.structure import fingerprint, head_name, num_outputs
+from fangyan.tasks import task_of_export
+from fangyan.tasks.evaluation import run_batches
+from fangyan.tasks.task import Metrics, Predictor, Task
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model as a run exported it.
+
+    Attributes:
+        model: of transformers, or PEFT's around one.
+        backend: its tokenizer.
+        task: what it learned.
+        layout: of batches.
+        max_length: most sub-words of a sequence.
+    """
+
+    model: Any
+    backend: Any
+    task: Task
+    layout: Layout
+    max_length: int
+
+    def packed(self) -> PackedModel:
+        """Return the model ready to run on this machine's device."""
+        return PackedModel(self.model, self.layout).to(device()).eval()
+
+
+def load(run: str | Path) -> Predictor:
+    """Load the model of a run folder, or an exported model folder, to predict.
+
+    Raises:
+        UserError: if there is no exported model, or it cannot be loaded.
+    """
+    exported = load_exported(_model_folder(Path(run)))
+    return exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
+
+
+def evaluate(run: str | Path, data: Sequence[str] | None = None) -> Metrics:
+    """Return the metrics of a run's model.
+
+    Args:
+        run: a run folder.
+        data: files of the run's format; by default the run's own test split, else its dev split.
+
+    Raises:
+        UserError: if it is no run folder, or a file is not of its format.
+    """
+    folder = Path(run)
+    exported = load_exported(_model_folder(folder))
+    examples = _examples(folder, data)
+    packed, tokenizer, task = exported.packed(), Tokenizer(exported.backend), exported.task
+    sequences = task.tokenize(examples, tokenizer, exported.max_length)
+    outputs = run_batches(task, packed, sequences, tokenizer.pad_id, device())
+    return task.metrics(examples, outputs)
+
+
+def _examples(folder: Path, data: Sequence[str] | None) -> list[Example]:
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError("evaluate needs a run folder with its recipe.yaml, found a model alone")
+    if data:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        examples = parse_data(content["data"], str(recipe)).read_files(data)
+    else:
+        splits = [folder / "splits" / f"{name}.jsonl" for name in ("test", "dev")]
+        examples = read_examples(next((path for path in splits if path.is_file()), splits[-1]))
+    if not examples:
+        raise UserError(f"{', '.join(data or [])}: no example in it, expected at least one")
+    return examples
+
+
+def export(run: str | Path, output: str | Path) -> None:
+    """Copy a run's model to a new folder: what plain transformers or PEFT load.
+
+    Raises:
+        UserError: if there is no exported model, or ``output`` exists.
+    """
+    source, target = _model_folder(Path(run)), _new_folder(output)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    path = partial / "adapter_config.json"
+    if path.is_file():  # a base in a folder of its own is found from the new place too
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base = _base_folder(source, config["base_model_name_or_path"])
+        if base is not None and base.parent != source:
+            config["base_model_name_or_path"] = os.path.relpath(base, target)
+            path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    partial.rename(target)
+
+
+def merge(run: str | Path, output: str | Path) -> None:
+    """Write a run's model as plain transformers files, its adapter, if it has one, merged into its weights.
+
+    Raises:
+        UserError: if the adapter is no change of the weights, or ``output`` exists.
+    """
+    target, source = _new_folder(output), _model_folder(Path(run))
+    exported = load_exported(source, mergeable=True)
+    model = exported.model
+    if hasattr(model, "merge_and_unload"):
+        if model.active_peft_config.is_prompt_learning:
+            raise UserError(f"{source}: prompts cannot be merged into the weights, expected another adapter")
+        model = model.merge_and_unload()
+    partial = target.with_name(target.name + ".partial")
+    model.save_pretrained(partial)
+    exported.backend.save_pretrained(partial)
+    partial.rename(target)
+
+
+def _new_folder(output: str | Path) -> Path:
+    target = Path(output)
+    if target.exists():
+        raise UserError(f"{target}: it exists, expected a new folder")
+    return target
+
+
+def _model_folder(run: Path) -> Path:
+    """Return the exported model of a run folder, or the folder itself."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run")
+    folder = run / "model" if (run / "recipe.yaml").is_file() else run
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no exported model in it, expected a finished run or its model folder")
+    return folder
+
+
+def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
+    """Load an exported model (PEFT's, where it is an adapter), its tokenizer and its task.
+
+    Args:
+        folder: ``model`` of a run folder, or a copy of it.
+        mergeable: leave layers to PEFT, and load a 4-bit base as plain matrices of the same values.
+
+    Raises:
+        UserError: naming what is missing or cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        inference = getattr(config, "fangyan", None)
+        if inference is None:
+            raise UserError(
+                f"{folder}/config.json: no field 'fangyan', expected a model that fangyan exported"
+            )
+        task = task_of_export(inference, config, f"{folder}/config.json: fangyan")
+        backend = AutoTokenizer.from_pretrained(folder)
+        if (folder / "adapter_config.json").is_file():
+            model = _load_adapter(folder, task, config, mergeable)
+        else:
+            model = task.auto_model.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    return ExportedModel(model, backend, task, inference["layout"], inference["max_length"])
+
+
+def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any:
+    from peft import PeftModel
+
+    name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    path = _base_folder(folder, name) or name
+    base = task.auto_model.from_pretrained(
+        path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+    expected = config.fangyan["base"]
+    if fingerprint(base) != expected["fingerprint"]:
+        raise UserError(
+            f"{folder}: its base model {path} has other weights than the adapter was trained on; "
+            "expected those (a run that was repeated in the same folder replaces them)"
+        )
+    if expected["quantization"] == "nf4":
+        quantize(base, head_name(base, num_outputs(base)) if task.has_new_head else None, torch.float32)
+        if mergeable:
+            dequantize(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # as in fangyan.adaptation.peft_model
+        model = PeftModel.from_pretrained(base, folder)
+    if not mergeable:
+        use_fused_lora(model)
+    return model
+
+
+def _base_folder(folder: Path, name: str) -> Path | None:
+    """Return the folder of an adapter's base, which is relative to the adapter; None for the hub's."""
+    path = folder / name
+    return path.resolve() if path.is_dir() else None

@@ -1,0 +1,29 @@
+"""Cross-entropy of the labels, by our fused head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from fangyan.config import Fraction
+from fangyan.data.packing import Batch
+from fangyan.models.packed import PackedModel
+from fangyan.objectives.objective import Objective
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy of the labels, with label smoothing (Szegedy et al. 2015, arXiv 1512.00567)."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+    label_smoothing: Fraction = Field(
+        0.0, description="Fraction of the target distribution spread over all classes, in training alone."
+    )
+
+    @override
+    def loss(self, model: PackedModel, batch: Batch, divisor: float) -> Tensor:
+        """Return the loss; see :class:`Objective`."""
+        return model.loss(batch, divisor, self.label_smoothing)

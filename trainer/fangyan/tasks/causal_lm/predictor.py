@@ -1,0 +1,143 @@
+"""A trained language model in use: text in, its continuation out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from typing_extensions import override
+
+from fangyan.data.tokenization import Tokenizer
+from fangyan.errors import UserError
+from fangyan.models.packed import PackedModel
+from fangyan.tasks.task import Prediction, Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation(Prediction):
+    """What a model writes after a text; it is written as :meth:`pieces` is read.
+
+    Attributes:
+        text: the beginning.
+        new_text: yields the continuation, a piece at a time.
+    """
+
+    text: str
+    new_text: Iterator[str]
+
+    @override
+    def pieces(self) -> Iterator[str]:
+        """Yield the text, then its continuation."""
+        yield self.text
+        yield from self.new_text
+
+    @override
+    def record(self) -> dict[str, Any]:
+        """Return text and continuation."""
+        return {"text": self.text, "continuation": "".join(self.new_text)}
+
+
+class TextGenerator(Predictor):
+    """A model that writes; see :class:`fangyan.tasks.task.Predictor`.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, model: PackedModel, tokenizer: Tokenizer):
+        self._model = model
+        self._tokenizer = tokenizer.backend
+
+    @override
+    def predict(self, texts: Iterable[str], max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
+        """Return what follows each text; options are those of :meth:`generate`."""
+        return ["".join(self.generate(text, max_new_tokens, temperature)) for text in texts]
+
+    @override
+    def stream(
+        self, texts: Iterable[str], *, interactive: bool = False, options: Mapping[str, Any] | None = None
+    ) -> Iterator[Continuation]:
+        """Yield continuations; see :class:`fangyan.tasks.task.Predictor`. Options are :meth:`generate`'s."""
+        del interactive  # it always is
+        for text in texts:
+            yield Continuation(text, self.generate(text, **(options or {})))
+
+    def generate(self, text: str, max_new_tokens: int = 64, temperature: float = 0.0) -> Iterator[str]:
+        """Continue a text, a piece at a time.
+
+        Args:
+            text: the beginning.
+            max_new_tokens: most sub-words; the model may end before.
+            temperature: 0 takes the most likely sub-word each time; more samples from all of them, by
+                PyTorch's generator.
+
+        Raises:
+            UserError: for an option out of bounds, or no text where the model needs one.
+        """
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: {max_new_tokens}, expected at least 1")
+        if temperature < 0.0:
+            raise UserError(f"temperature: {temperature:g}, expected at least 0")
+        return self._generate(self._encode(text), max_new_tokens, temperature)
+
+    def _encode(self, text: str) -> Tensor:
+        tokenizer = self._tokenizer
+        first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        ids = first + tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise UserError("predict: the text is empty and the model has no token to begin with")
+        return torch.tensor([ids], device=next(self._model.parameters()).device)
+
+    def _generate(self, ids: Tensor, max_new_tokens: int, temperature: float) -> Iterator[str]:
+        """Generate in a thread, so that pieces can be read as they come."""
+        tokenizer = self._tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stopped = Event()
+        failures: list[BaseException] = []
+        options: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": max_new_tokens,
+            "do_sample": temperature > 0.0,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([_StopOn(stopped)]),
+        }
+        if temperature > 0.0:
+            options |= {"temperature": temperature, "top_k": 0}
+
+        def work() -> None:
+            try:
+                self._model.model.generate(**options)
+            except BaseException as error:  # handed to the reader, who would wait for ever
+                failures.append(error)
+                streamer.text_queue.put(streamer.stop_signal)
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from streamer
+        finally:  # also where the reader stops early
+            stopped.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+
+class _StopOn(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
+    """Ends a generation that nobody reads any more."""
+
+    def __init__(self, event: Event):
+        self._event = event
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return for each sequence whether it is done."""
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)

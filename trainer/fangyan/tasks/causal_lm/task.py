@@ -1,0 +1,114 @@
+"""Causal language modelling: labels are the next sub-words, metrics are perplexities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from typing_extensions import override
+
+from fangyan.data.example import Example, Splits
+from fangyan.data.packing import Batch
+from fangyan.data.splits import DataConfig
+from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_text
+from fangyan.models.packed import PackedModel
+from fangyan.tasks.causal_lm.predictor import TextGenerator
+from fangyan.tasks.task import Metrics, Task, TaskConfig
+
+
+class CausalLMConfig(TaskConfig):
+    """The next sub-word of raw text, by any causal language model."""
+
+    name: Literal["causal_lm"] = "causal_lm"
+    fields: ClassVar[tuple[str, ...]] = ("text",)
+
+    @override
+    def build(self, splits: Splits, data: DataConfig) -> CausalLM:
+        """Return the task."""
+        return CausalLM()
+
+    @classmethod
+    @override
+    def from_export(cls, config: Mapping[str, Any], model_config: Any) -> CausalLM:
+        """Return the task."""
+        return CausalLM()
+
+
+class CausalLM(Task):
+    """Labels and perplexities of a language model; see :class:`fangyan.tasks.task.Task`."""
+
+    name = "causal_lm"
+    fields: ClassVar[tuple[str, ...]] = CausalLMConfig.fields
+    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    pipeline_tag: ClassVar[str] = "text-generation"
+    # The head is part of what is adapted.
+    has_new_head: ClassVar[bool] = False
+    tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
+    greater_is_better: ClassVar[bool] = False
+    metric_unit: ClassVar[str] = ""
+    # Per character: independent of how many sub-words a tokenizer makes of a dialect's text.
+    primary_metric = "character_perplexity"
+    metric_names = ("character_perplexity", "subword_perplexity", "bits_per_character")
+
+    @property
+    @override
+    def auto_model(self) -> Any:
+        """Return ``AutoModelForCausalLM``."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    @override
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return nothing: the model stays as it is."""
+        return {}
+
+    @override
+    def warnings(self, splits: Splits) -> list[str]:
+        """Return nothing: any text can be learned."""
+        return []
+
+    @override
+    def tokenize(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> list[TokenizedSequence]:
+        """Return the sequences of each document, whose labels are the next sub-words."""
+        return [
+            sequence
+            for i, example in enumerate(examples)
+            for sequence in tokenize_text(tokenizer, example.fields["text"], max_length, i)
+        ]
+
+    @override
+    def outputs(self, model: PackedModel, batch: Batch) -> list[tuple[float, int]]:
+        """Return the summed loss of the batch in nats, and how many sub-words it is of."""
+        return [(float(model.loss(batch).double()), batch.num_valid)]
+
+    @override
+    def metrics(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Metrics:
+        """Return perplexities, over all sub-words and the end of each document."""
+        loss = sum(loss for loss, _ in outputs)
+        subwords = sum(count for _, count in outputs)
+        characters = sum(len(example.fields["text"]) for example in examples)
+        if not subwords or not characters:
+            return dict.fromkeys(self.metric_names, math.inf)
+        return {
+            "character_perplexity": _exp(loss / characters),
+            "subword_perplexity": _exp(loss / subwords),
+            "bits_per_character": loss / characters / math.log(2),
+        }
+
+    @override
+    def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TextGenerator:
+        """Return the model as a writer; it may write beyond the length of its training sequences."""
+        return TextGenerator(model, tokenizer)
+
+    @override
+    def export_config(self) -> dict[str, Any]:
+        """Return nothing: the model says all."""
+        return {}
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,58 @@
+"""The one loop that runs a model over examples without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fangyan.data.batching import bucket_by_length
+from fangyan.data.packing import collate
+from fangyan.data.tokenization import TokenizedSequence
+from fangyan.models.packed import PackedModel
+from fangyan.tasks.task import Task
+
+# Sub-words in a batch of evaluation.
+BATCH_TOKENS = 4096
+
+Forward = Callable[[Callable[[PackedModel], list[Any]]], list[Any]]
+
+
+@torch.no_grad()
+def run_batches(
+    task: Task,
+    model: PackedModel,
+    sequences: Sequence[TokenizedSequence],
+    pad_id: int,
+    device: torch.device,
+    forward: Forward | None = None,
+) -> list[Any]:
+    """Return the task's outputs of all sequences, in an order that may be any.
+
+    With several ranks each must call it with the same sequences; each runs its share of the batches, and
+    every rank returns all outputs.
+
+    Args:
+        task: whose outputs.
+        model: on ``device``, in evaluation mode.
+        sequences: what to run.
+        pad_id: of the tokenizer.
+        device: where the model is.
+        forward: the DeepSpeed engine around the model; by default the model itself, on this process alone.
+    """
+    rank, ranks = (0, 1) if forward is None else (dist.get_rank(), dist.get_world_size())
+    run: Forward = model if forward is None else forward
+    batches = bucket_by_length([len(sequence.input_ids) for sequence in sequences], BATCH_TOKENS)
+    outputs: list[Any] = []
+    # Under ZeRO-3 a forward gathers weights from every rank: all make the same number of them.
+    for first in range(0, len(batches), ranks):
+        members = batches[first + rank] if first + rank < len(batches) else []
+        batch = collate([sequences[i] for i in members], pad_id, model.row_width).to(device)
+        outputs += run(lambda packed, batch=batch: task.outputs(packed, batch))  # type: ignore[misc]
+    if ranks == 1:
+        return outputs
+    gathered: list[list[Any]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(gathered, outputs)
+    return [output for part in gathered for output in part]

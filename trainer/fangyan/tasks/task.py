@@ -1,0 +1,142 @@
+"""What a task is to the trainer: a protocol. The trainer knows no task by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+from fangyan.config import Config
+from fangyan.data.example import Example, Splits
+from fangyan.data.packing import Batch
+from fangyan.data.splits import DataConfig
+from fangyan.data.tokenization import TokenizedSequence, Tokenizer
+from fangyan.models.packed import PackedModel
+
+Metrics = dict[str, float]
+
+
+class Prediction(Protocol):
+    """What a predictor says of one text."""
+
+    def pieces(self) -> Iterator[str]:
+        """Yield it as text, a piece at a time as it comes."""
+
+    def record(self) -> dict[str, Any]:
+        """Return it as what one line of JSON holds."""
+
+
+class Predictor(Protocol):
+    """A trained model in use."""
+
+    def predict(self, texts: Iterable[str]) -> Sequence[Any]:
+        """Return a prediction for every text, in order."""
+
+    def stream(
+        self, texts: Iterable[str], *, interactive: bool = False, options: Mapping[str, Any] | None = None
+    ) -> Iterator[Prediction]:
+        """Yield predictions, in order, for input of any length.
+
+        Args:
+            texts: one at a time.
+            interactive: answer each text before the next is read.
+            options: of this kind of predictor.
+
+        Raises:
+            UserError: for an option that it does not have, or that is out of bounds.
+        """
+
+
+class Task(Protocol):
+    """What a model learns: how examples become labels, and outputs become metrics.
+
+    Attributes:
+        name: as recipes and exports have it.
+        fields: of an example that it needs.
+        peft_task_type: PEFT's name for it.
+        pipeline_tag: the Hub's name for it.
+        has_new_head: whether the model's head is new, so that an adapter trains it whole.
+        tokenizer_kwargs: for ``AutoTokenizer.from_pretrained``.
+        primary_metric: says which of two models is better.
+        greater_is_better: of the primary metric.
+        metric_names: all that :meth:`metrics` returns.
+        metric_unit: of all metrics, or "".
+    """
+
+    name: str
+    fields: ClassVar[tuple[str, ...]]
+    peft_task_type: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    has_new_head: ClassVar[bool]
+    tokenizer_kwargs: ClassVar[Mapping[str, Any]]
+    greater_is_better: ClassVar[bool]
+    metric_unit: ClassVar[str]
+
+    @property
+    def primary_metric(self) -> str:
+        """Return the metric that picks the best checkpoint."""
+
+    @property
+    def metric_names(self) -> Sequence[str]:
+        """Return the names of all metrics."""
+
+    @property
+    def auto_model(self) -> Any:
+        """Return the class of transformers that loads a model with this task's head."""
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return what the model's configuration has to say, such as its labels."""
+
+    def warnings(self, splits: Splits) -> list[str]:
+        """Return messages on what in the data cannot be learned."""
+
+    def tokenize(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> list[TokenizedSequence]:
+        """Return the sequences of all examples, with labels where the examples have them.
+
+        Raises:
+            UserError: naming the line of a label that cannot be learned.
+        """
+
+    def outputs(self, model: PackedModel, batch: Batch) -> list[Any]:
+        """Return what evaluation keeps of a batch: few and small, since ranks exchange them.
+
+        Called without gradients, inside the engine's forward.
+        """
+
+    def metrics(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Metrics:
+        """Return every metric from the outputs of all batches of ``examples``, in any order."""
+
+    def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> Predictor:
+        """Return the model in use."""
+
+    def export_config(self) -> dict[str, Any]:
+        """Return what prediction needs to know of the task; :meth:`TaskConfig.from_export` reads it."""
+
+
+class TaskConfig(Config, ABC):
+    """The recipe's ``task``. Each task is a subclass with a ``name`` tag."""
+
+    fields: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def build(self, splits: Splits, data: DataConfig) -> Task:
+        """Return the task, fitted to its data.
+
+        Raises:
+            UserError: for an example that does not fit the recipe.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_export(cls, config: Mapping[str, Any], model_config: Any) -> Task:
+        """Return the task of an exported model.
+
+        Args:
+            config: what :meth:`Task.export_config` returned.
+            model_config: transformers' configuration of the model.
+        """
+
+
+TokenUnit = Literal["words", "characters"]

@@ -1,0 +1,1 @@
+"""A tag for every token: segmentation, parts of speech, entities, or any labels."""

@@ -1,0 +1,85 @@
+"""Metrics of predicted tags against gold tags."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from fangyan.tasks.task import Metrics
+from fangyan.tasks.token_classification.scheme import Scheme
+
+Tags = Sequence[str]
+
+PRIMARY_METRIC: dict[Scheme, str] = {
+    "segmentation": "joint_f1",
+    "iob2": "entity_f1",
+    "plain": "token_accuracy",
+}
+
+
+def tag_metrics(gold: Sequence[Tags], predicted: Sequence[Tags], scheme: Scheme) -> Metrics:
+    """Return all metrics of a scheme, in percent."""
+    metrics = {"token_accuracy": token_accuracy(gold, predicted)}
+    if scheme == "segmentation":
+        metrics |= word_metrics(gold, predicted)
+    elif scheme == "iob2":
+        metrics |= entity_metrics(gold, predicted)
+    return metrics
+
+
+def word_spans(tags: Tags) -> list[tuple[int, int, str]]:
+    """Return words as (start, end, tag): a word starts at every ``B-``, or at the sentence's first token.
+
+    The word's tag is that of its first token.
+    """
+    starts = [i for i, tag in enumerate(tags) if i == 0 or tag.startswith("B-")]
+    ends = [*starts[1:], len(tags)] if starts else []
+    return [(start, end, tags[start][2:]) for start, end in zip(starts, ends, strict=True)]
+
+
+def token_accuracy(gold: Sequence[Tags], predicted: Sequence[Tags]) -> float:
+    """Return the percentage of tokens whose whole tag is right."""
+    pairs = [(g, p) for gs, ps in zip(gold, predicted, strict=True) for g, p in zip(gs, ps, strict=True)]
+    return 100.0 * sum(g == p for g, p in pairs) / max(len(pairs), 1)
+
+
+def word_metrics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Metrics:
+    """Return metrics of joint segmentation and tagging, in percent.
+
+    Returns:
+        ``pos_accuracy``: of the gold words, how many have the right tag at their first token.
+        ``segmentation_f1``: F1 of word spans. ``joint_f1``: F1 of word spans with their tags.
+    """
+    gold_words = predicted_words = same_span = same_word = right_tag = 0
+    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+        gold_spans, predicted_spans = word_spans(gold_tags), word_spans(predicted_tags)
+        gold_words += len(gold_spans)
+        predicted_words += len(predicted_spans)
+        same_span += len({span[:2] for span in gold_spans} & {span[:2] for span in predicted_spans})
+        same_word += len(set(gold_spans) & set(predicted_spans))
+        right_tag += sum(predicted_tags[start][2:] == tag for start, _, tag in gold_spans)
+    total = max(gold_words + predicted_words, 1)
+    return {
+        "pos_accuracy": 100.0 * right_tag / max(gold_words, 1),
+        "segmentation_f1": 200.0 * same_span / total,
+        "joint_f1": 200.0 * same_word / total,
+    }
+
+
+def entity_metrics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Metrics:
+    """Return entity precision, recall and F1 in percent: seqeval, strict IOB2 (it guesses unless told)."""
+    from seqeval.metrics import f1_score, precision_score, recall_score  # brings sklearn: a second
+    from seqeval.scheme import IOB2
+
+    if not gold:  # seqeval takes no empty list
+        return dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), 0.0)
+    arguments = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
+    gold_lists, predicted_lists = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    with warnings.catch_warnings():
+        # seqeval warns where a type is never predicted; the zero in the score says it.
+        warnings.simplefilter("ignore")
+        return {
+            "entity_precision": 100.0 * float(precision_score(gold_lists, predicted_lists, **arguments)),
+            "entity_recall": 100.0 * float(recall_score(gold_lists, predicted_lists, **arguments)),
+            "entity_f1": 100.0 * float(f1_score(gold_lists, predicted_lists, **arguments)),
+        }

@@ -1,0 +1,72 @@
+"""The recipe's sections that are about training itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fangyan.config import Config, Fraction
+
+
+class ScheduleConfig(Config):
+    """The recipe's ``schedule``: the learning rate over the run."""
+
+    decay: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warm-up.")
+    warmup: Fraction = Field(
+        0.1, description="Fraction of all steps in which the learning rate rises from 0."
+    )
+
+
+class TrainConfig(Config):
+    """The recipe's ``train``: epochs, batches, checkpoints."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(5, description="Passes over the training data.")
+    batch_tokens: Annotated[int, Field(ge=1)] = Field(
+        2048,
+        description="Sub-words per optimizer step, over all ranks and accumulation steps; longer sequences "
+        "are cut.",
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = Field(
+        1, description="Micro-batches per rank and optimizer step."
+    )
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Largest norm of the gradient; 0 does not clip."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute a layer's activations twice instead of keeping them: less memory, slower."
+    )
+    packing: bool = Field(True, description="Lay whole sequences side by side; false pads, one per row.")
+    token_masking: Fraction = Field(
+        0.0,
+        description="Fraction of labelled sub-words replaced by the mask token in training.",
+    )
+    metric: str = Field("auto", description="Dev metric that picks the best checkpoint; auto is the task's.")
+    early_stopping: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after so many epochs without a better dev metric."
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between checkpoints, besides the one at each epoch's end."
+    )
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
+        1, description="Newest checkpoints kept, besides the best."
+    )
+    log_every: Annotated[int, Field(ge=1)] = Field(10, description="Steps between reads of the loss.")
+
+
+class EngineConfig(Config):
+    """The recipe's ``engine``: DeepSpeed, precision, kernels."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="What DeepSpeed ZeRO shards: 1 optimizer states, 2 and gradients, 3 and weights.",
+    )
+    offload: Literal["none", "optimizer"] = Field(
+        "none",
+        description="optimizer: its states and the weights that it steps are kept, and stepped, on the CPU; "
+        "ZeRO 1 to 3.",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of forward and backward.")
+    kernels: Literal["auto", "reference"] = Field(
+        "auto", description="auto: fangyan's own wherever they run. reference: plain PyTorch in their place."
+    )

@@ -1,0 +1,138 @@
+"""The DeepSpeed engine of a recipe: configuration, model and optimizer in one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from fangyan_kernels.capability import bfloat16_missing
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from fangyan.device import device, on_gpu
+from fangyan.errors import UserError
+from fangyan.optimizers.param_groups import parameter_groups
+from fangyan.optimizers.states import keep_full_precision_states
+from fangyan.recipe import Recipe
+from fangyan.training.bf16_step import use_one_pass
+from fangyan.training.config import EngineConfig
+
+
+def check_precision(config: EngineConfig) -> None:
+    """Refuse a precision before anything is loaded: PyTorch would emulate what the GPU does not have.
+
+    Raises:
+        UserError: for bf16 on a GPU that has none.
+    """
+    reason = bfloat16_missing(device()) if config.precision == "bf16" else None
+    if reason:
+        raise UserError(f"engine.precision is bf16, which {reason}; expected fp32")
+
+
+def slow_precision(config: EngineConfig) -> list[str]:
+    """Return a message where bf16 takes longer than fp32: on processors whose bf16 products are emulated."""
+    if on_gpu() or config.precision != "bf16" or has_fast_bfloat16():
+        return []
+    return [
+        "engine.precision: bf16 is slower than fp32 on this processor, which has neither AVX512-BF16 nor AMX"
+    ]
+
+
+def has_fast_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 itself, faster than float32; others emulate it.
+
+    The Cantonese recipe's step on one processor, over its step in float32: 0.55 of the time by its own
+    products, 2.6 times with oneDNN held to AVX-512 (``ONEDNN_MAX_CPU_ISA=AVX512_CORE``), 25 times to AVX2.
+    """
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
+def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; it accepts unknown top-level keys silently, so none is free text.
+
+    Args:
+        recipe: of the run.
+        trained: parameters that the optimizer steps. DeepSpeed's buffer for gradients is no larger: by
+            default it takes a gigabyte of a GPU, whatever the model.
+    """
+    zero: dict[str, Any] = {"stage": recipe.engine.zero_stage, "reduce_bucket_size": gradient_buffer(trained)}
+    if recipe.engine.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        # A batch is what the trainer passes: DeepSpeed needs the number of micro-batches alone.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
+        "gradient_clipping": recipe.train.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # ours step offloaded partitions as fast
+        "bf16": {"enabled": recipe.engine.precision == "bf16"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def gradient_buffer(trained: int) -> int:
+    """Return the elements of DeepSpeed's buffer for gradients; 5e8 is its default."""
+    return min(trained, 500_000_000)
+
+
+def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Any, torch.optim.Optimizer]:
+    """Wrap the model in a DeepSpeed engine; return it with the optimizer inside it.
+
+    Args:
+        recipe: of the run.
+        model: whose trainable parameters are stepped.
+        total_steps: optimizer steps of the whole run, for the learning rate's schedule.
+    """
+    on_cpu = not on_gpu() or recipe.engine.offload == "optimizer"
+    groups = parameter_groups(model, recipe.optimizer)
+    optimizer = recipe.optimizer.build(groups, total_steps, on_cpu)
+    name = {"constant": "constant_with_warmup"}.get(recipe.schedule.decay, recipe.schedule.decay)
+    schedule = get_scheduler(name, optimizer, round(recipe.schedule.warmup * total_steps), total_steps)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    config = deepspeed_config(recipe, trained)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    if recipe.engine.zero_stage == 0:
+        # In bf16 DeepSpeed has taken a step on zero gradients: at a learning rate of 0 it moved no weight,
+        # and forgetting its states takes its count of steps back to 0.
+        optimizer.state.clear()
+        use_one_pass(engine.optimizer, optimizer)
+        # Alone, DeepSpeed would still lay all gradients side by side, reduce them and copy them back.
+        engine.enable_backward_allreduce = dist.get_world_size() > 1
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    keep_full_precision_states(engine, optimizer, recipe.optimizer)
+    return engine, optimizer
+
+
+def gathered_state_dict(engine: Any, model: nn.Module, trained_only: bool = False) -> dict[str, Tensor]:
+    """Return the model's weights on rank 0's CPU (ZeRO-3 shards them), nothing on other ranks. Collective.
+
+    Args:
+        engine: of DeepSpeed.
+        model: in it.
+        trained_only: leaves out what is frozen, and buffers.
+    """
+    rank = dist.get_rank()
+    state: dict[str, Tensor] = {}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for parameter in model.parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters(parameter, enabled=engine.zero_optimization_stage() == 3):
+            if rank == 0:
+                weight = parameter.detach().cpu().clone()
+                state.update(dict.fromkeys(names[id(parameter)], weight))
+    if rank == 0 and not trained_only:
+        buffers = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in state}
+        state.update(buffers)
+    return state

@@ -1,0 +1,211 @@
+"""What a run tells: terminal, log.txt, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fangyan.device import memory_in_use
+from fangyan.errors import UserError
+from fangyan.tasks.task import Metrics
+
+# Records of the best checkpoint's metrics, written at the end of a run.
+BEST = "-best"
+
+
+class Logger:
+    """Writes a run's record. On ranks other than 0 it does nothing.
+
+    Args:
+        folder: the run folder.
+        active: whether this is rank 0.
+        resume_step: records past this step are dropped: the run will write them again.
+    """
+
+    def __init__(self, folder: Path, active: bool, resume_step: int | None = None):
+        self.active = active
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = folder / "metrics.jsonl"
+        self._log = folder / "log.txt"
+        self._keep_until(resume_step)
+        purge = None if resume_step is None else resume_step + 1
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self.console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+
+    def _keep_until(self, step: int | None) -> None:
+        lines = []
+        if step is not None and self._metrics.exists():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # cut short by a kill: its step will be run again
+                    break
+                if record["step"] <= step and not str(record.get("split", "")).endswith(BEST):
+                    lines.append(line + "\n")
+        self._metrics.write_text("".join(lines), encoding="utf-8")
+
+    def __enter__(self) -> Logger:
+        """Return the logger."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close progress bar and TensorBoard."""
+        if self.active:
+            self._progress.stop()
+            self._board.close()
+
+    def info(self, text: str) -> None:
+        """Write a line to the terminal and log.txt."""
+        if self.active:
+            self.console.print(text, markup=False, soft_wrap=True)
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def metrics(self, kind: str, step: int, epoch: int, values: Mapping[str, float], split: str = "") -> None:
+        """Write a line of metrics.jsonl, and the same to TensorBoard."""
+        if not self.active:
+            return
+        head: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch}
+        if split:
+            head["split"] = split
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(head | dict(values)) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{split or kind}/{name}", value, step)
+
+    def table(self, table: Table) -> None:
+        """Write a table to the terminal and log.txt."""
+        if not self.active:
+            return
+        self.console.print(table)
+        with self._log.open("a", encoding="utf-8") as file:
+            Console(file=file, width=100).print(table)
+
+    def start_progress(self, done: int, total: int) -> None:
+        """Show the progress bar."""
+        if self.active:
+            self._bar = self._progress.add_task("training", total=total, completed=done, status="")
+            self._progress.start()
+
+    def progress(self, step: int, epoch: int, loss: float | None, tokens_per_second: float) -> None:
+        """Advance the bar; with a loss, which is not read every step, also renew its text."""
+        if not self.active:
+            return
+        self._progress.update(self._bar, completed=step, description=f"epoch {epoch + 1}")
+        if loss is not None:
+            memory = memory_in_use() / 1e9
+            status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {memory:.2f} GB"
+            self._progress.update(self._bar, status=status)
+
+    def stop_progress(self) -> None:
+        """Remove the progress bar."""
+        if self.active:
+            self._progress.stop()
+
+
+class StepLog:
+    """Losses since the last read: reading one stalls a GPU, so they are read every few steps."""
+
+    def __init__(self, logger: Logger):
+        self._logger = logger
+        self._pending: list[tuple[int, int, Tensor, float, int]] = []
+
+    def add(self, step: int, epoch: int, loss: Tensor, learning_rate: float, num_skipped: int) -> None:
+        """Keep a step; ``num_skipped`` elements of this rank had no finite gradient and were not stepped."""
+        self._pending.append((step, epoch, loss, learning_rate, num_skipped))
+
+    def flush(self) -> float:
+        """Record the pending steps and return their mean loss. Collective.
+
+        Raises:
+            UserError: if a loss is not finite.
+        """
+        losses = torch.stack([loss.float() for _, _, loss, _, _ in self._pending])
+        skipped = losses.new_tensor([num_skipped for *_, num_skipped in self._pending])
+        both = torch.stack([losses, skipped])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(both)
+        values = both[0].tolist()
+        for (step, epoch, _, rate, _), loss, count in zip(
+            self._pending, values, both[1].tolist(), strict=True
+        ):
+            if count:
+                self._logger.info(
+                    f"step {step}: {count:,.0f} parameters skipped, their gradient is not finite"
+                )
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"optimizer.lr: the loss is {loss} at step {step} with a learning rate of {rate:.2g}, "
+                    "expected a finite number; start a new run with a smaller one or a longer "
+                    "schedule.warmup; earlier checkpoints are whole"
+                )
+            self._logger.metrics("train", step, epoch, {"loss": loss, "lr": rate})
+        self._pending.clear()
+        return float(sum(values) / len(values))
+
+
+class Throughput:
+    """Sub-words per second over the steps alone."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._tokens = 0
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Start the clock of a step."""
+        self._started = time.perf_counter()
+
+    def stop(self, tokens: int) -> None:
+        """Stop the clock after a step of ``tokens`` sub-words."""
+        self._seconds += time.perf_counter() - self._started
+        self._tokens += tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Return the mean so far."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+
+def metrics_table(before: Mapping[str, Metrics], after: Mapping[str, Metrics], unit: str) -> Table:
+    """Return a table of metrics before and after training, per split."""
+    table = Table(title=f"Before and after ({unit})" if unit else "Before and after")
+    table.add_column("metric")
+    for split in after:
+        for column in (f"{split} before", f"{split} after"):
+            table.add_column(column, justify="right")
+    for name in next(iter(after.values())):
+        values = [metrics.get(split, {}).get(name) for split in after for metrics in (before, after)]
+        table.add_row(name.replace("_", " "), *("–" if v is None else f"{v:.2f}" for v in values))
+    return table
+
+
+def format_metrics(metrics: Metrics) -> str:
+    """Return metrics as one line."""
+    return "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in metrics.items())

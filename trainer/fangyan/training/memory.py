@@ -1,0 +1,201 @@
+"""What a recipe needs of memory, before it is run: ``fangyan estimate-memory``.
+
+Bytes per parameter are counted from the model; what a micro-batch keeps for its backward is measured, in one
+forward and backward over the largest micro-batch. Peaks are per rank: resident memory on the CPU (with
+Python's and the libraries' own), the allocator's on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table
+from torch import nn
+
+from fangyan.data.batching import micro_batches
+from fangyan.data.packing import collate
+from fangyan.device import device, memory_in_use, on_gpu, peak_memory, reset_peak_memory
+from fangyan.models.structure import num_parameters
+from fangyan.optimizers.param_groups import FULL_PRECISION_GROUPS, parameter_groups
+from fangyan.recipe import Recipe
+from fangyan.training.engine import gradient_buffer
+from fangyan.training.trainer import Trainer
+
+# Beside each rank on the CPU: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes (as
+# measured with two ranks).
+_SHARED = 120e6
+# bitsandbytes keeps smaller tensors in 32 bits, where it sees single ones.
+_LEAST_8BIT = 4096
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """Memory of one component on one rank.
+
+    Attributes:
+        name: of the component.
+        elements: that it is kept for, in total over all ranks; 0 where it is not per element.
+        nbytes: on each rank.
+        on_cpu: whether it is in the CPU's memory although the model is on a GPU.
+    """
+
+    name: str
+    elements: int
+    nbytes: float
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory of one rank.
+
+    Attributes:
+        items: what there is at the time of the peak.
+    """
+
+    items: list[MemoryItem]
+
+    @property
+    def peak(self) -> float:
+        """Return the sum of all items, without what a GPU's rank keeps in the CPU's memory."""
+        return sum(item.nbytes for item in self.items if not item.on_cpu)
+
+
+def estimate_memory(recipe: Recipe, ranks: int) -> MemoryEstimate:
+    """Load the recipe's data and model, run one forward and backward, and count.
+
+    Args:
+        recipe: whose run is meant.
+        ranks: of that run.
+    """
+    before = memory_in_use()
+    trainer = Trainer(recipe)
+    model = trainer.model
+    if recipe.engine.precision == "bf16":
+        model.bfloat16()
+    model.to(device())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) + _quantization(model)
+    libraries = max(memory_in_use() - weights, before)
+    activations = measure_micro_batch(trainer, ranks)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    width = 2 if recipe.engine.precision == "bf16" else 4
+    if recipe.engine.zero_stage == 0:  # gradients and their copy, for the sum over ranks
+        activations = max(activations, 2 * width * trained)
+    return MemoryEstimate(
+        [
+            MemoryItem("Python, libraries, data", 0, libraries),
+            *_training(recipe, model, weights, ranks, trained, width),
+            MemoryItem("a micro-batch and its gradients, measured", 0, activations),
+        ]
+    )
+
+
+def _training(
+    recipe: Recipe, model: nn.Module, weights: int, ranks: int, trained: int, width: int
+) -> list[MemoryItem]:
+    """Return weights, master copy, states and DeepSpeed's vectors of gradients, at each stage.
+
+    Args:
+        recipe: of the run.
+        model: its model.
+        weights: bytes of the model.
+        ranks: of the run.
+        trained: elements that the optimizer steps.
+        width: bytes of each in a forward.
+    """
+    stage, offload = recipe.engine.zero_stage, recipe.engine.offload == "optimizer"
+    half = width == 2
+    shard = math.ceil(trained / ranks)
+    away = offload and on_gpu()
+    everything = sum(num_parameters(p) for p in model.parameters())
+    items = [MemoryItem("weights", everything, weights)]
+    if stage == 3:  # a forward gathers all of them beside each rank's own
+        items.append(MemoryItem("weights, this rank's", everything, weights / ranks))
+        items.append(MemoryItem("gradients, this rank's", trained, width * shard))
+        # Arranged by rank, and handed out.
+        items.append(MemoryItem("gradients, on their way between ranks", trained, 2 * width * trained))
+    if stage == 0 and not half:
+        items.append(MemoryItem("gradients, kept between steps", trained, width * trained))
+    if stage > 0:
+        items.append(MemoryItem("gradients, DeepSpeed's buffer", trained, width * gradient_buffer(trained)))
+    if stage in (1, 2) or half:
+        items.append(MemoryItem("gradients in 32 bits, this rank's", trained, 4 * shard, away))
+    if offload:
+        items.append(MemoryItem("gradients in 32 bits, accumulated", trained, 4 * shard, away))
+    if stage > 0 or half:
+        items.append(MemoryItem("master weights in 32 bits", trained, 4 * shard, away))
+    states = _states(recipe, model) / (ranks if stage else 1)
+    items.append(MemoryItem("optimizer states", trained, states, away))
+    if ranks > 1 and not on_gpu():
+        items.append(MemoryItem("buffers between ranks", 0, _SHARED * ranks))
+    return items
+
+
+def _states(recipe: Recipe, model: nn.Module) -> float:
+    """Return bytes of optimizer states: in 32 bits, or in 8 with a 32-bit scale per 256."""
+    optimizer = recipe.optimizer
+    total = 0.0
+    for group in parameter_groups(model, optimizer):
+        for parameter in group["params"]:
+            in_8bits = optimizer.has_8bit_states and group["name"] not in FULL_PRECISION_GROUPS
+            if recipe.engine.zero_stage == 0 and parameter.numel() < _LEAST_8BIT:
+                in_8bits = False
+            total += optimizer.states_per_parameter * parameter.numel() * (1 + 4 / 256 if in_8bits else 4)
+    return total
+
+
+def _quantization(model: nn.Module) -> int:
+    """Return bytes of the scales of 4-bit weights."""
+    states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
+    return sum(state.absmax.nbytes for state in states)
+
+
+def measure_micro_batch(trainer: Trainer, ranks: int) -> float:
+    """Return the bytes that a forward and backward over the largest micro-batch take.
+
+    Gradients are allocated as activations are freed, so the peak is less than both.
+    """
+    config = trainer.recipe.train
+    everything = [
+        members
+        for batches in trainer.batches
+        for batch in batches
+        for members in micro_batches(batch, trainer.lengths, ranks * config.gradient_accumulation_steps)
+    ]
+    largest = max(everything, key=lambda members: sum(trainer.lengths[i] for i in members))
+    model = trainer.model
+    sequences = [trainer.sequences[i] for i in largest]
+    batch = collate(sequences, trainer.tokenizer.pad_id, model.row_width).to(device())
+    model.train()
+    reset_peak_memory()
+    before = memory_in_use()
+    trainer.recipe.objective.loss(model, batch, 1.0).backward()  # type: ignore[no-untyped-call]
+    taken = peak_memory() - before
+    model.zero_grad()
+    return taken
+
+
+def memory_table(estimate: MemoryEstimate, recipe: Recipe, ranks: int) -> Table:
+    """Return the estimate as a table for a terminal."""
+    engine = recipe.engine
+    table = Table(
+        title=f"{recipe.name}: one rank of {ranks}, ZeRO {engine.zero_stage}, {engine.precision}, "
+        f"offload {engine.offload}",
+        title_justify="left",
+    )
+    columns: tuple[tuple[str, Literal["left", "right"]], ...] = (
+        ("component", "left"),
+        ("bytes per parameter", "right"),
+        ("MB", "right"),
+    )
+    for column, justify in columns:
+        table.add_column(column, justify=justify)
+    for item in estimate.items:
+        each = f"{item.nbytes / item.elements:.2f}" if item.elements else ""
+        name = f"{item.name} (in the CPU's memory)" if item.on_cpu else item.name
+        table.add_row(name, each, f"{item.nbytes / 1e6:,.0f}")
+    table.add_section()
+    table.add_row("peak", "", f"{estimate.peak / 1e6:,.0f}")
+    return table

@@ -1,0 +1,386 @@
+"""The trainer: recipe in, run folder out."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fangyan.data.batching import micro_batches, shuffled_batches
+from fangyan.data.packing import Batch, collate, mask_tokens
+from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
+from fangyan.device import device, on_gpu, peak_memory
+from fangyan.errors import UserError
+from fangyan.inference.export import Base, export
+from fangyan.inference.model_card import model_card
+from fangyan.models.dropout import use_byte_dropout
+from fangyan.models.layout import choose_layout
+from fangyan.models.packed import Layout, PackedModel
+from fangyan.models.structure import fingerprint, head_name, max_length, num_outputs, num_parameters
+from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
+from fangyan.recipe import Recipe, load_recipe
+from fangyan.tasks.evaluation import run_batches
+from fangyan.tasks.task import Metrics
+from fangyan.training.checkpoint import Checkpoints, State
+from fangyan.training.distributed import start_distributed
+from fangyan.training.engine import build_engine, check_precision, gathered_state_dict, slow_precision
+from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
+from fangyan.training.profiler import StepProfile
+from fangyan.training.run_folder import RunFolder, Start
+
+# The shortest sequence that a document is cut into, however small a batch.
+_SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run returns.
+
+    Attributes:
+        folder: the run folder.
+        before: metrics per split before training.
+        after: metrics per split of the best checkpoint.
+        steps: optimizer steps taken.
+        tokens_per_second: sub-words trained on, over the time of the steps alone.
+    """
+
+    folder: Path
+    before: dict[str, Metrics]
+    after: dict[str, Metrics]
+    steps: int
+    tokens_per_second: float
+
+
+def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile: bool = False) -> Result:
+    """Run a recipe: evaluate, train, evaluate, export.
+
+    Args:
+        recipe: a recipe, the path of one, or the name of one that comes with the package.
+        resume: ``auto`` resumes from the newest whole checkpoint of the run folder, and starts afresh if
+            there is none; or a checkpoint's path.
+        profile: write a Chrome trace of a few steps into the run folder, and say what they cost.
+
+    Raises:
+        UserError: with one sentence on what to change.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    start_distributed()
+    trains_all = recipe.adaptation.trains_base_weights
+    checkpoints = Checkpoints(recipe.folder / "checkpoints", recipe.train.keep_checkpoints, not trains_all)
+    folder = RunFolder(recipe.folder, checkpoints)
+    # Before anything is loaded: what cannot be resumed is known at once.
+    start = folder.find_start(recipe, resume)
+    trainer = Trainer(recipe)
+    trainer.start_engine()
+    return trainer.fit(folder, start, profile)
+
+
+class Trainer:
+    """Loads what a recipe says, lays out every step, and trains.
+
+    Making one needs no process group and touches no file of the run; :meth:`start_engine` and then
+    :meth:`fit` do.
+
+    Attributes:
+        splits: examples, by name.
+        task: fitted to them.
+        tokenizer: of the model.
+        max_length: most sub-words of a sequence that is not trained on.
+        sequences: the training data as the model takes it.
+        lengths: sub-words of each.
+        num_valid: labels of each that are learned.
+        batches: by epoch, by step, the sequences to train on.
+        model: what is trained.
+        num_frozen: parameters that do not learn.
+        messages: for the user.
+    """
+
+    def __init__(self, recipe: Recipe):
+        check_precision(recipe.engine)
+        self.recipe = recipe
+        self.splits = recipe.data.load(recipe.seed)
+        self.task = recipe.task.build(self.splits, recipe.data)
+        self.metric = self._choose_metric()
+        self.messages = [*self.task.warnings(self.splits), *slow_precision(recipe.engine)]
+        task = self.task
+        model, backend = recipe.model.load(
+            task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs
+        )
+        self.tokenizer = Tokenizer(backend)
+        if recipe.train.token_masking and self.tokenizer.mask_id is None:
+            raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
+        layout = self._choose_layout(model)
+        self.max_length = max_length(model, recipe.model.max_length, layout == "rows")
+        self.batches = self._lay_out_steps()
+        self.model = self._adapt(model, layout)
+        self.messages += self.model.messages
+        self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
+
+    def _choose_metric(self) -> str:
+        metric = self.recipe.train.metric
+        if metric == "auto":
+            return self.task.primary_metric
+        if metric not in self.task.metric_names:
+            raise UserError(
+                f"train.metric: {metric!r} is no metric of this task, expected one of "
+                f"{', '.join(self.task.metric_names)}"
+            )
+        return metric
+
+    def _choose_layout(self, model: Any) -> Layout:
+        recipe = self.recipe
+        layout, messages = choose_layout(
+            model, recipe.train.packing, recipe.engine.precision == "bf16", recipe.model.attention_dropout
+        )
+        self.messages += messages
+        return layout
+
+    def _lay_out_steps(self) -> list[list[list[int]]]:
+        config = self.recipe.train
+        longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
+        self.sequences = self.task.tokenize(self.splits["train"], self.tokenizer, longest)
+        self.lengths = [len(sequence.input_ids) for sequence in self.sequences]
+        self.num_valid = [
+            sum(label != IGNORE_INDEX for label in sequence.labels) for sequence in self.sequences
+        ]
+        return [
+            shuffled_batches(self.lengths, config.batch_tokens, self.recipe.seed, epoch)
+            for epoch in range(config.epochs)
+        ]
+
+    def _adapt(self, model: Any, layout: Layout) -> PackedModel:
+        recipe, task = self.recipe, self.task
+        # An adapter's export says on which weights it works; quantized ones have no such digest.
+        self._fingerprint = None if recipe.adaptation.trains_base_weights else fingerprint(model)
+        adapted = recipe.adaptation.apply(
+            model,
+            peft_task_type=task.peft_task_type,
+            new_head=head_name(model, num_outputs(model)) if task.has_new_head else None,
+            total_steps=self.total_steps,
+            activation_dtype=torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32,
+            kernels=recipe.engine.kernels,
+        )
+        if not on_gpu():
+            use_byte_dropout(adapted)
+        packed = PackedModel(adapted, layout, recipe.engine.kernels)
+        if recipe.train.gradient_checkpointing:
+            packed.use_gradient_checkpointing()
+        return packed
+
+    @property
+    def total_steps(self) -> int:
+        """Return the optimizer steps of all epochs."""
+        return sum(len(batches) for batches in self.batches)
+
+    def start_engine(self) -> None:
+        """Build the DeepSpeed engine and the optimizer, within the process group that there is."""
+        self.engine, self.optimizer = build_engine(self.recipe, self.model, self.total_steps)
+
+    def fit(self, folder: RunFolder, start: Start, profile: bool = False) -> Result:
+        """Train from where ``start`` says to the end, and export the best checkpoint."""
+        self.folder = folder
+        self.state, messages = self._start_or_resume(start)
+        step = None if start.checkpoint is None else self.state.step
+        trace = folder.path / "profile" / "trace.json" if profile and dist.get_rank() == 0 else None
+        with Logger(folder.path, dist.get_rank() == 0, step) as self.logger:
+            self._announce([*start.messages, *messages, *self.messages])
+            self._evaluate_before()
+            with StepProfile(trace, self.logger) as profiler:
+                while self.state.epoch < self.recipe.train.epochs and not self.state.finished:
+                    self._train_epoch(profiler)
+                    self._end_epoch()
+            return self._finish()
+
+    def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
+        if start.checkpoint is None:
+            state, messages = State(ranks=dist.get_world_size()), self.folder.claim()
+        else:
+            state, messages = self.folder.checkpoints.load(self.engine, start.checkpoint, self.vector_sizes)
+        self.folder.write_inputs(self.recipe, self.splits)
+        return state, messages
+
+    @property
+    def vector_sizes(self) -> list[int]:
+        """Return the sizes of the vectors that the optimizer steps on this rank."""
+        return [vector.numel() for _, vector in flat_parameters(self.engine, self.optimizer)]
+
+    def _announce(self, messages: list[str]) -> None:
+        engine = self.recipe.engine
+        sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in self.splits.items())
+        for message in messages:
+            self.logger.info(message)
+        self.logger.info(
+            f"{self.recipe.name}: examples {sizes}; {type(self.model.base).__name__} on "
+            f"{dist.get_world_size()} x {device()}, ZeRO {engine.zero_stage}, {engine.precision}, "
+            f"{self.num_frozen:,} frozen parameters; {self.total_steps:,} steps"
+        )
+
+    def _evaluate_before(self) -> None:
+        self.log, self.throughput = StepLog(self.logger), Throughput()
+        if not self.state.before:
+            self.state.before = self.evaluate("dev", "test")
+            for split, metrics in self.state.before.items():
+                self.logger.metrics("evaluation", 0, 0, metrics, split)
+                self.logger.info(f"before  {split:4}  {format_metrics(metrics)}")
+        self.logger.start_progress(self.state.step, self.total_steps)
+
+    def evaluate(self, *names: str) -> dict[str, Metrics]:
+        """Return the metrics of the named splits that the data has. Collective."""
+        self.engine.eval()
+        found = {}
+        for name in names:
+            if examples := self.splits.get(name):
+                sequences = self.task.tokenize(examples, self.tokenizer, self.max_length)
+                pad_id = self.tokenizer.pad_id
+                outputs = run_batches(self.task, self.model, sequences, pad_id, device(), self.engine)
+                found[name] = self.task.metrics(examples, outputs)
+        self.engine.train()
+        return found
+
+    def _train_epoch(self, profiler: StepProfile) -> None:
+        """Train the rest of the state's epoch, with checkpoints on the way."""
+        state, config = self.state, self.recipe.train
+        batches = self.batches[state.epoch]
+        while state.step_in_epoch < len(batches):
+            last = state.step_in_epoch + 1 == len(batches)
+            every = config.checkpoint_every
+            save = every is not None and (state.step + 1) % every == 0 and not last
+            read = (state.step + 1) % config.log_every == 0 or last or save
+            self._step(batches[state.step_in_epoch], read)
+            profiler.step()
+            if save:
+                self.save()
+
+    def _step(self, indices: list[int], read: bool) -> None:
+        """Take and log one step; with ``read`` also read the pending losses."""
+        state = self.state
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        self.throughput.start()
+        loss = self.train_step(indices, state.step)
+        if state.step_in_epoch == 0:
+            assert_full_precision_states(self.engine, self.optimizer, self.recipe.optimizer)
+        state.step += 1
+        state.step_in_epoch += 1
+        self.log.add(state.step, state.epoch, loss, rate, getattr(self.optimizer, "num_skipped", 0))
+        mean = self.log.flush() if read else None
+        self.throughput.stop(sum(self.lengths[i] for i in indices))
+        self.logger.progress(state.step, state.epoch, mean, self.throughput.tokens_per_second)
+
+    def train_step(self, indices: list[int], step: int) -> Tensor:
+        """Take one optimizer step on this rank's micro-batches; return its part of the mean loss, ().
+
+        Args:
+            indices: of the batch's sequences, over all ranks.
+            step: counted from 0 over the run: dropout and masking follow it.
+        """
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        accumulation = self.recipe.train.gradient_accumulation_steps
+        parts = micro_batches(indices, self.lengths, ranks * accumulation)
+        num_valid = sum(self.num_valid[i] for i in indices)
+        # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
+        divisor = max(num_valid, 1) / (ranks * accumulation)
+        total = torch.zeros((), device=device())
+        for micro_step in range(accumulation):
+            index = rank * accumulation + micro_step
+            batch = self._micro_batch(parts[index], f"{step}/{index}")
+            loss = self.engine(lambda model, batch=batch: self.recipe.objective.loss(model, batch, divisor))
+            self.engine.backward(loss)
+            if micro_step == accumulation - 1:
+                self.recipe.adaptation.before_optimizer_step(self.model.model, step)
+            self.engine.step()
+            total += loss.detach()
+        self.recipe.adaptation.after_optimizer_step(self.model, step)
+        return total / (ranks * accumulation)
+
+    def _micro_batch(self, indices: list[int], key: str) -> Batch:
+        # Dropout follows the micro-batch, not the rank: one rank with two of them and two ranks with one
+        # draw the same masks, and a resumed run needs no generator's state.
+        torch.manual_seed(zlib.crc32(f"{self.recipe.seed}/{key}".encode()))
+        chosen = [self.sequences[i] for i in indices]
+        batch = collate(chosen, self.tokenizer.pad_id, self.model.row_width)
+        if self.tokenizer.mask_id is not None and self.recipe.train.token_masking:
+            batch = mask_tokens(batch, self.recipe.train.token_masking, self.tokenizer.mask_id)
+        return batch.to(device())
+
+    def _end_epoch(self) -> None:
+        """Evaluate and save."""
+        self._assert_finite_weights()
+        state = self.state
+        metrics = self.evaluate("dev")["dev"]
+        self.logger.metrics("evaluation", state.step, state.epoch + 1, metrics, "dev")
+        self.logger.info(f"epoch {state.epoch + 1:2}  dev   {format_metrics(metrics)}")
+        score = metrics[self.metric] * (1 if self.task.greater_is_better else -1)
+        best = state.end_epoch(score, self.recipe.train.early_stopping)
+        self.folder.checkpoints.save(self.engine, state, best)
+
+    def save(self) -> None:
+        """Write a checkpoint. Collective."""
+        self._assert_finite_weights()
+        self.folder.checkpoints.save(self.engine, self.state)
+
+    def _assert_finite_weights(self) -> None:
+        """Raise if any weight is not finite, before evaluating or saving. Collective."""
+        tensors = [tensor for _, tensor in flat_parameters(self.engine, self.optimizer)]
+        finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all().float()
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not finite:
+            raise UserError(
+                f"optimizer.lr: the weights are not finite after step {self.state.step}, expected finite "
+                "numbers; start a new run with a smaller learning rate; earlier checkpoints are whole"
+            )
+
+    def _finish(self) -> Result:
+        """Evaluate and export the best checkpoint."""
+        state, folder, logger = self.state, self.folder, self.logger
+        logger.stop_progress()
+        if state.best_step != state.step:
+            folder.checkpoints.load(self.engine, folder.checkpoints.folder / "best", self.vector_sizes)
+        after = self.evaluate("dev", "test")
+        for split, metrics in after.items():
+            logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
+        self.export(folder.model, state.before, after)
+        logger.table(metrics_table(state.before, after, self.task.metric_unit))
+        speed = self.throughput.tokens_per_second
+        logger.info(
+            f"{state.step} steps, best at {state.best_step}, {speed:,.0f} tokens/s, "
+            f"peak memory {peak_memory() / 1e9:.2f} GB"
+        )
+        logger.info(f"run folder: {folder.path}")
+        return Result(folder.path, state.before, after, state.step, speed)
+
+    def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
+        """Write plain transformers files, or an adapter as PEFT has them. Collective."""
+        recipe, model = self.recipe, self.model
+        base = None
+        if self._fingerprint is not None:
+            quantization = recipe.adaptation.base_quantization
+            base = Base(recipe.model, self.task, recipe.seed, self._fingerprint, quantization)
+        weights = gathered_state_dict(self.engine, model.model, trained_only=base is not None)
+        if dist.get_rank() == 0:
+            layout: Layout = "rows" if recipe.train.packing else "padded"
+            longest = min(self.max_length, max_length(model.base, None, layout == "rows"))
+            inference = {
+                "task": self.task.name,
+                **self.task.export_config(),
+                "layout": layout,
+                "max_length": longest,
+            }
+            card = model_card(
+                name=recipe.name,
+                model=model.base,
+                model_config=recipe.model,
+                data=recipe.data,
+                task=self.task,
+                is_adapter=base is not None,
+                before=before,
+                after=after,
+                recipe_yaml=recipe.to_yaml(),
+            )
+            export(folder, model.model, self.tokenizer.backend, weights, inference, card, base)
+        dist.barrier()
