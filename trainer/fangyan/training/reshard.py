@@ -1,7 +1,7 @@
 """Turn a ZeRO checkpoint of some ranks into one of another number of ranks.
 
-DeepSpeed loads checkpoints of as many ranks as there are. Its universal checkpoints know ``exp_avg`` and ``exp_avg_sq``
-alone, so 8-bit states would be lost. Here the files of N ranks become those of M, in the same format:
+DeepSpeed loads checkpoints of as many ranks as there are. Its universal checkpoints know ``exp_avg`` and
+``exp_avg_sq`` alone, so 8-bit states would be lost. Here the files of N ranks become those of M, in one format:
 weights, and whatever the optimizer keeps for every weight. Codes move as they are where blocks of 256 do
 (then nothing is rounded again), and are decoded and encoded again elsewhere.
 
