@@ -68,30 +68,44 @@ def varlen_attention(
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     reach = sliding_window - 1 if sliding_window else -1
     window = (reach, 0 if causal else reach)
-    if query.device.type == "cpu":
-        # Views: selecting the row would have its backward fill zeros and copy.
-        query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-        attended = fangyan_kernels.varlen_attention(
-            query, key, value, cu_seq_lens_q, window=window, scale=scaling
-        )
-        return attended.unsqueeze(0), None
+    attend = _attend_on_cpu if query.device.type == "cpu" else _attend_on_gpu
+    return attend(query, key, value, cu_seq_lens_q, max_length_q, window, scaling).unsqueeze(0), None
+
+
+def _attend_on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    longest: int,  # noqa: ARG001  (what the GPU's needs)
+    window: tuple[int, int],
+    scaling: float | None,
+) -> Tensor:
+    """Return (T, heads, D), by our kernel."""
+    # Views: selecting the row would have its backward fill zeros and copy.
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    return fangyan_kernels.varlen_attention(query, key, value, offsets, window=window, scale=scaling)
+
+
+def _attend_on_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    longest: int,
+    window: tuple[int, int],
+    scaling: float | None,
+) -> Tensor:
+    """Return (T, heads, D), by PyTorch's flash kernel."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
     query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     output = varlen_attn(
-        query,
-        key,
-        value,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
-        scale=scaling,
-        window_size=window,
+        query, key, value, offsets, offsets, longest, longest, scale=scaling, window_size=window
     )
     assert isinstance(output, Tensor)
-    return output[None], None
+    return output
 
 
 def takes_boundaries(model: Any, position_offset: int) -> bool:

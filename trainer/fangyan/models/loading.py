@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 from pydantic import Field
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
@@ -15,10 +14,6 @@ from transformers import AutoConfig, AutoTokenizer
 from fangyan.config import Config, Fraction
 from fangyan.errors import UserError
 from fangyan.models.packaged import PACKAGED
-
-# Loading a model prints a progress bar and a table of keys; the run says what matters.
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 
 class ModelConfig(Config):
