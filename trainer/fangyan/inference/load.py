@@ -112,7 +112,7 @@ def export(run: str | Path, output: str | Path) -> None:
     if path.is_file():  # a base in a folder of its own is found from the new place too
         config = json.loads(path.read_text(encoding="utf-8"))
         base = _base_folder(source, config["base_model_name_or_path"])
-        if base is not None and base.parent != source:
+        if base is not None and not base.is_relative_to(source.resolve()):
             config["base_model_name_or_path"] = os.path.relpath(base, target)
             path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     partial.rename(target)

@@ -2,8 +2,8 @@
 
 DeepSpeed loads checkpoints of as many ranks as there are. Its universal checkpoints know ``exp_avg`` and
 ``exp_avg_sq`` alone, so 8-bit states would be lost. Here the files of N ranks become those of M, in one
-format: weights, and whatever the optimizer keeps for every weight. Codes move as they are where blocks of 256 do
-(then nothing is rounded again), and are decoded and encoded again elsewhere.
+format: weights, and whatever the optimizer keeps for every weight. Codes move as they are where blocks of
+256 do (then nothing is rounded again), and are decoded and encoded again elsewhere.
 
 ZeRO 1 and 2 cut the vector of a group's weights into equal parts, ZeRO 3 each weight by itself. Both fill up
 with zeros, which are no part of a checkpoint's meaning.
