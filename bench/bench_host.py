@@ -15,9 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy, lora_linear
+from fangyan_kernels.testing.launches import Launches, record_launches
 from torch import Tensor
 
-from fangyan_bench.harness.host import Launches, host_seconds, launching_nothing
+from fangyan_bench.harness.host import host_seconds
 from fangyan_bench.harness.suite import Suite, recorded_time, replay
 
 TOKENS, HIDDEN, RANK = 16, 16, 16  # larger ones of bfloat16 take a CPU 30 us
@@ -82,7 +83,7 @@ def launches() -> Iterator[Launches]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a launch is one thread's work; so are products of this size
     try:
-        with launching_nothing() as launches:
+        with record_launches() as launches:
             yield launches
     finally:
         torch.set_num_threads(threads)

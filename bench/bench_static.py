@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from fangyan_kernels.testing.offline import ARCHITECTURES
 
 from fangyan_bench.harness import instructions, static
-from fangyan_bench.harness.offline import ARCHITECTURES
 
 
 def test_instruction_counts(request: pytest.FixtureRequest) -> None:

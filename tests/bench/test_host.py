@@ -4,15 +4,14 @@ import pytest
 import torch
 import triton_here
 from fangyan_kernels import launching, linear_cross_entropy, lora_linear
-
-from fangyan_bench.harness.host import launching_nothing
+from fangyan_kernels.testing.launches import record_launches
 
 
 @pytest.mark.skipif(triton_here.INTERPRETED, reason="the interpreter launches and compiles nothing")
 def test_launches_and_variants_are_recorded():
     x, weight = (torch.randn(size, 32).bfloat16().requires_grad_() for size in (64, 7))
     target = torch.randint(7, (64,))
-    with launching_nothing() as launches:
+    with record_launches() as launches:
         for tokens in (64, 63):
             launches.clear()
             linear_cross_entropy(x[:tokens], weight, target[:tokens], impl="triton").backward()
@@ -41,7 +40,7 @@ def test_a_compiled_variant_is_launched_as_triton_launches_it(name):
     target = torch.randint(7, (hidden,))
     launching._compiled.clear()
     calls, known = [], []
-    with launching_nothing(keep_arguments=True) as launches:
+    with record_launches(keep_arguments=True) as launches:
         for _ in range(2):
             launches.clear()
             result = OPS[name](x, weight, target, a, b)

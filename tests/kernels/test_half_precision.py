@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import triton_here
 from fangyan_kernels import capability, linear_cross_entropy, lora_linear
 from fangyan_kernels.lora_linear import reference
+from fangyan_kernels.testing.error_budget import assert_within_error_budget
+from fangyan_kernels.testing.launches import record_launches
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-from fangyan_bench.harness.host import launching_nothing
 
 # What a scaler of float16 starts from (torch.amp.GradScaler: 65,536).
 LOSS_SCALE = 2.0**16
@@ -57,9 +57,7 @@ def check(call, plain, leaves, upstream, sizes):
         ("value", *range(len(leaves))), found, eager, truth, sizes, strict=True
     ):
         assert other.isfinite().all(), f"{name} overflows in PyTorch too: the case tells nothing"
-        budget = 2 * (other.double() - exact).abs().amax() + torch.finfo(torch.float16).eps * size
-        error = (value.double() - exact).abs().amax()
-        assert error <= budget, f"{name}: error {error:.3g}, budget {budget:.3g}"
+        assert_within_error_budget(value, other, exact, str(name), torch.float16, size)
 
 
 def with_gradients(function, leaves, upstream):
@@ -176,7 +174,7 @@ def test_bfloat16_is_refused_by_old_cards(card, impl, monkeypatch):
 @pytest.mark.parametrize("classes", [7, 300, 5000])
 def test_every_reduction_compiles(classes, reduction):
     """Kernels without a divisor have no pointer to one; float16 always is. An interpreter does not mind."""
-    with launching_nothing() as launches:
+    with record_launches() as launches:
         input, weight = (torch.randn(size, 64).half().requires_grad_() for size in (20, classes))
         target = torch.randint(classes, (20,))
         linear_cross_entropy(input, weight, target, reduction=reduction, impl="triton").sum().backward()

@@ -14,11 +14,10 @@ import triton
 import triton_here
 from fangyan_kernels import launching, linear_cross_entropy, lora_linear
 from fangyan_kernels.lora_linear import triton_launches
+from fangyan_kernels.testing.launches import record_launches
+from fangyan_kernels.testing.offline import SHARED_LIMIT
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-
-from fangyan_bench.harness.host import launching_nothing
-from fangyan_bench.harness.offline import SHARED_LIMIT
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
@@ -37,7 +36,7 @@ def binaries(monkeypatch):
     monkeypatch.setattr(module, "has_tensor_cores", lambda device: False)
     monkeypatch.setattr(triton_launches, "has_tensor_cores", lambda device: False)
     monkeypatch.setattr(launching, "_compiled", {})
-    with launching_nothing():
+    with record_launches():
         fake = driver.active
         monkeypatch.setattr(fake, "get_current_device", lambda: 75)
         monkeypatch.setattr(fake, "get_current_target", lambda: GPUTarget("cuda", 75, 32))

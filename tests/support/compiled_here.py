@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 import torch
 import triton_here
+from fangyan_kernels.testing.launches import record_launches
 from torch import Tensor
 from triton.runtime.jit import JITFunction
-
-from fangyan_bench.harness.host import launching_nothing
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -45,7 +44,7 @@ class _Compiling:
     """In place of the interpreter."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self._nothing = launching_nothing()
+        self._nothing = record_launches()
 
     def __enter__(self) -> None:
         self._launches = self._nothing.__enter__()

@@ -1,10 +1,11 @@
-"""Inputs of linear cross-entropy, and the error budget that every implementation keeps."""
+"""Inputs of linear cross-entropy, and the check of every implementation against float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 import triton_here
 from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels.testing.error_budget import assert_within_error_budget
 
 IMPLEMENTATIONS = ["reference", "cpp", "triton_small_vocab", "triton_large_vocab"]
 IGNORE = -100
@@ -70,13 +71,6 @@ def plain(input, head, target, *, linear_bias, z_loss=0.0, softcap=None, token_w
     return loss.sum() if reduction == "sum" else loss
 
 
-def assert_within_budget(found, same_dtype, truth, rounding, what):
-    """At most twice the error of the same expression in plain PyTorch, plus one rounding step."""
-    budget = 2 * (same_dtype.double() - truth).abs().amax() + rounding
-    error = (found.double() - truth).abs().amax()
-    assert error <= budget, f"{what}: error {error:.3g}, budget {budget:.3g}"
-
-
 def check_against_truth(impl, case, **options):
     doubles = [tensor.detach().double().requires_grad_() for tensor in case[:3]]
     truth = with_gradients(plain, *doubles, case[3], **options)
@@ -84,9 +78,8 @@ def check_against_truth(impl, case, **options):
     found = with_gradients(linear_cross_entropy, *case, impl=impl, **options)
     scales = term_sizes(*doubles, case[3], options)
     names = ("loss", "input", "weight", "bias")
-    for name, *values in zip(names, found, same_dtype, truth, scales, strict=True):
-        *values, scale = values
-        assert_within_budget(*values, torch.finfo(case[0].dtype).eps * scale, f"{impl} {name}")
+    for name, *values, size in zip(names, found, same_dtype, truth, scales, strict=True):
+        assert_within_error_budget(*values, f"{impl} {name}", case[0].dtype, size)
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ import contextlib
 import numpy as np
 import torch
 import triton
+from fangyan_kernels.testing.routing import cpu_tensors_to_triton
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
-
-from fangyan_bench.harness.routing import cpu_tensors_to_triton
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from fangyan_kernels.testing.error_budget import error_budget, max_error
 from torch import Tensor, nn
 
 from fangyan_bench.harness.op import Contender, Inputs, Op, Shape, draw, leaves
@@ -113,9 +114,8 @@ def check(contender: Contender, against: Expected) -> float:
         if contender.tolerance is not None:
             error, allowed = errors[-1], contender.tolerance
         else:
-            error = float((value - exact).abs().max())
-            rounding = torch.finfo(found[name].dtype).eps * float(exact.abs().max())
-            allowed = 2 * float((plain.double() - exact).abs().max()) + rounding
+            error = max_error(value, exact)
+            allowed = error_budget(plain, exact, found[name].dtype)
         if not error <= allowed:
             raise WrongValues(
                 f"{contender.name}: {name} is off by {error:.3g}, expected {allowed:.3g} at most"

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from fangyan_kernels.testing.offline import OfflineKernel
 from torch import Tensor
 
 Role = Literal["baseline", "peer", "ours"]
@@ -105,26 +106,6 @@ class Claim:
     shape: str
     which: str
     at_least: float
-
-
-@dataclass(frozen=True)
-class OfflineKernel:
-    """A ``@triton.jit`` function with all that its compilation needs.
-
-    Attributes:
-        signature: type of every argument that is no constant, such as ``*bf16`` or ``i32``.
-        constants: value of every ``tl.constexpr`` argument.
-        multiples: integer arguments that are multiples of 16; as at a launch, the compiler is told so,
-            and that pointers are.
-        options: ``num_warps``, ``num_stages`` and the like.
-    """
-
-    name: str
-    kernel: Any
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    multiples: tuple[str, ...] = ()
-    options: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy
-from fangyan_kernels.linear_cross_entropy import triton_small_vocab, triton_softmax, triton_softmax_rows
-from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
-from fangyan_kernels.linear_cross_entropy.triton_small_vocab_kernels import tag_logits, tag_rows, tag_weight
+from fangyan_kernels.testing import cross_entropy_kernels
 from torch import Tensor
 
-from fangyan_bench.harness.op import (
-    Claim,
-    Contender,
-    Inputs,
-    OfflineKernel,
-    Op,
-    Shape,
-    Work,
-    compiled,
-    function,
-)
+from fangyan_bench.harness.op import Claim, Contender, Inputs, Op, Shape, Work, compiled, function
 
 IGNORE = -100
 # Of the norm. These peers sum the weight's gradient in the inputs' dtype, over chunks or blocks of tokens:
@@ -72,89 +60,6 @@ SHAPES = (
     Shape("masked", {"T": 8192, "H": 768, "C": 21128, "L": 15}, "cuda", torch.bfloat16, quick=True),
     Shape("masked", {"T": 8192, "H": 4096, "C": 128256, "L": 15}, "cuda", torch.bfloat16),
 )
-
-
-# The options of a plain training step.
-FLAGS = {
-    "HAS_BIAS": True,
-    "HAS_CLASS_WEIGHT": False,
-    "HAS_TOKEN_WEIGHT": False,
-    "GIVEN": False,
-    "HAS_SMOOTHING": False,
-    "HAS_SOFTCAP": False,
-    "PREDICT": False,
-    "PARTS": PARTS,
-}
-
-
-def tags_kernels(
-    hidden: int, classes: int, element_size: int, shared: int, options: dict[str, bool] | None = None
-) -> tuple[OfflineKernel, ...]:
-    """The kernels of so many tags, with every gradient, for chips with ``shared`` bytes per block."""
-    tiles = triton_small_vocab.choose_tiles(hidden, classes, element_size, shared)
-    gradients = {"GRAD_INPUT": True, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
-    constants = FLAGS | {"LOSS_T": False, "BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h}
-    constants |= {"BLOCK_C": tiles.block_c} | gradients | (options or {})
-    name = f"H{hidden}-C{classes}"
-    aligned = hidden % 16 == 0
-    if isinstance(tiles, triton_small_vocab.Rows):
-        constants |= {
-            "SPLITS": tiles.splits,
-            "SLICES": triton_small_vocab.SLICES,
-            "STAGES": triton_small_vocab.STAGES,
-        }
-        warps = launch_options(triton_small_vocab.SLICES)
-        return (_offline(f"tags-{name}", tag_rows, constants, warps, element_size, aligned),)
-    weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h}
-    weight |= {"BLOCK_C": tiles.block_c, "STAGES": triton_small_vocab.STAGES}
-    launch = launch_options(4, triton_small_vocab.LOGITS_STAGES[element_size])
-    return (
-        _offline(f"tag-logits-{name}", tag_logits, constants, launch, element_size, aligned),
-        _offline(f"tag-weight-{name}", tag_weight, weight, launch_options(4), element_size, aligned),
-    )
-
-
-def vocabulary_kernel(classes: int, element_size: int = 2, softcap: bool = False) -> OfflineKernel:
-    """The softmax between the products of so many classes: a row per program, or several."""
-    constants = FLAGS | {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True, "HAS_SOFTCAP": softcap}
-    name = "vocabulary" if classes == 21128 else f"vocabulary-C{classes}"
-    if classes > triton_softmax.MOST_TILE_CLASSES:
-        kernel = triton_softmax_rows.softmax_row
-        options = triton_softmax_rows.row_options(element_size, softcap)
-        constants |= {name: options.pop(name) for name in ("GROUPS", "WIDTH")}
-    else:
-        kernel, tile = triton_softmax.softmax_tile, triton_softmax.choose_tile(classes)
-        constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
-        options = {"num_warps": tile.warps}
-    return _offline(name, kernel, constants, options, element_size)
-
-
-def _offline(
-    name: str,
-    kernel: Any,
-    constants: dict[str, Any],
-    options: dict[str, int],
-    element_size: int,
-    aligned: bool = True,
-) -> OfflineKernel:
-    """An argument has the same type in every kernel of this op: it follows from its name.
-
-    ``aligned`` is whether the hidden size is a multiple of 16, of which Triton tells the compiler.
-    """
-    element = "*bf16" if element_size == 2 else "*fp32"
-    elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
-    kinds = dict.fromkeys(elements, element)
-    integers = ("tokens", "hidden", "classes", "n_parts", "splits", "start", "ignore_index", "rows", "stride")
-    kinds |= dict.fromkeys(integers, "i32") | {"p_repair": "*i32"}
-    kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
-    kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
-    kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
-    signature = {
-        argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
-    }
-    strides = ("hidden", "stride") if aligned else ("stride",)
-    multiples = tuple(argument for argument in signature if argument in strides)
-    return OfflineKernel(name, kernel, signature, constants, multiples, options)
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
@@ -305,11 +210,5 @@ OP = Op(
         ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),
         ("fangyan", Shape("vocabulary", {"T": 16, "H": 64, "C": 1000, "L": 85})),
     ),
-    kernels=(
-        *tags_kernels(1024, 9, 2, 227 << 10),
-        *tags_kernels(768, 9, 2, 227 << 10),
-        *tags_kernels(512, 32, 2, 227 << 10),
-        *tags_kernels(1024, 32, 2, 227 << 10),
-        *map(vocabulary_kernel, (188, 1000, 21128)),
-    ),
+    kernels=cross_entropy_kernels.KERNELS,
 )

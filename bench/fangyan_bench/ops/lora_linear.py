@@ -14,20 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import lora_linear
-from fangyan_kernels.lora_linear import triton_launches, triton_low_rank, triton_merge
+from fangyan_kernels.testing import lora_kernels
 from torch import Tensor, nn
 
-from fangyan_bench.harness.op import (
-    Claim,
-    Contender,
-    Inputs,
-    OfflineKernel,
-    Op,
-    Shape,
-    Work,
-    compiled,
-    function,
-)
+from fangyan_bench.harness.op import Claim, Contender, Inputs, Op, Shape, Work, compiled, function
 
 SCALE = 2.0
 
@@ -201,75 +191,6 @@ def work(shape: Shape, which: str) -> Work:
     return Work(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
 
 
-_KINDS = {
-    **dict.fromkeys(("p_sums", "p_products", "p_sums_a", "p_sums_b", "p_offset", "p_nested"), "*fp32"),
-    **dict.fromkeys(("p_nested_code", "p_code"), "*fp32"),
-    **dict.fromkeys(("p_bytes", "p_absmax"), "*u8"),
-    **dict.fromkeys(("factor", "scaling"), "fp32"),
-    "p_seed": "*i64",
-    "threshold": "u32",
-}
-_OF_A_LAYER = (
-    "inner",
-    "columns",
-    "outer",
-    "rank",
-    "stride_r",
-    "stride_k",
-    "stride_low",
-    "stride_sum",
-    "stride_a",
-)
-
-
-def _offline(
-    name: str, kernel: Any, tiles: dict[str, int], none: tuple[str, ...] = (), **known: Any
-) -> OfflineKernel:
-    """A kernel as a layer of bfloat16 has it compiled, its sizes and ranks multiples of 16.
-
-    Args:
-        none: pointers that are absent.
-        known: types of pointers that are not of bfloat16; values of numbers that are 1.
-    """
-    options = {option: tiles[option] for option in ("num_warps", "num_stages")}
-    ones = {argument: value for argument, value in known.items() if value == 1}
-    constants = {**dict.fromkeys(none), **ones, **tiles}
-    kinds = {**_KINDS, **known}
-    signature = {
-        argument: kinds.get(argument, "*bf16" if argument.startswith("p_") else "i32")
-        for argument in kernel.arg_names
-        if argument not in constants
-    }
-    constants = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
-    multiples = tuple(argument for argument in _OF_A_LAYER if argument in signature)
-    return OfflineKernel(name, kernel, signature, constants, multiples, options)
-
-
-def tails(rank: int = 16, drops: bool = True, tensor_cores: bool = True) -> dict[str, OfflineKernel]:
-    """The launches of a layer's forward and backward, of the low-rank products alone."""
-    shrink, expand, outer = (
-        triton_launches.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer")
-    )
-    unused = () if drops else ("p_seed",)
-    no_b, no_sum = ("p_b", "p_products"), ("p_sum", "p_bias", "p_seed")
-    kernels = (
-        _offline("lora-shrink", triton_low_rank.shrink, shrink, unused, stride_k=1),
-        _offline("lora-expand-output", triton_low_rank.expand, expand, no_sum, stride_r=1),
-        _offline("lora-outer-gradient", triton_low_rank.outer, outer, ("p_seed",), stride_r=1),
-        _offline(
-            "lora-expand", triton_low_rank.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"
-        ),
-        _offline("lora-outer", triton_low_rank.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
-        _offline("lora-finish", triton_low_rank.finish, triton_launches.FINISH),
-    )
-    return {kernel.name: kernel for kernel in kernels}
-
-
-def merging(rank: int = 16) -> OfflineKernel:
-    """The Triton kernel that adds an adapter to a 4-bit weight of nested scales."""
-    return _offline("lora-merge", triton_merge.merge, triton_merge.tiles(rank, 4096, 64, 256))
-
-
 OP = Op(
     name="lora_linear",
     shapes=SHAPES,
@@ -294,5 +215,5 @@ OP = Op(
         Claim("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
     ),
     counted=(("fangyan", Shape("attention", {"T": 128, "K": 64, "N": 96, "R": 8, "P": 10})),),
-    kernels=(*tails().values(), merging()),
+    kernels=lora_kernels.KERNELS,
 )

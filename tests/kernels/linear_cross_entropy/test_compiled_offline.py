@@ -5,17 +5,16 @@ from dataclasses import replace
 import pytest
 import triton_here
 from fangyan_kernels.linear_cross_entropy import triton_small_vocab
-
-from fangyan_bench.harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
-from fangyan_bench.harness.op import OfflineKernel
-from fangyan_bench.harness.registry import op_called
-from fangyan_bench.ops.linear_cross_entropy import tags_kernels
+from fangyan_kernels.testing import cross_entropy_kernels
+from fangyan_kernels.testing.cross_entropy_kernels import small_vocab_kernels
+from fangyan_kernels.testing.offline import ARCHITECTURES, SHARED_LIMIT, OfflineKernel, compile_offline
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
 
 PROCESSORS = 132  # multiprocessors of an H100
-KERNELS = {kernel.name: kernel for kernel in op_called("linear_cross_entropy").kernels}
+KERNELS = {kernel.name: kernel for kernel in cross_entropy_kernels.KERNELS}
+LARGE = "large-vocab-C21128"
 OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_SMOOTHING", "HAS_SOFTCAP", "PREDICT", "LOSS_T")
 
 
@@ -26,7 +25,7 @@ ONE_PASS = ("sm_80", "sm_90", "sm_100")  # have the shared memory for it at ever
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_vocabulary_on_every_architecture(architecture):
-    report = compile_offline(KERNELS["vocabulary"], architecture)
+    report = compile_offline(KERNELS[LARGE], architecture)
     assert report.shared <= SHARED_LIMIT[architecture]
     assert report.spills == report.instructions.get("local memory", 0) == 0
 
@@ -37,7 +36,7 @@ def test_tags_keep_their_registers(shape, architecture):
     """Of a hidden size, classes and bytes per element, with every option; in one pass without them too."""
     limit = SHARED_LIMIT[architecture]
     for options in ({}, dict.fromkeys(OPTIONS, True))[architecture not in ONE_PASS :]:
-        for kernel in tags_kernels(*shape, limit, options):
+        for kernel in small_vocab_kernels(*shape, limit, options):
             report = compile_offline(kernel, architecture)
             assert report.shared <= limit, kernel.name
             if architecture != "gfx942":  # it builds there, and is not tuned
@@ -51,16 +50,18 @@ def test_rows_at_any_address_are_compiled_alike(classes, element_size):
     """What holds above for a hidden size that is no multiple of 16 holds for all."""
     most = 16 if classes <= 16 else 32
     for limit in set(SHARED_LIMIT.values()):
-        expected = [replace(kernel, name="") for kernel in tags_kernels(1023, most, element_size, limit)]
+        expected = [
+            replace(kernel, name="") for kernel in small_vocab_kernels(1023, most, element_size, limit)
+        ]
         for hidden in (100, 300, 770, 1000):
-            kernels = tags_kernels(hidden, classes, element_size, limit)
+            kernels = small_vocab_kernels(hidden, classes, element_size, limit)
             assert [replace(kernel, name="") for kernel in kernels] == expected
 
 
 @pytest.mark.parametrize("classes", [7, 16])
 @pytest.mark.parametrize("hidden", [768, 1024])
 def test_tags_read_the_input_once_by_wide_asynchronous_copies(hidden, classes):
-    (kernel,) = tags_kernels(hidden, classes, 2, SHARED_LIMIT["sm_90"])
+    (kernel,) = small_vocab_kernels(hidden, classes, 2, SHARED_LIMIT["sm_90"])
     report = compile_offline(kernel, "sm_90")
     blocks, width = kernel.constants["SPLITS"], hidden
     # Two tiles of 16 tokens: one is used, one under way; targets beside them.
@@ -86,13 +87,13 @@ def test_partial_sums_weigh_no_more_than_registers_or_logits(hidden, classes):
         assert tokens < PROCESSORS * hidden // 3 or sums <= 12 * tokens * classes
 
 
-@pytest.mark.parametrize("name", ["tags-H1024-C9", "tag-logits-H1024-C32", "vocabulary"])
+@pytest.mark.parametrize("name", ["small-vocab-H1024-C9", "small-vocab-logits-H1024-C32", LARGE])
 def test_every_option_at_once_compiles(name):
     """An interpreter takes what a compiler refuses, such as a variable of two types."""
     kernel = KERNELS[name]
     constants = {key: key in OPTIONS or value for key, value in kernel.constants.items()}
-    constants |= {"GIVEN": True} | ({"PACKED": False} if name == "vocabulary" else {})
-    signature = kernel.signature | {"p_token": "*i64"} if name == "vocabulary" else kernel.signature
+    constants |= {"GIVEN": True} | ({"PACKED": False} if name == LARGE else {})
+    signature = kernel.signature | {"p_token": "*i64"} if name == LARGE else kernel.signature
     compile_offline(replace(kernel, constants=constants, signature=signature, multiples=()), "sm_80")
 
 

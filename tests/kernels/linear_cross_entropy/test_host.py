@@ -8,7 +8,7 @@ from fangyan_kernels import linear_cross_entropy
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
 
-from fangyan_bench.harness.host import launching_nothing
+from fangyan_kernels.testing.launches import record_launches
 
 ONE_PASS = ["tag_rows", "finish", "scale_three"]
 TWO_PASSES = ["tag_logits", "tag_weight", "finish", "scale_three"]
@@ -24,7 +24,7 @@ def step(tokens, hidden, classes, **options):
 @pytest.mark.parametrize(("hidden", "kernels"), [(256, ONE_PASS), (1280, TWO_PASSES)])
 def test_launches_and_variants_of_a_training_run(hidden, kernels):
     """Each kernel is compiled once, whatever the number of tokens and of programs of a last batch."""
-    with launching_nothing() as launches:
+    with record_launches() as launches:
         step(512, hidden, 9, divisor=300.0)
         assert launches.launched == kernels
         first = list(launches.variants)

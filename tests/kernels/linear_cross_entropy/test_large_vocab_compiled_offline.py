@@ -7,11 +7,9 @@ import torch
 import triton_here
 from fangyan_kernels import linear_cross_entropy
 from fangyan_kernels.linear_cross_entropy import triton_large_vocab, triton_softmax, triton_softmax_rows
-
-from fangyan_bench.harness.host import launching_nothing
-from fangyan_bench.harness.offline import compile_offline
-from fangyan_bench.harness.op import OfflineKernel
-from fangyan_bench.ops.linear_cross_entropy import vocabulary_kernel
+from fangyan_kernels.testing.cross_entropy_kernels import large_vocab_kernel
+from fangyan_kernels.testing.launches import record_launches
+from fangyan_kernels.testing.offline import OfflineKernel, compile_offline
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
@@ -22,7 +20,7 @@ OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "GIVEN", "HAS_SMOOTHING", "HA
 
 
 def without_options(classes, element_size=2):
-    kernel = vocabulary_kernel(classes, element_size)
+    kernel = large_vocab_kernel(classes, element_size)
     return replace(kernel, constants=kernel.constants | {"HAS_BIAS": False})
 
 
@@ -62,7 +60,7 @@ def test_a_tile_costs_no_more_arithmetic_than_memory(classes):
 @pytest.mark.parametrize("classes", [188, 1000, 4096, 21128])
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_120"])
 def test_nothing_spills(classes, architecture):
-    report = compile_offline(vocabulary_kernel(classes), architecture)
+    report = compile_offline(large_vocab_kernel(classes), architecture)
     assert report.spills == 0
     assert report.instructions.get("local memory", 0) == 0
 
@@ -70,7 +68,7 @@ def test_nothing_spills(classes, architecture):
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_SOFTCAP", "PREDICT"), OPTIONS], ids=str)
 def test_no_option_spills_where_a_row_has_a_program(options, element_size):
-    kernel = vocabulary_kernel(21128, element_size, "HAS_SOFTCAP" in options)
+    kernel = large_vocab_kernel(21128, element_size, "HAS_SOFTCAP" in options)
     constants = kernel.constants | dict.fromkeys(options, True)
     for architecture in ("sm_80", "sm_90"):
         report = compile_offline(replace(kernel, constants=constants), architecture)
@@ -96,7 +94,7 @@ def test_a_repair_does_not_spill(architecture):
 
 @pytest.mark.parametrize("classes", [188, 1000])
 def test_every_option_at_once_compiles(classes):
-    kernel = vocabulary_kernel(classes, 4)
+    kernel = large_vocab_kernel(classes, 4)
     constants = kernel.constants | dict.fromkeys(OPTIONS, True) | {"PACKED": False}
     assert compile_offline(replace(kernel, constants=constants), "sm_90").spills == 0
 
@@ -110,7 +108,7 @@ def test_launches_and_variants_of_a_training_run(classes):
     )
     target = torch.randint(classes, (500,), generator=generator)
     softmax = "softmax_tile" if classes <= triton_softmax.MOST_TILE_CLASSES else "softmax_row"
-    with launching_nothing() as launches:
+    with record_launches() as launches:
         for most in (None, 100):
             for step, tokens in enumerate((256, 255, 241, 500, 113)):
                 launches.clear()

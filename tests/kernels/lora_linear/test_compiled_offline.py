@@ -9,14 +9,14 @@ from fangyan_kernels import lora_linear
 from fangyan_kernels.lora_linear import triton_launches
 from fangyan_kernels.lora_linear.launch import MOST_IN_ONE_PASS
 from fangyan_kernels.lora_linear.triton_launches import PROGRAMS
-
-from fangyan_bench.harness.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
-from fangyan_bench.ops.lora_linear import merging, tails
+from fangyan_kernels.testing.launches import record_launches
+from fangyan_kernels.testing.lora_kernels import low_rank_kernels, merge_kernel
+from fangyan_kernels.testing.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
 
-ALL = {**tails(), "lora-merge": merging()}
+ALL = {**low_rank_kernels(), "lora-merge": merge_kernel()}
 PROCESSORS = 132  # multiprocessors of an H100
 # What one of them has to have under way: 3 TB/s for the 0.9 us that a load takes.
 IN_FLIGHT = 20 << 10
@@ -27,7 +27,7 @@ IN_FLIGHT = 20 << 10
 def test_every_architecture(name, architecture):
     """Triton has no products on Turing's tensor cores: there tiles are smaller."""
     turing = architecture == "sm_75"
-    kernel = tails(tensor_cores=False).get(name, ALL[name]) if turing else ALL[name]
+    kernel = low_rank_kernels(tensor_cores=False).get(name, ALL[name]) if turing else ALL[name]
     report = compile_offline(kernel, architecture)
     assert report.spills == 0
     assert report.shared <= SHARED_LIMIT[architecture]
@@ -39,18 +39,18 @@ def test_every_architecture(name, architecture):
 @pytest.mark.parametrize("name", ["lora-shrink", "lora-expand", "lora-outer"])
 def test_large_ranks(name, architecture, rank):
     """On the chips with the least memory."""
-    report = compile_offline(tails(rank, tensor_cores=architecture != "sm_75")[name], architecture)
+    report = compile_offline(low_rank_kernels(rank, tensor_cores=architecture != "sm_75")[name], architecture)
     assert report.shared <= SHARED_LIMIT[architecture]
     assert report.spills == 0
 
 
 @pytest.mark.parametrize("rank", [16, 64])
-@pytest.mark.parametrize("name", tails())
+@pytest.mark.parametrize("name", low_rank_kernels())
 def test_float32(name, rank):
     """Without tensor cores, too; its gradient's two products are made in one pass at small ranks alone."""
     if rank > MOST_IN_ONE_PASS and name == "lora-outer-gradient":
         return
-    kernel = tails(rank, tensor_cores=False)[name]
+    kernel = low_rank_kernels(rank, tensor_cores=False)[name]
     signature = {name: "*fp32" if kind == "*bf16" else kind for name, kind in kernel.signature.items()}
     assert compile_offline(replace(kernel, signature=signature), "sm_90").spills == 0
 
@@ -59,7 +59,7 @@ def test_float32(name, rank):
 @pytest.mark.parametrize("name", ["lora-shrink", "lora-outer", "lora-outer-gradient"])
 def test_what_is_under_way(name, drops):
     """Copies of the large matrix alone, at 8,192 tokens; dropout does not make the pipeline shallow."""
-    kernel = tails(drops=drops)[name]
+    kernel = low_rank_kernels(drops=drops)[name]
     report = compile_offline(kernel, "sm_90")
     tile = 2 * kernel.constants["BLOCK_T"] * kernel.constants["BLOCK_K"]
     (depth,) = (depth for depth, size in report.stages if size == tile)
@@ -81,7 +81,7 @@ def test_outputs_are_written_16_bytes_at_a_time(name):
 
 def test_merging_reads_a_byte_once():
     """Before, it took 24.7 instructions and 2.5 loads per number: every byte twice, a scale for each."""
-    kernel = merging()
+    kernel = merge_kernel()
     report = compile_offline(kernel, "sm_90")
     threads = 32 * kernel.options["num_warps"]
     numbers = kernel.constants["BLOCK_N"] * kernel.constants["BLOCK_K"] / threads
@@ -110,8 +110,6 @@ def test_sums_weigh_less_than_what_they_sum(rank, inner, monkeypatch):
 
 def test_launches_and_variants():
     """A layer's whole step; batches of any size, any seed and any rate of dropout compile nothing more."""
-    from fangyan_bench.harness.host import launching_nothing
-
     weight, a, b = (torch.randn(size).bfloat16() for size in ((64, 48), (16, 48), (64, 16)))
     a.requires_grad_()
     b.requires_grad_()
@@ -121,7 +119,7 @@ def test_launches_and_variants():
         lora_linear(x, weight, a, b, dropout=dropout, impl="triton").sum().backward()
         lora_linear(x, weight, a, b, dropout=dropout, impl="triton").sum().backward()
 
-    with launching_nothing() as launches:
+    with record_launches() as launches:
         step(64, 0.1)
         each = ["shrink", "expand", "outer", "expand", "outer", "finish"]
         assert launches.launched == 2 * each

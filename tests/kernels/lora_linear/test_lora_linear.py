@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import triton_here
 from fangyan_kernels import lora_linear
 from fangyan_kernels.lora_linear import reference
+from fangyan_kernels.testing.error_budget import assert_within_error_budget
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,10 +72,9 @@ def check_against_truth(impl, case, keep=None, **options):
         ("output", "input", "A", "B", "bias"), found, same_dtype, truth, sizes, strict=True
     ):
         # A rounding step is relative to the terms of a sum, not to the sum.
-        rounding = torch.finfo(value.dtype).eps * size.abs().amax()
-        budget = 2 * (other.double() - exact).abs().amax() + rounding
-        error = (value.double() - exact).abs().amax()
-        assert error <= budget, f"{impl} {name}: error {error:.3g}, budget {budget:.3g}"
+        assert_within_error_budget(
+            value, other, exact, f"{impl} {name}", term_size=size.detach().abs().amax()
+        )
 
 
 @implementations()
@@ -151,9 +151,8 @@ def test_several_projections_with_dropout_in_bfloat16(impl, given):
     leaves = [input, *cases[0][1:], *cases[1][1:]]
     wide = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves]
     found, other, truth = gradients(leaves, False), gradients(leaves, True), gradients(wide, True)
-    for value, alone, right in zip(found, other, truth, strict=True):
-        budget = 2 * (alone.double() - right).abs().amax() + torch.finfo(value.dtype).eps * right.abs().amax()
-        assert (value.double() - right).abs().amax() <= budget
+    for number, (value, alone, exact) in enumerate(zip(found, other, truth, strict=True)):
+        assert_within_error_budget(value, alone, exact, f"result {number}")
 
 
 def test_the_mask_drops_its_share_and_no_pattern():
@@ -209,9 +208,8 @@ def test_four_bits(impl, quant_type, nested, dtype, dropout, tokens):
     exact = [t.detach().double().requires_grad_(n != 1) for n, t in enumerate([case[0], dense, *case[2:]])]
     truth = with_gradients(plain, exact, keep=keep)
     same_dtype = with_gradients(plain, [case[0], dense, *case[2:]], keep=keep)
-    for value, other, right in zip(found, same_dtype, truth, strict=True):
-        budget = 2 * (other.double() - right).abs().amax() + torch.finfo(dtype).eps * right.abs().amax()
-        assert (value.double() - right).abs().amax() <= budget
+    for name, *values in zip(("output", "input", "A", "B", "bias"), found, same_dtype, truth, strict=True):
+        assert_within_error_budget(*values, f"{impl} {name}", dtype)
 
 
 @implementations("reference", *FUSED)
@@ -271,9 +269,8 @@ def test_several_projections_of_one_input(impl, tokens, dropout, ranks):
             (exact, _leaves(wide)),
         )
     )
-    for value, alone, right in zip(found, other, truth, strict=True):
-        budget = 2 * (alone.double() - right).abs().amax() + torch.finfo(value.dtype).eps * right.abs().amax()
-        assert (value.double() - right).abs().amax() <= budget
+    for number, (value, alone, exact) in enumerate(zip(found, other, truth, strict=True)):
+        assert_within_error_budget(value, alone, exact, f"result {number}")
 
 
 def _leaves(cases):

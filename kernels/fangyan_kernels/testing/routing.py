@@ -10,14 +10,16 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
 from fangyan_kernels import linear_cross_entropy, lora_linear
 
 
 @contextlib.contextmanager
 def cpu_tensors_to_triton() -> Iterator[None]:
-    """``impl="triton"`` takes CPU tensors, through the operators that CUDA tensors go through.
+    """Let ``impl="triton"`` take CPU tensors, through the operators that CUDA tensors go through.
 
-    What launches the kernels is the caller's choice: Triton's interpreter, or ``harness.host``.
+    The caller decides what launches the kernels: Triton's interpreter, or
+    :func:`fangyan_kernels.testing.launches.record_launches`.
     """
     from fangyan_kernels.linear_cross_entropy import launch
     from fangyan_kernels.lora_linear import launch as lora_launch

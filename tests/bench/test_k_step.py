@@ -4,11 +4,11 @@ import gluon_here
 import pytest
 import torch
 import triton_here
+from fangyan_kernels.testing.launches import record_launches
+from fangyan_kernels.testing.offline import SHARED_LIMIT, OfflineKernel, compile_offline
 
 from fangyan_bench.harness.check import WrongValues, check, expected
-from fangyan_bench.harness.host import launching_nothing
-from fangyan_bench.harness.offline import SHARED_LIMIT, compile_offline
-from fangyan_bench.harness.op import OfflineKernel, Shape
+from fangyan_bench.harness.op import Shape
 from fangyan_bench.harness.registry import op_called
 from fangyan_bench.peers import k_step
 
@@ -75,7 +75,7 @@ def test_a_machine_without_hopper_says_so():
 def test_launches(monkeypatch):
     """Two per call, and one variant each however many tokens there are."""
     monkeypatch.setattr(k_step, "_multiprocessors", lambda device: 132)
-    with launching_nothing() as launches:
+    with record_launches() as launches:
         for tokens in (1, 48, 200):
             sizes = (tokens, 64), (128, 64), (16, 64), (128, 16)
             x, weight, a, b = (torch.randn(size, dtype=torch.bfloat16) for size in sizes)

@@ -1,4 +1,4 @@
-"""Triton kernels compiled for a GPU that is not here: registers, spills, shared memory, instructions.
+"""Compile Triton kernels for a GPU that is not here: registers, spills, shared memory, instructions.
 
 A GPU regression often shows in these before any clock runs: a spilled register, a dot product that
 lost its tensor cores, twice the instructions, loads of 2 bytes where 16 fit, a pipeline one stage deep.
@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from fangyan_bench.harness.op import OfflineKernel
-
-# What we claim to run on: Turing, Ampere, its consumer cards, Ada, Hopper, Blackwell, its consumer cards;
-# MI300. Turing has no bfloat16: kernels are compiled there in float16.
+# Supported: Turing, Ampere, its consumer cards, Ada, Hopper, Blackwell, its consumer cards; MI300. Turing has
+# no bfloat16: kernels are compiled there in float16.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 # Triton has not used Turing's tensor cores since 3.3 (its pull request 5066): products are multiplications.
@@ -69,22 +68,45 @@ _CLASSES = {
 
 
 @dataclass(frozen=True)
+class OfflineKernel:
+    """A ``@triton.jit`` function with everything that its compilation needs.
+
+    Attributes:
+        name: of this variant, in reports.
+        kernel: the function.
+        signature: type of every argument that is no constant, such as ``*bf16`` or ``i32``.
+        constants: value of every ``tl.constexpr`` argument.
+        multiples: integer arguments that are multiples of 16. As at a launch, the compiler is told so, and
+            that pointers are.
+        options: ``num_warps``, ``num_stages`` and the like.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    multiples: tuple[str, ...] = ()
+    options: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """What the compiler made of a kernel for one architecture.
 
     Attributes:
         registers: per thread.
-        spills: bytes of registers moved to memory for want of room, per thread.
+        spills: bytes of registers spilled to memory, per thread.
         shared: bytes of shared memory, per block.
         instructions: machine instructions by class, and their total.
         programs_per_sm: blocks that one multiprocessor holds at once, by registers, shared memory and
             warps; 0 on AMD.
-        loads, stores: how many instructions access global memory, by bytes per thread, such as
-            ``{"16": 8}``; copies from global to shared memory are loads; empty on AMD.
-        stages: by asynchronously filled buffer, its depth and the bytes of one stage, such as
-            ``[[3, 8192]]``: what is under way while a stage is computed on; empty without a pipeline.
-        loops: by innermost loop, in the order of the code, its instructions and the bytes that a thread
-            loads from and stores to global memory in one round, such as ``[[161, 32, 0]]``; empty on AMD.
+        loads: instructions that read global memory, by bytes per thread, such as ``{"16": 8}``. Copies from
+            global to shared memory are loads. Empty on AMD.
+        stages: for each asynchronously filled buffer, its depth and the bytes of one stage, such as
+            ``[[3, 8192]]``. Empty without a pipeline.
+        stores: instructions that write global memory, likewise.
+        loops: for each innermost loop, in the order of the code, its instructions and the bytes that a thread
+            loads from and stores to global memory per iteration, such as ``[[161, 32, 0]]``. Empty on AMD.
     """
 
     registers: int
@@ -99,12 +121,12 @@ class Report:
 
     @property
     def bytes_in_flight(self) -> int:
-        """Bytes per multiprocessor that asynchronous copies can have under way, if the grid fills it."""
+        """Bytes per multiprocessor that asynchronous copies can have in flight, if the grid fills it."""
         return self.programs_per_sm * sum(depth * size for depth, size in self.stages)
 
 
 def compile_offline(kernel: OfflineKernel, architecture: str) -> Report:
-    """What the compiler makes of a kernel for one of :data:`ARCHITECTURES`, with no GPU."""
+    """Compile a kernel for one of :data:`ARCHITECTURES`; needs no GPU."""
     if architecture == "sm_75":
         kernel = in_float16(kernel)
     function = kernel.kernel
@@ -129,7 +151,7 @@ def compile_offline(kernel: OfflineKernel, architecture: str) -> Report:
 
 
 def in_float16(kernel: OfflineKernel) -> OfflineKernel:
-    """The same kernel on float16 in place of bfloat16."""
+    """Return the same kernel with float16 in place of bfloat16."""
     types = {name: "*fp16" if kind == "*bf16" else kind for name, kind in kernel.signature.items()}
     return replace(kernel, signature=types)
 
@@ -165,7 +187,7 @@ def _read_nvidia(ptx: str, shared: int) -> Report:
 
 
 def _loops(code: str) -> list[list[int]]:
-    """What lies between a label and the branch back to it, where no other such pair lies within."""
+    """Find innermost loops: from a label to the branch back to it, with no other such pair between."""
     pattern = r"^(\.L_x_\d+):|^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)"
     labels: dict[str, int] = {}
     opcodes: list[str] = []
@@ -191,7 +213,7 @@ def _loops(code: str) -> list[list[int]]:
 
 
 def _widths(opcodes: list[str], names: str) -> dict[str, int]:
-    """Accesses to global memory by bytes per thread; bulk copies of a whole tile are "tile"."""
+    """Count accesses to global memory by bytes per thread; bulk copies of a whole tile are "tile"."""
     counts: Counter[str] = Counter()
     for opcode in opcodes:
         if re.match(rf"({names})(\.|$)", opcode):
@@ -201,7 +223,7 @@ def _widths(opcodes: list[str], names: str) -> dict[str, int]:
 
 
 def _programs_per_sm(architecture: str, report: Report, warps: int) -> int:
-    """Resident blocks (CUDA C Best Practices Guide, "Calculating Occupancy")."""
+    """Count resident blocks (CUDA C Best Practices Guide, "Calculating Occupancy")."""
     shared, blocks, resident = MULTIPROCESSOR[architecture]
     registers_per_warp = -(-32 * report.registers // 256) * 256
     reserved = 0 if architecture == "sm_75" else _RESERVED_SHARED
@@ -211,7 +233,7 @@ def _programs_per_sm(architecture: str, report: Report, warps: int) -> int:
 
 
 def _stages(ttgir: str) -> list[list[int]]:
-    """Buffers that asynchronous copies fill, as (depth, bytes of a stage)."""
+    """Find the buffers that asynchronous copies fill, as (depth, bytes of a stage)."""
     pattern = r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x([\dx]+)x(bf16|f16|f32|i8|i32|i64)"
     sizes = {"bf16": 2, "f16": 2, "f32": 4, "i8": 1, "i32": 4, "i64": 8}
     if "async" not in ttgir:
@@ -238,7 +260,7 @@ def _read_amd(assembly: str, shared: int) -> Report:
 
 
 def count_by_class(opcodes: list[str]) -> dict[str, int]:
-    """Machine instructions by class, and their total."""
+    """Count machine instructions by class, and in total."""
     counts: Counter[str] = Counter()
     for opcode in opcodes:
         kinds = (name for name, pattern in _CLASSES.items() if re.match(pattern, opcode))
