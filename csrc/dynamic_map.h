@@ -1,121 +1,146 @@
-// The dynamic 8-bit map of bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861) as arithmetic: a lookup of one in
-// 256 numbers costs a load an element, lines for its decades a few instructions for eight or sixteen.
+// The dynamic 8-bit map of bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861) as arithmetic. A table of 256 floats
+// costs one load per element; one line per decade costs a few instructions for eight or sixteen elements.
 //
-// Seven decades, 1e-6 to 1, hold 1, 2, 4, ... 64 codes of either sign (2, 4, ... 128 where there is no sign),
-// evenly spaced; 0 and 1 have codes of their own. Counted from 0 (from -1 where there is no sign), the codes of a
-// decade begin at a power of two: the exponent of a code, as a float, is its decade.
+// Seven decades, 1e-6 to 1, hold 1, 2, 4, ... 64 codes of either sign (2, 4, ... 128 where there is no sign), evenly
+// spaced; 0 and 1 have codes of their own. csrc/README.md derives the lines, csrc/tools/fit_dynamic_map.py computes the
+// constants and proves their margins.
 
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-namespace fangyan {
+namespace fangyan::optim8bit {
 
 constexpr int kCodes = 256;
-constexpr int kZero = 127;  // the signed code of 0
-constexpr int kPieces = 8;  // a line for each decade, and one for 1 alone
-constexpr int kWidest = 16;  // floats of the widest vector, and so of a table that it looks up
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer, its low bits
-// An encoder's places among the codes have 16 bits after the point: unsigned ones as integers, signed ones, which are
-// at most 128, as floats from 128 on, whose bits they are.
-constexpr float kFixed = 65536.0f;
-constexpr float kOffset = 128.0f;
-constexpr int16_t kOffsetBits = 0x4300;  // the upper ones
-// They are right to within this, rounding included; nearer to a middle, the middle decides.
-constexpr float kNear = 1e-4f;
-constexpr float kSteeper = 1.25f;  // see encode_scale
-constexpr int kNearFixed = static_cast<int>(2 * kNear * kFixed);
+constexpr int kZeroCode = 127;    // of the signed map
+constexpr int kSegments = 8;      // a line for each decade, and one for 1 alone
+constexpr int kTableFloats = 16;  // floats of the widest vector, and so of a table that it looks up
 
-// Which piece a number is in: its bits, as an integer, are nearly its logarithm, and a line of them is rounded. That
-// need not be exact, as up to the end of a decade from its last code on the next one's line does as well. With
-// `stretch`, which moves the wrinkles of such a logarithm, one line parts all pieces within those bounds, the
-// tightest by a thousandth of an octave; `stretch`, `scale` and the integer were found by search.
-struct Pieces {
-  float stretch, scale, shift;
+// The map's decades: the codes of one are evenly spaced between 0.1 and 1 of its end.
+constexpr double kDecadeStart = 0.1;
+constexpr double kDecadeSpan = 0.9;
+
+// Adding it rounds to an integer, in the float's low bits: 1.5 * 2^23.
+constexpr float kRounding = 12582912.0f;
+
+// An encoder's positions among the codes have 16 fractional bits. Unsigned ones are integers; signed ones, which are at
+// most 128, are floats of 128 and more, whose bits they are.
+constexpr float kPositionUnit = 65536.0f;
+constexpr float kSignedOffset = 128.0f;
+constexpr int16_t kSignedOffsetBits = 0x4300;  // the upper ones
+
+// Positions are right to within this, rounding included. Nearer to a boundary, the boundary itself decides.
+constexpr float kPositionError = 1e-4f;
+constexpr int kPositionErrorFixed = static_cast<int>(2 * kPositionError * kPositionUnit);
+
+// The boundary between two decades is kJoin after the upper one's first code; a steeper line crosses there.
+constexpr double kJoin = 0.2;
+constexpr float kJoinSlope = 1.25f;
+
+// Which segment a number x is in: the bits of prescale * x, as an integer, are nearly its logarithm, and are scaled,
+// shifted and rounded to the segment's number, whose low bits count.
+struct SegmentSelector {
+  float prescale, scale, shift;
 };
-// Numbers down to 0 get the first piece's codes: a vector of eight floats looks up that piece for them, being told they
-// are no smaller than kSmall; one of sixteen has eight pieces more for them, once kTiny is added.
-constexpr float kSmall = 2e-7f, kTiny = 1e-14f;
-constexpr Pieces kSignedPieces{0.2f, 3.588167e-8f, kMagic - 31};
-constexpr Pieces kUnsignedPieces{35.36f, 3.564494e-8f, kMagic - 33};
+constexpr SegmentSelector kSignedSelector{.prescale = 0.2f, .scale = 3.588152e-8f, .shift = kRounding - 31};
+constexpr SegmentSelector kUnsignedSelector{.prescale = 35.36f, .scale = 3.564493e-8f, .shift = kRounding - 33};
+
+// Smaller numbers get the first segment's codes. Tables of eight floats are told that no number is below kSmallest;
+// tables of sixteen have eight more segments for those, and kNonzero is added, as 0 has no logarithm.
+constexpr float kSmallest = 2e-7f, kNonzero = 1e-14f;
 
 struct DynamicMap {
   bool is_signed;
-  float code[kCodes], middle[kCodes - 1];  // ascending; halfway between neighbours
-  alignas(64) uint8_t bytes[sizeof(float)][kCodes];  // of the codes' numbers, the lowest bytes of all first
-  alignas(64) float decode_scale[kPieces], decode_shift[kPieces];  // by the low bits of a float's exponent
-  // A number's place is on a line. In a decade of n codes, the first of which is n, it is
-  // 8n/9 + x n / (0.9 * the decade's end), and the code its integer part. But the middle to the code before is not on
-  // that grid: it is at n + 0.2, where a steeper line, kSteeper place - 0.28125 shift - 0.25, is at n. The code is the
-  // integer part of the lower of both. Without a sign the first is n - 1, and 0.28125 takes the place of 0.25.
-  alignas(64) float encode_scale[kWidest], encode_shift[kWidest], encode_steeper[kWidest];
+  float code[kCodes], boundary[kCodes - 1];          // ascending; halfway between neighbours
+  alignas(64) uint8_t bytes[sizeof(float)][kCodes];  // of `code`, the lowest byte of each first
+  // Lines that decode, by the low bits of a float's exponent, and those that encode, by segment.
+  alignas(64) float decode_scale[kSegments], decode_shift[kSegments];
+  alignas(64) float encode_scale[kTableFloats], encode_shift[kTableFloats], encode_join_shift[kTableFloats];
 
-  // False if the numbers are no dynamic map.
-  bool build(const float* numbers, bool with_sign) {
+  // Sets everything from bitsandbytes' 256 floats; returns false if they are not a dynamic map.
+  bool build(const float* values, bool with_sign) {
     is_signed = with_sign;
-    std::memcpy(code, numbers, sizeof code);
-    for (int i = 0; i + 1 < kCodes; ++i) middle[i] = 0.5f * (code[i] + code[i + 1]);
+    std::memcpy(code, values, sizeof code);
+    for (int i = 0; i + 1 < kCodes; ++i) boundary[i] = 0.5f * (code[i] + code[i + 1]);
     for (int i = 0; i < kCodes; ++i)
       for (size_t k = 0; k < sizeof(float); ++k) bytes[k][i] = reinterpret_cast<const uint8_t*>(&code[i])[k];
-    const double top = with_sign ? 128.0 : 255.0, origin = with_sign ? 0.0 : 1.0;
-    const Pieces& pieces = with_sign ? kSignedPieces : kUnsignedPieces;
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const double end = std::pow(10.0, piece - 6), codes = std::ldexp(1.0, with_sign ? piece : piece + 1);
-      // Decoding takes the code from -1, or the signed one's size plus a half: middles of steps, as codes are.
-      const int exponent = exponent_of(piece + 1);
-      decode_scale[exponent] = static_cast<float>(0.9 * end / codes);
-      decode_shift[exponent] = static_cast<float>(end * (with_sign ? -0.8 : -0.8 + 0.45 / codes));
-      double scale = codes / (0.9 * end), shift = codes * 8 / 9 - origin;
-      double steeper = -0.28125 * shift - (with_sign ? 0.25 : 0.28125);
-      // The first piece and the last have two codes: the lowest that there are, and 1 with the one before.
-      const bool is_first = piece == 0;
-      if (is_first || piece == kPieces - 1) {
-        const int lowest = with_sign ? 0 : 1, upper = is_first ? lowest + 1 : static_cast<int>(top);
-        const double at = middle[upper - 1 + (with_sign ? kZero : 0)];
-        scale = is_first ? 0.25 * (lowest + 1) / at : 100.0;
-        shift = upper - scale * at;
-        steeper = kCodes;
-      }
-      set_line(piece, scale / pieces.stretch, shift, steeper);
-      // Down to 0. Without a sign no number gets its code: an average of squares that became 0 would have its number
-      // leap by the other average over eps.
-      set_line(piece + kPieces, 0.0, with_sign ? 0.5 : 1.5, kCodes);
+    for (int segment = 0; segment < kSegments; ++segment) {
+      set_decoding(segment);
+      set_encoding(segment);
     }
-    decode_scale[exponent_of(0)] = static_cast<float>(1 / top);
-    decode_shift[exponent_of(0)] = static_cast<float>(1 / top) * (with_sign ? -0.5f : -1.0f);
+    const float step = 1.0f / (with_sign ? 128.0f : 255.0f);  // 0 and 1 are on the line of one exponent
+    decode_scale[exponent_of(0)] = step;
+    decode_shift[exponent_of(0)] = step * (with_sign ? -0.5f : -1.0f);
     for (int i = 0; i < kCodes; ++i)
       if (!(std::fabs(decoded(i) - code[i]) <= 2e-6f * std::fabs(code[i]))) return false;
     return true;
   }
 
-  // Both lines of a piece: of places, moved by kNear, as kFixed says.
-  void set_line(int piece, double scale, double shift, double steeper) {
-    const double unit = is_signed ? 1.0 : kFixed, offset = is_signed ? kOffset : 0.0;
-    encode_scale[piece] = static_cast<float>(scale * unit);
-    encode_shift[piece] = static_cast<float>((shift + kNear + offset) * unit);
-    encode_steeper[piece] = static_cast<float>((steeper - (kSteeper - 1.0) * (kNear + offset)) * unit);
+  double decade_end(int segment) const { return std::pow(10.0, segment - 6); }
+  double decade_codes(int segment) const { return std::ldexp(1.0, is_signed ? segment : segment + 1); }
+
+  // Decoding takes the unsigned code + 1, or the signed one's distance from 0 plus a half: middles of steps, as codes
+  // are. A decade begins at a power of two, so that the exponent tells it.
+  void set_decoding(int segment) {
+    const double end = decade_end(segment), codes = decade_codes(segment);
+    const int exponent = exponent_of(segment + 1);
+    decode_scale[exponent] = static_cast<float>(kDecadeSpan * end / codes);
+    decode_shift[exponent] =
+        static_cast<float>(end * (kDecadeStart - kDecadeSpan + (is_signed ? 0.0 : kDecadeSpan / 2 / codes)));
   }
 
+  // The position of x in a decade that ends at `end` and whose first code is `first`, of `codes`:
+  // first + codes (x / end - 0.1) / 0.9, or on the steeper line, where that is lower.
+  void set_encoding(int segment) {
+    const double end = decade_end(segment), codes = decade_codes(segment), first = codes - (is_signed ? 0 : 1);
+    double scale = codes / (kDecadeSpan * end), shift = first - codes * kDecadeStart / kDecadeSpan;
+    double join_shift = first - kJoinSlope * (first + kJoin);
+    // The first segment and the last have two codes: the lowest two that there are, and 1 with the one before.
+    const bool is_first = segment == 0;
+    if (is_first || segment == kSegments - 1) {
+      const int lowest = is_signed ? 0 : 1, upper = is_first ? lowest + 1 : is_signed ? 128 : 255;
+      const double x = boundary[upper - 1 + (is_signed ? kZeroCode : 0)];
+      scale = is_first ? 0.25 * (lowest + 1) / x : 100.0;
+      shift = upper - scale * x;
+      join_shift = kCodes;  // never lower
+    }
+    set_lines(segment, scale / selector().prescale, shift, join_shift);
+    // Down to 0. Without a sign no number gets 0's code: where an average of squares became 0, its parameter would
+    // leap by the other average over eps.
+    set_lines(segment + kSegments, 0.0, is_signed ? 0.5 : 1.5, kCodes);
+  }
+
+  // Stores both lines in the units of positions, raised by kPositionError.
+  void set_lines(int segment, double scale, double shift, double join_shift) {
+    const double unit = is_signed ? 1.0 : kPositionUnit, raised = kPositionError + (is_signed ? kSignedOffset : 0.0);
+    encode_scale[segment] = static_cast<float>(scale * unit);
+    encode_shift[segment] = static_cast<float>((shift + raised) * unit);
+    encode_join_shift[segment] = static_cast<float>((join_shift - (kJoinSlope - 1.0) * raised) * unit);
+  }
+
+  const SegmentSelector& selector() const { return is_signed ? kSignedSelector : kUnsignedSelector; }
+
   // A float's exponent has 127 added.
-  int exponent_of(int piece) const { return (piece - is_signed + 127) & (kPieces - 1); }
+  int exponent_of(int segment) const { return (segment - is_signed + 127) & (kSegments - 1); }
 
   float decoded(int i) const {
-    const int steps = i - kZero;
-    const float place = is_signed ? static_cast<float>(std::abs(steps)) + 0.5f : static_cast<float>(i + 1);
-    const int exponent = (std::ilogb(place) + 127) & (kPieces - 1);
-    const float value = std::fma(place, decode_scale[exponent], decode_shift[exponent]);
+    const int steps = i - kZeroCode;
+    const float position = is_signed ? static_cast<float>(std::abs(steps)) + 0.5f : static_cast<float>(i + 1);
+    const int exponent = (std::ilogb(position) + 127) & (kSegments - 1);
+    const float value = std::fma(position, decode_scale[exponent], decode_shift[exponent]);
     return is_signed && steps < 0 ? -value : value;
   }
 
-  // The right code of a value next to a middle, from one beside it. Of equally near codes it is the lower.
-  uint8_t corrected(int i, float value) const {
-    while (i > !is_signed && value <= middle[i - 1]) --i;
-    while (i + 1 < kCodes && value > middle[i]) ++i;
+  // Returns the right code of a value near a boundary, given the code on one side. On the boundary it is the lower.
+  uint8_t nearest_code(int i, float value) const {
+    while (i > !is_signed && value <= boundary[i - 1]) --i;
+    while (i + 1 < kCodes && value > boundary[i]) ++i;
     return static_cast<uint8_t>(i);
   }
 };
 
-}  // namespace fangyan
+}  // namespace fangyan::optim8bit
