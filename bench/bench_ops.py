@@ -1,4 +1,4 @@
-"""Every op of ``ops/``: all contenders at every shape, values and gradients first."""
+"""Every op of ``ops/``: all implementations at every shape, values and gradients first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fangyan_bench.harness.machine import device
-from fangyan_bench.harness.op import Claim, Contender, Op, Shape
-from fangyan_bench.harness.registry import contenders, missing_ops, ops, shapes
+from fangyan_bench.harness.op import ExpectedSpeedup, Implementation, Op, Shape
+from fangyan_bench.harness.registry import implementations, missing_ops, ops, shapes
 from fangyan_bench.harness.suite import Suite, recorded_time, replay, scaling, slopes
 
 
@@ -19,11 +19,11 @@ class Cell:
 
     op: Op
     shape: Shape
-    which: str
-    contender: Contender
+    pass_name: str
+    implementation: Implementation
 
     def __str__(self) -> str:
-        return f"{self.op.name}-{self.shape}-{self.which}-{self.contender.name}"
+        return f"{self.op.name}-{self.shape}-{self.pass_name}-{self.implementation.name}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,64 +31,64 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings = [(op, shape) for op in ops().values() for shape in shapes(op, device(), quick)]
     if "cell" in metafunc.fixturenames:
         cells = [
-            Cell(op, shape, which, contender)
+            Cell(op, shape, pass_name, implementation)
             for op, shape in settings
-            for which in op.passes
-            for contender in contenders(op, quick)
+            for pass_name in op.passes
+            for implementation in implementations(op, quick)
         ]
         metafunc.parametrize("cell", cells, ids=str)
     if "claim" in metafunc.fixturenames:
         claims = [
-            pytest.param(op, shape, claim, id=f"{op.name}-{shape}-{claim.which}-{claim.contender}")
+            pytest.param(op, shape, claim, id=f"{op.name}-{shape}-{claim.pass_name}-{claim.implementation}")
             for op, shape in settings
             for claim in op.claims
             if str(shape).startswith(f"{claim.shape}-") and shape.quick
         ]
         metafunc.parametrize(("op", "shape", "claim"), claims)
-    if "letter" in metafunc.fixturenames:
+    if "dim" in metafunc.fixturenames:
         lines = [
-            pytest.param(op, shapes(op, device(), False)[0], letter, id=f"{op.name}-{letter}")
+            pytest.param(op, shapes(op, device(), False)[0], dim, id=f"{op.name}-{dim}")
             for op in ops().values()
-            for letter in op.scaling
+            for dim in op.scaling
         ]
-        metafunc.parametrize(("op", "shape", "letter"), [] if quick else lines)
+        metafunc.parametrize(("op", "shape", "dim"), [] if quick else lines)
 
 
 @pytest.mark.benchmark(timer=recorded_time)
 def test_op(cell: Cell, suite: Suite, benchmark: Any) -> None:
     measured = suite.op(cell.op, cell.shape)
-    name = cell.contender.name
+    name = cell.implementation.name
     if name in measured.missing:
         benchmark.skipped = True
         pytest.skip(measured.missing[name])
     if name in measured.failed:
         benchmark.skipped = True
         # What a peer raises or gets wrong is the peer's to mend, and it is said; all else is ours.
-        assert cell.contender.role == "peer", f"{name}: {measured.failed[name]}"
+        assert cell.implementation.role == "peer", f"{name}: {measured.failed[name]}"
         said = f"not timed, {cell.op.name}, {cell.shape}, {name}: {measured.failed[name]}"
         if said not in suite.lines:
             suite.lines.append(said)
         pytest.skip(measured.failed[name])
-    found = suite.ratio(cell.op, cell.shape, cell.which, name)
-    work = cell.op.work(cell.shape, cell.which)
-    benchmark.group = f"{cell.op.name}, {cell.shape}, {cell.which}"
+    found = suite.ratio(cell.op, cell.shape, cell.pass_name, name)
+    cost = cell.op.cost(cell.shape, cell.pass_name)
+    benchmark.group = f"{cell.op.name}, {cell.shape}, {cell.pass_name}"
     benchmark.extra_info.update(
         kind="op",
         op=cell.op.name,
         shape=str(cell.shape),
-        which=cell.which,
-        contender=name,
-        role=cell.contender.role,
+        **{"pass": cell.pass_name},
+        implementation=name,
+        role=cell.implementation.role,
         baseline=cell.op.baseline.name,
         ratio=found.as_dict() if found else None,
         error=measured.errors.get(name),
         peak_memory=measured.peak_memory[name],
         first_call_seconds=measured.first_call_seconds[name],
-        bytes=work.bytes,
-        flops=work.flops,
-        floor_seconds=suite.floor(cell.op, cell.shape, cell.which),
+        bytes=cost.bytes,
+        flops=cost.flops,
+        floor_seconds=suite.floor(cell.op, cell.shape, cell.pass_name),
     )
-    replay(benchmark, measured.times[cell.which][name])
+    replay(benchmark, measured.times[cell.pass_name][name])
 
 
 def test_every_op_is_here() -> None:
@@ -98,29 +98,29 @@ def test_every_op_is_here() -> None:
         pytest.skip("; ".join(f"{name}: {reason}" for name, reason in missing_ops().items()))
 
 
-def test_claim(op: Op, shape: Shape, claim: Claim, suite: Suite) -> None:
+def test_claim(op: Op, shape: Shape, claim: ExpectedSpeedup, suite: Suite) -> None:
     """Ratios alone: they hold on any machine, absolute times on none but their own."""
     measured = suite.op(op, shape)
-    if claim.contender in measured.missing:
-        pytest.skip(measured.missing[claim.contender])
-    found = suite.ratio(op, shape, claim.which, claim.contender)
+    if claim.implementation in measured.missing:
+        pytest.skip(measured.missing[claim.implementation])
+    found = suite.ratio(op, shape, claim.pass_name, claim.implementation)
     assert found is not None, f"{op.baseline.name} has no time: {measured.missing | measured.failed}"
     if found.median < claim.at_least:  # whatever ran beside it is likely to be gone by now
-        found = suite.ratio_again(op, shape, claim.which, claim.contender)
+        found = suite.ratio_again(op, shape, claim.pass_name, claim.implementation)
     assert found.median >= claim.at_least, (
-        f"{claim.contender} is {found.median:.2f}x of {op.baseline.name}'s speed "
+        f"{claim.implementation} is {found.median:.2f}x of {op.baseline.name}'s speed "
         f"({found.low:.2f}-{found.high:.2f}), expected {claim.at_least:.2f}x"
     )
 
 
 @pytest.mark.benchmark(timer=recorded_time)
-def test_scaling(op: Op, shape: Shape, letter: str, suite: Suite, benchmark: Any) -> None:
+def test_scaling(op: Op, shape: Shape, dim: str, suite: Suite, benchmark: Any) -> None:
     """How cost grows with one dimension: 1 is in proportion, 0 not at all."""
-    points = scaling(op, shape, letter)
+    points = scaling(op, shape, dim)
     exponents = slopes(points)
     for name, exponent in exponents.items():
-        suite.lines.append(f"{op.name} {op.passes[-1]}, {name}: cost grows as {letter}^{exponent:.2f}")
-        assert exponent < 1.25, f"{name} grows as {letter}^{exponent:.2f}, expected in proportion at most"
-    benchmark.group = f"{op.name}, scaling with {letter}"
-    benchmark.extra_info.update(kind="scaling", op=op.name, letter=letter, points=points, slopes=exponents)
+        suite.lines.append(f"{op.name} {op.passes[-1]}, {name}: cost grows as {dim}^{exponent:.2f}")
+        assert exponent < 1.25, f"{name} grows as {dim}^{exponent:.2f}, expected in proportion at most"
+    benchmark.group = f"{op.name}, scaling with {dim}"
+    benchmark.extra_info.update(kind="scaling", op=op.name, dim=dim, points=points, slopes=exponents)
     replay(benchmark, [points[op.baseline.name][-1][1]])

@@ -17,8 +17,8 @@ def test_instruction_counts(request: pytest.FixtureRequest) -> None:
     committed = static.read("instructions.json")
     if committed["compiler"] != instructions.compiler():
         pytest.skip(f"counts are of {committed['compiler']}, this is {instructions.compiler()}")
-    complaints = static.grown_counts(committed["counts"], instructions.count_instructions())
-    assert not complaints, "\n".join(complaints)
+    problems = static.grown_counts(committed["counts"], instructions.count_instructions())
+    assert not problems, "\n".join(problems)
 
 
 def test_kernel_reports(request: pytest.FixtureRequest) -> None:
@@ -30,5 +30,5 @@ def test_kernel_reports(request: pytest.FixtureRequest) -> None:
     committed = static.read("kernels.json")
     if committed["triton"] != found["triton"]:
         pytest.skip(f"reports are of triton {committed['triton']}, this is {found['triton']}")
-    complaints = static.worse_reports(committed["reports"], found["reports"])
-    assert not complaints, "\n".join(complaints)
+    problems = static.worse_reports(committed["reports"], found["reports"])
+    assert not problems, "\n".join(problems)

@@ -16,12 +16,18 @@ import torch
 
 from fangyan_bench.harness.machine import device
 from fangyan_bench.harness.statistics import ratio, slope
-from fangyan_bench.harness.stepping import ROOT, StepResult, seconds_until
+from fangyan_bench.harness.stepping import ROOT, StepResult, seconds_to_score
 from fangyan_bench.harness.suite import Suite, recorded_time, replay
 
 try:
     from fangyan_bench.steps import largest, lora_lm, masked_lm
-    from fangyan_bench.steps.tagger import CONTENDERS, MINUTES, check_agreement, read_setting, write_bert_base
+    from fangyan_bench.steps.tagger import (
+        IMPLEMENTATIONS,
+        MINUTES,
+        check_agreement,
+        load_setup,
+        write_bert_base,
+    )
 except ImportError as error:
     pytest.skip(f"whole steps need the trainer's dependencies: {error}", allow_module_level=True)
 
@@ -29,7 +35,7 @@ RECIPE = str(ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml")
 ELECTRA, BERT = "ELECTRA, 5.9 M", "BERT-base, 93 M"
 BASELINE, OURS = "tutorial loop", "fangyan"
 DEV_SCORE = 85.0  # joint F1
-CARD = 24.0  # GiB, of a card that people have
+CARD_GIB = 24.0  # GiB, of a card that people have
 
 # What fangyan promises on a CPU; a GPU spends its time elsewhere.
 CLAIMS = {"tutorial loop": 8.0, "HF Trainer, batch 16": 1.25}
@@ -46,31 +52,31 @@ def settings() -> str:
     return f"{RECIPE} engine.precision={'bf16' if device() == 'cuda' else 'fp32'}"
 
 
-def contenders(quick: bool) -> list[str]:
-    return [name for name, contender in CONTENDERS.items() if contender.quick or not quick]
+def implementations(quick: bool) -> list[str]:
+    return [name for name, implementation in IMPLEMENTATIONS.items() if implementation.quick or not quick]
 
 
 def rounds(suite: Suite, model: str, recipe: str, name: str) -> tuple[dict[str, StepResult], dict[str, str]]:
-    """Of a contender and whom it takes turns with: ten processes of BERT-base do not fit into 24 GB."""
+    """Of a implementation and whom it takes turns with: ten processes of BERT-base do not fit into 24 GB."""
     if name in IN_BF16:
         return suite.steps("tagger", f"{model}, bf16", recipe, list(BF16_GROUP))
-    return suite.steps("tagger", model, recipe, [n for n in contenders(suite.quick) if n not in IN_BF16])
+    return suite.steps("tagger", model, recipe, [n for n in implementations(suite.quick) if n not in IN_BF16])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("quick")
-    names = contenders(quick)
+    names = implementations(quick)
     if "model" in metafunc.fixturenames:
         models = [ELECTRA] if quick else [ELECTRA, BERT]
         metafunc.parametrize(("model", "name"), [(model, name) for model in models for name in names])
     if "size" in metafunc.fixturenames:
-        cells = [(size, name) for size in masked_lm.SIZES for name in masked_lm.contenders(size)]
+        cells = [(size, name) for size in masked_lm.SIZES for name in masked_lm.implementations(size)]
         metafunc.parametrize(("size", "name"), [] if quick else cells)
     if "adapted" in metafunc.fixturenames:
-        cells = [(size, name) for size in lora_lm.sizes() for name in lora_lm.contenders(size)]
+        cells = [(size, name) for size in lora_lm.sizes() for name in lora_lm.implementations(size)]
         metafunc.parametrize(("adapted", "name"), [] if quick else cells)
     if "learner" in metafunc.fixturenames:
-        metafunc.parametrize("learner", [] if quick else [n for n in names if CONTENDERS[n].learns])
+        metafunc.parametrize("learner", [] if quick else [n for n in names if IMPLEMENTATIONS[n].learns])
     if "stage" in metafunc.fixturenames:
         metafunc.parametrize(("ranks", "stage"), [] if quick else [(n, s) for n in (1, 2) for s in range(4)])
 
@@ -78,28 +84,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> dict[str, str]:
     """By model; before anything is timed, packed and padded steps must agree."""
-    setting = read_setting(RECIPE)
-    check_agreement(setting)
+    setup = load_setup(RECIPE)
+    check_agreement(setup)
     folder = tmp_path_factory.mktemp("bert-base")
     if not suite.quick:
-        write_bert_base(folder, setting)
+        write_bert_base(folder, setup)
     return {ELECTRA: settings(), BERT: f"{settings()} model.path={folder}"}
 
 
 @pytest.mark.benchmark(timer=recorded_time)
 def test_step(model: str, name: str, recipes: dict[str, str], suite: Suite, benchmark: Any) -> None:
-    if reason := CONTENDERS[name].missing():
+    if reason := IMPLEMENTATIONS[name].missing():
         benchmark.skipped = True
         pytest.skip(reason)
     measured = rounds(suite, model, recipes[model], name)
-    result, ours = chosen(name, CONTENDERS[name].role, OURS, measured, benchmark)
+    result, ours = chosen(name, IMPLEMENTATIONS[name].role, OURS, measured, benchmark)
     benchmark.group = f"a tagger's whole step, {model}, seconds a token"
     benchmark.extra_info.update(
         **described(result, measured[0].get(BASELINE), suite),
         task="tagger",
         model=model,
-        contender=name,
-        role=CONTENDERS[name].role,
+        implementation=name,
+        role=IMPLEMENTATIONS[name].role,
         ours=ratio(result.seconds_per_token, ours).as_dict(),
     )
     if name != OURS:
@@ -118,7 +124,7 @@ def chosen(
     measured: tuple[dict[str, StepResult], dict[str, str]],
     benchmark: Any,
 ) -> tuple[StepResult, list[float]]:
-    """A contender's result and our own times; a peer that failed is skipped, and said to have."""
+    """A implementation's result and our own times; a peer that failed is skipped, and said to have."""
     results, failed = measured
     if name in failed and role == "peer":
         benchmark.skipped = True
@@ -131,8 +137,8 @@ def chosen(
 def described(result: StepResult, baseline: StepResult | None, suite: Suite) -> dict[str, Any]:
     """What is stored of any whole step."""
     tokens = 1 / statistics.median(result.seconds_per_token)
-    # On a CPU of float32, whatever the contender computes in.
-    peak = suite.ceilings.flops[torch.bfloat16 if device() == "cuda" else torch.float32]
+    # On a CPU of float32, whatever the implementation computes in.
+    peak = suite.peak_rates.flops[torch.bfloat16 if device() == "cuda" else torch.float32]
     return {
         "kind": "step",
         "ratio": ratio(baseline.seconds_per_token, result.seconds_per_token).as_dict() if baseline else None,
@@ -153,16 +159,16 @@ def compared(who: str, other: list[float], own: list[float], whom: str) -> str:
 @pytest.mark.benchmark(timer=recorded_time)
 def test_masked_lm_step(size: str, name: str, agreed: None, suite: Suite, benchmark: Any) -> None:
     """The whole step behind the vocabulary's head: less is gained than of the head alone."""
-    names = list(masked_lm.contenders(size))
+    names = list(masked_lm.implementations(size))
     measured = suite.steps("masked_lm", f"BERT, {size}", f"{size} {settings()}", names)
-    role = masked_lm.contenders(size)[name].role
+    role = masked_lm.implementations(size)[name].role
     result, ours = chosen(name, role, masked_lm.OURS, measured, benchmark)
     benchmark.group = f"a masked language model's whole step, {size}, seconds a token"
     benchmark.extra_info.update(
         **described(result, measured[0].get(masked_lm.BASELINE), suite),
         task="masked language model",
         model=f"BERT, {size}",
-        contender=name,
+        implementation=name,
         role=role,
         ours=ratio(result.seconds_per_token, ours).as_dict(),
     )
@@ -174,22 +180,22 @@ def test_masked_lm_step(size: str, name: str, agreed: None, suite: Suite, benchm
 
 @pytest.fixture(scope="session")
 def agreed() -> None:
-    masked_lm.check_agreement(read_setting(RECIPE))
+    masked_lm.check_agreement(load_setup(RECIPE))
 
 
 @pytest.mark.benchmark(timer=recorded_time)
 def test_lora_lm_step(adapted: str, name: str, same_adapters: None, suite: Suite, benchmark: Any) -> None:
     """The whole step of a causal model with LoRA."""
-    names = list(lora_lm.contenders(adapted))
+    names = list(lora_lm.implementations(adapted))
     measured = suite.steps("lora_lm", f"Qwen3, {adapted}", f"{adapted}|{settings()}", names)
-    role = lora_lm.contenders(adapted)[name].role
+    role = lora_lm.implementations(adapted)[name].role
     result, ours = chosen(name, role, lora_lm.OURS, measured, benchmark)
     benchmark.group = f"a causal model with LoRA, the whole step, {adapted}, seconds a token"
     benchmark.extra_info.update(
         **described(result, measured[0].get(lora_lm.PEFT), suite),
         task="causal LM with LoRA",
         model=f"Qwen3, {adapted}",
-        contender=name,
+        implementation=name,
         role=role,
         ours=ratio(result.seconds_per_token, ours).as_dict(),
     )
@@ -201,7 +207,7 @@ def test_lora_lm_step(adapted: str, name: str, same_adapters: None, suite: Suite
 
 @pytest.fixture(scope="session")
 def same_adapters() -> None:
-    lora_lm.check_agreement(read_setting(settings()))
+    lora_lm.check_agreement(load_setup(settings()))
 
 
 @pytest.mark.skipif(device() != "cuda", reason="a cap on memory is the GPU's allocator's")
@@ -212,10 +218,12 @@ def test_largest_model(base: str, name: str, suite: Suite) -> None:
     if suite.quick:
         pytest.skip("it takes minutes")
     layers = largest.largest(
-        lambda layers: largest.trains(name, base, layers, CARD, settings()), step=4, most=256
+        lambda layers: largest.trains(name, base, layers, CARD_GIB, settings()), step=4, most=256
     )
     billions = largest.parameters(layers) / 1e9
-    suite.lines.append(f"{name}, {base}: LoRA of up to {billions:.1f} B parameters trains in {CARD:.0f} GiB")
+    suite.lines.append(
+        f"{name}, {base}: LoRA of up to {billions:.1f} B parameters trains in {CARD_GIB:.0f} GiB"
+    )
     assert layers > 0
 
 
@@ -229,7 +237,7 @@ def test_step_claim(other: str, recipes: dict[str, str], suite: Suite) -> None:
 @pytest.mark.parametrize("tagger", [ELECTRA, BERT])
 @pytest.mark.parametrize("other", BF16_CLAIMS)
 def test_bf16_claim(tagger: str, other: str, recipes: dict[str, str], suite: Suite) -> None:
-    reason = "it takes minutes" if suite.quick else CONTENDERS[BF16].missing()
+    reason = "it takes minutes" if suite.quick else IMPLEMENTATIONS[BF16].missing()
     if reason:
         pytest.skip(reason)
     results, failed = rounds(suite, tagger, recipes[tagger], BF16)
@@ -248,9 +256,9 @@ def holds(who: str, other: str, claim: float, results: dict[str, StepResult], fa
 @pytest.mark.benchmark(timer=recorded_time)
 def test_time_to_score(learner: str, recipes: dict[str, str], suite: Suite, benchmark: Any) -> None:
     """Training time alone until dev joint F1; one run each: learning is not a matter of rounds."""
-    seconds = seconds_until("tagger", recipes[ELECTRA], learner, DEV_SCORE)
+    seconds = seconds_to_score("tagger", recipes[ELECTRA], learner, DEV_SCORE)
     benchmark.group = f"seconds of training until dev joint F1 {DEV_SCORE}"
-    benchmark.extra_info.update(kind="until", contender=learner, score=DEV_SCORE, seconds=seconds)
+    benchmark.extra_info.update(kind="until", implementation=learner, score=DEV_SCORE, seconds=seconds)
     if seconds is None:
         benchmark.skipped = True
         suite.lines.append(f"{learner}: dev joint F1 {DEV_SCORE} not within {MINUTES} minutes of training")

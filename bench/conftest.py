@@ -70,7 +70,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
     suite = request.config.stash[SUITE]
-    suite.ceilings  # noqa: B018  (measured first, on a machine that has done nothing yet)
+    suite.peak_rates  # noqa: B018  (measured first, on a machine that has done nothing yet)
     return suite
 
 
@@ -83,14 +83,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    ceilings = config.stash[SUITE].ceilings
+    peak_rates = config.stash[SUITE].peak_rates
     machine_info.update(
         name=machine_name(),
         device=torch.cuda.get_device_name() if device() == "cuda" else platform.processor(),
         threads=torch.get_num_threads(),
         versions=versions,
-        bytes_per_second=ceilings.bytes_per_second,
-        flops={str(dtype).removeprefix("torch."): flops for dtype, flops in ceilings.flops.items()},
+        bytes_per_second=peak_rates.bytes_per_second,
+        flops={str(dtype).removeprefix("torch."): flops for dtype, flops in peak_rates.flops.items()},
     )
 
 

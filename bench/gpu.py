@@ -32,7 +32,7 @@ PACKAGES = ("torch", "triton", "transformers", "bitsandbytes", "liger-kernel", "
 PARTS = {"values": 115, "ops": 175, "steps": 175, "largest": 175}
 DEFAULT = ("values", "ops", "steps")
 GRACE = 5  # seconds until a part that should have ended is ended
-STARTS = 8  # of one part's processes: each may die of one contender
+STARTS = 8  # of one part's processes: each may die of one implementation
 
 
 def environment(dry: bool) -> dict[str, str]:

@@ -87,9 +87,9 @@ def op_tables(rows: list[Row]) -> str:
             ],
             (
                 [
-                    f"**{row['contender']}**" if row["role"] == "ours" else row["contender"],
+                    f"**{row['implementation']}**" if row["role"] == "ours" else row["implementation"],
                     duration(row["seconds"]),
-                    "1" if row["contender"] == row["baseline"] else ratio(row["ratio"]),
+                    "1" if row["implementation"] == row["baseline"] else ratio(row["ratio"]),
                     f"{row['seconds'] / row['floor_seconds']:.1f}",
                     f"{row['error']:.1e}" if row.get("error") is not None else "",
                     size(row["peak_memory"]),
@@ -109,7 +109,7 @@ def step_tables(rows: list[Row]) -> str:
             ["who", "tokens/s", "sentences/s", "fangyan is", "of peak FLOP/s", "peak memory"],
             (
                 [
-                    row["contender"],
+                    row["implementation"],
                     f"{row['tokens_per_second']:,.0f}",
                     f"{row['samples_per_second']:,.0f}",
                     "" if row["role"] == "ours" else ratio(row["ours"]),
@@ -123,7 +123,7 @@ def step_tables(rows: list[Row]) -> str:
     if until:
         text += f"\n### Training until dev joint F1 {until[0]['score']}\n\n"
         text += markdown(
-            ["who", "training time"], ([row["contender"], duration(row["seconds"])] for row in until)
+            ["who", "training time"], ([row["implementation"], duration(row["seconds"])] for row in until)
         )
     ranks = of_kind(rows, "ranks")
     if ranks:
@@ -137,7 +137,7 @@ def step_tables(rows: list[Row]) -> str:
 
 def scaling_table(rows: list[Row]) -> str:
     lines = [
-        [f"{row['op']}, {name}", row["letter"], f"{slope:.2f}"]
+        [f"{row['op']}, {name}", row["dim"], f"{slope:.2f}"]
         for row in of_kind(rows, "scaling")
         for name, slope in row["slopes"].items()
     ]
@@ -161,7 +161,7 @@ def bars(
     for axis in axes.flat[len(titled) :]:
         axis.set_visible(False)
     for axis, (title, members) in zip(axes.flat, titled, strict=False):
-        names = [row["contender"] for row in members]
+        names = [row["implementation"] for row in members]
         axis.barh(names, [row[value] for row in members], color=[COLOURS[row["role"]] for row in members])
         axis.invert_yaxis()
         axis.set_title(title, loc="left", fontsize=8)
@@ -177,7 +177,7 @@ def plot(folder: Path, rows: list[Row]) -> None:
     both = [
         row | {"speed": row["ratio"]["median"], "group": row["group"].replace(", forward+backward", "")}
         for row in of_kind(rows, "op")
-        if row["which"] in ("forward+backward", "call") and row["ratio"]
+        if row["pass"] in ("forward+backward", "call") and row["ratio"]
     ]
     titled = [(name, members) for name, members in groups(both, lambda row: str(row["group"]))]
     speed = (
@@ -204,11 +204,11 @@ def plot_scaling(folder: Path, rows: list[Row]) -> None:
     for axis, row in zip(axes[0], rows, strict=True):
         for name, points in row["points"].items():
             sizes, seconds = zip(*points, strict=True)
-            label = f"{name}: {row['letter']}^{row['slopes'][name]:.2f}"
+            label = f"{name}: {row['dim']}^{row['slopes'][name]:.2f}"
             axis.loglog(sizes, [1e3 * value for value in seconds], marker="o", markersize=3, label=label)
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{row['op']}", fontsize=9)
-        axis.set_xlabel(row["letter"], fontsize=9)
+        axis.set_xlabel(row["dim"], fontsize=9)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=6)
     axes[0, 0].set_ylabel("ms", fontsize=9)
@@ -224,13 +224,13 @@ def save(figure: Any, path: Path) -> None:
 def page(folder: Path, run: dict[str, Any], rows: list[Row]) -> str:
     machine = run["machine_info"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    ceilings = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in machine["flops"].items())
+    peak_rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in machine["flops"].items())
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     return (
         f"# {machine['name']}\n\n"
         f"`pytest bench/ --results`, {run['datetime'][:10]}, commit {commits}; "
         f"Python {machine['python_version']}, {versions}, {machine['threads']} threads. "
-        f"Ceilings measured at the start: {machine['bytes_per_second'] / 1e9:.1f} GB/s, {ceilings}.\n\n"
+        f"PeakRates measured at the start: {machine['bytes_per_second'] / 1e9:.1f} GB/s, {peak_rates}.\n\n"
         "Medians of rounds in which all take turns. `=`: the spread of the rounds is larger than the "
         "difference. Error: the largest of value and gradients, relative to their norm. First call: "
         "preparation and compilation.\n\n"

@@ -18,10 +18,10 @@ PLANTED = "    for _ in range(20):\n        F.linear(input_TH.detach(), weight_C
 COMPARE = """
 import json, sys
 from fangyan_bench.harness import compare
-from fangyan_bench.harness.timing import Effort
+from fangyan_bench.harness.timing import TimingBudget
 chosen = [case for case in compare.cases(True, "") if "tags" in case.name and "L85" in case.name]
 chosen = [case for case in chosen if "reference" in case.name]
-verdicts = compare.compare(sys.argv[1], chosen, Effort(11, 21, 2.0))
+verdicts = compare.compare(sys.argv[1], chosen, TimingBudget(11, 21, 2.0))
 print(json.dumps([[v.case.name, v.worse, str(v)] for v in verdicts]))
 print(compare.summary(sys.argv[1], verdicts))
 """
@@ -58,8 +58,8 @@ def compare(tree, ref):
 def test_a_planted_slowdown_fails_and_no_change_passes(repository):
     unchanged = compare(repository, "HEAD")
     assert unchanged.returncode == 0, unchanged.stderr
-    verdicts, sentence = unchanged.stdout.splitlines()
-    assert [worse for _, worse, _ in json.loads(verdicts)] == [False], verdicts
+    results, sentence = unchanged.stdout.splitlines()
+    assert [worse for _, worse, _ in json.loads(results)] == [False], results
     assert sentence.startswith("None of 1 cases is worse than HEAD beyond the noise")
 
     reference = repository / "kernels" / "fangyan_kernels" / "linear_cross_entropy" / "reference.py"
@@ -68,8 +68,8 @@ def test_a_planted_slowdown_fails_and_no_change_passes(repository):
     reference.write_text(source.replace(LINE, PLANTED))
     slower = compare(repository, "HEAD")
     assert slower.returncode == 0, slower.stderr
-    verdicts, sentence = slower.stdout.splitlines()
-    assert [worse for _, worse, _ in json.loads(verdicts)] == [True], verdicts
+    results, sentence = slower.stdout.splitlines()
+    assert [worse for _, worse, _ in json.loads(results)] == [True], results
     assert sentence.startswith("1 of 1 cases are worse than HEAD beyond the noise")
 
 

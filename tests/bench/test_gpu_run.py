@@ -19,17 +19,17 @@ from fangyan_bench.gpu import predictions as predictions_module
 from fangyan_bench.gpu import warm
 from fangyan_bench.gpu.decisions import decisions
 from fangyan_bench.gpu.entries import DRY_ENTRIES, ENTRIES, Entry, planned_seconds
-from fangyan_bench.gpu.ops import DRY_EFFORT, START_SECONDS, WARM_UP_SECONDS, floor, measure
+from fangyan_bench.gpu.ops import DRY_TIMING_BUDGET, START_SECONDS, WARM_UP_SECONDS, floor, measure
 from fangyan_bench.gpu.predictions import compare, predictions
 from fangyan_bench.gpu.record import Budget, Record
 from fangyan_bench.gpu.steps import ENTRIES as STEPS
-from fangyan_bench.harness.machine import Ceilings
-from fangyan_bench.harness.op import Contender, Op, Shape, Work, function
-from fangyan_bench.harness.registry import missing_ops, op_called, ops
+from fangyan_bench.harness.machine import PeakRates
+from fangyan_bench.harness.op import Cost, Implementation, Op, Shape, function
+from fangyan_bench.harness.registry import find_op, missing_ops, ops
 from gpu import DEFAULT, GRACE, PARTS
 
 ROOT = Path(__file__).parents[2]
-NOMINAL = Ceilings(3e12, {torch.bfloat16: 7e14})  # an H100's, to plan with; a run measures its own
+NOMINAL = PeakRates(3e12, {torch.bfloat16: 7e14})  # an H100's, to plan with; a run measures its own
 
 
 def square(x):
@@ -45,17 +45,17 @@ OP = Op(
     name="square",
     shapes=(SHAPE,),
     inputs=inputs,
-    truth=square,
-    contenders=(Contender("eager", "baseline", function(square)),),
-    work=lambda shape, which: Work(1.0, 1.0),
+    reference=square,
+    implementations=(Implementation("eager", "baseline", function(square)),),
+    cost=lambda shape, pass_name: Cost(1.0, 1.0),
 )
 
 
-def measured(folder, entries, monkeypatch, seconds=60.0, effort=DRY_EFFORT):
+def measured(folder, entries, monkeypatch, seconds=60.0, timing_budget=DRY_TIMING_BUDGET):
     monkeypatch.setattr(ops_part, "ops", lambda: {"square": OP, **ops()})
     record = Record(folder, "ops")
-    ceilings = Ceilings(1e10, {torch.float32: 1e10})
-    measure(entries, record, Budget(seconds), ceilings, effort, watch=False)
+    peak_rates = PeakRates(1e10, {torch.float32: 1e10})
+    measure(entries, record, Budget(seconds), peak_rates, timing_budget, watch=False)
     return json.loads((folder / "ops.json").read_text())["entries"], (folder / "ops.md").read_text()
 
 
@@ -63,8 +63,8 @@ def raising(x):
     raise NotImplementedError("no kernel\nfor this card")
 
 
-def entry(*contenders, name="small"):
-    return Entry("square", replace(SHAPE, name=name), ("eager",), contenders)
+def entry(*implementations, name="small"):
+    return Entry("square", replace(SHAPE, name=name), ("eager",), implementations)
 
 
 def test_every_part_writes_though_a_process_is_killed(tmp_path):
@@ -97,13 +97,16 @@ def test_every_part_writes_though_a_process_is_killed(tmp_path):
 
 
 def test_a_peer_that_raises_is_named_and_the_others_are_timed(tmp_path, monkeypatch):
-    peers = (Contender("peer", "peer", function(raising)), Contender("fangyan", "ours", function(square)))
+    peers = (
+        Implementation("peer", "peer", function(raising)),
+        Implementation("fangyan", "ours", function(square)),
+    )
     second = entry(peers[1], name="second")
     entries, page = measured(tmp_path, [entry(*peers), second], monkeypatch)
     first = entries["square/small-T8-float32"]
     assert first["failed"] == {"peer": "NotImplementedError: no kernel for this card"}
-    assert set(first["contenders"]) == {"eager", "fangyan"}
-    ours = first["contenders"]["fangyan"]
+    assert set(first["implementations"]) == {"eager", "fangyan"}
+    ours = first["implementations"]["fangyan"]
     assert ours["graph"] > 0
     assert ours["kernels"]
     assert ours["over_floor"] == pytest.approx(ours["graph"] / first["floor"])
@@ -122,7 +125,7 @@ def test_without_a_gpu_nothing_is_run(tmp_path):
 
 
 def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatch):
-    entry_of_all = entry(Contender("fangyan", "ours", function(square)))
+    entry_of_all = entry(Implementation("fangyan", "ours", function(square)))
     other = entry(name="other")
     record = Record(tmp_path, "ops")
     record.running(str(entry_of_all), "fangyan", {"peer": "it died before"})
@@ -149,7 +152,7 @@ def test_a_process_that_hangs_is_replaced_by_one_without_its_contender(tmp_path,
     assert first["failed"] == {"peer": "the process died or hung in its first calls or its capture"}
     for found in (first, second):
         assert found["state"] == "done"
-        assert found["contenders"]["fangyan"]["graph"] > 0
+        assert found["implementations"]["fangyan"]["graph"] > 0
 
 
 def test_a_part_that_hangs_is_ended_with_all_that_it_has_started(tmp_path, monkeypatch, capsys):
@@ -184,11 +187,11 @@ def test_compilation_that_hangs_is_ended_in_its_time(monkeypatch):
 
 
 def test_who_loses_the_gpu_is_left_out_though_all_fail_after(tmp_path, monkeypatch):
-    def losing(trials, which, effort, failed):
+    def losing(trials, pass_name, timing_budget, failed):
         failed.update(peer="an illegal memory access", eager="an illegal memory access")
         return {}
 
-    peer = Contender("peer", "peer", function(square))
+    peer = Implementation("peer", "peer", function(square))
     with monkeypatch.context() as patch:
         patch.setattr(ops_part, "interleave", losing)
         patch.setattr(ops_part, "gpu_lost", lambda: True)
@@ -197,7 +200,7 @@ def test_who_loses_the_gpu_is_left_out_though_all_fail_after(tmp_path, monkeypat
     entries, _ = measured(tmp_path, [entry(peer)], monkeypatch)  # the next process
     found = entries["square/small-T8-float32"]
     assert list(found["failed"]) == ["peer"]
-    assert list(found["contenders"]) == ["eager"]
+    assert list(found["implementations"]) == ["eager"]
 
 
 def test_what_does_not_fit_is_skipped_and_said_to_be(tmp_path, monkeypatch):
@@ -211,7 +214,7 @@ def test_what_does_not_fit_is_skipped_and_said_to_be(tmp_path, monkeypatch):
 
 def test_the_plan_fits_the_minutes():
     """Entries times warm-up and rounds, at an H100's nominal ceilings: eight minutes, three a part."""
-    planned = [planned_seconds(e, floor(op_called(e.op), e.shape, NOMINAL)[0]) for e in ENTRIES]
+    planned = [planned_seconds(e, floor(find_op(e.op), e.shape, NOMINAL)[0]) for e in ENTRIES]
     assert sum(planned) + WARM_UP_SECONDS + START_SECONDS <= PARTS["ops"]
     assert sum(step.planned for step in STEPS) <= PARTS["steps"]
     assert max(PARTS.values()) + GRACE <= 180
@@ -226,13 +229,13 @@ def test_an_op_is_missing_only_for_want_of_a_package():
 def test_entries_name_contenders_that_there_are():
     pytest.importorskip("bitsandbytes")
     for e in (*ENTRIES, *DRY_ENTRIES):
-        assert len(e.contenders(op_called(e.op))) == len(e.names) + len(e.more), str(e)
+        assert len(e.implementations(find_op(e.op))) == len(e.names) + len(e.more), str(e)
 
 
 def test_predictions_are_of_shapes_and_contenders_that_there_are():
     for key, prediction in predictions().items():
         op_name, _, rest = key.partition("/")
-        shape, _, contender = rest.partition(" ")  # ours, where none is named
+        shape, _, implementation = rest.partition(" ")  # ours, where none is named
         if op_name in missing_ops():
             continue
         op = ops()[op_name]
@@ -240,8 +243,8 @@ def test_predictions_are_of_shapes_and_contenders_that_there_are():
         assert shape in known, key
         low, high = prediction["ratio"]
         assert 0 < low <= high, key
-        names = {c.name for c in op.contenders}
-        assert (contender or "fangyan") in names, key
+        names = {c.name for c in op.implementations}
+        assert (implementation or "fangyan") in names, key
         assert prediction["over"] in {"floor", *names}, key
         assert len(prediction["why"]) > 20, key
 
@@ -270,7 +273,7 @@ def test_what_the_numbers_decide():
         tags: {
             "state": "done",
             "floor": 100e-6,
-            "contenders": {
+            "implementations": {
                 "fangyan": row(200e-6, 300e-6, kernels=[kernel, {"name": "finish", "seconds": 20e-6}]),
                 "fangyan, small_vocab": row(200e-6),
                 "fangyan, large_vocab": row(150e-6),
@@ -290,9 +293,9 @@ def test_what_the_numbers_decide():
         f"lora_linear/{name}-T8192-K4096-N4096-R16-P0-bfloat16": {
             "state": "done",
             "floor": 100e-6,
-            "contenders": contenders,
+            "implementations": implementations,
         }
-        for name, contenders in (("attention", layer), ("k-step", k_step))
+        for name, implementations in (("attention", layer), ("k-step", k_step))
     }
     said = "\n".join(decisions("ops", entries))
     assert "1.10 times the frozen linear, where fangyan is 1.25: worth taking up" in said

@@ -12,17 +12,17 @@ import torch
 from fangyan_bench.harness import memory
 from fangyan_bench.harness.check import WrongValues, check, expected
 from fangyan_bench.harness.machine import cache_bytes
-from fangyan_bench.harness.op import CALL, Contender, Op, Shape, Work, compiled, function
+from fangyan_bench.harness.op import CALL, Cost, Implementation, Op, Shape, compiled, function
 from fangyan_bench.harness.statistics import median_interval, ratio, slope
 from fangyan_bench.harness.suite import Suite
 from fangyan_bench.harness.timing import (
-    Effort,
     NotCompiled,
+    TimingBudget,
     Trial,
     first_call_seconds,
-    forget_compiled,
     input_sets,
     interleave,
+    reset_compiled,
 )
 from fangyan_bench.steps.largest import largest
 
@@ -41,9 +41,9 @@ OP = Op(
     name="square",
     shapes=(SHAPE,),
     inputs=inputs,
-    truth=square,
-    contenders=(Contender("eager", "baseline", function(square)),),
-    work=lambda shape, which: Work(1.0, 1.0),
+    reference=square,
+    implementations=(Implementation("eager", "baseline", function(square)),),
+    cost=lambda shape, pass_name: Cost(1.0, 1.0),
 )
 
 
@@ -68,29 +68,33 @@ class Detached(torch.autograd.Function):
         (Detached.apply, "gradient 0 is zero"),
     ],
 )
-def test_wrong_values_are_not_timed(call, complaint):
+def test_wrong_values_are_not_timed(call, describe_error):
     with pytest.raises(WrongValues) as caught:
-        check(Contender("peer", "peer", function(call)), expected(OP, SHAPE))
-    assert complaint in str(caught.value)
+        check(Implementation("peer", "peer", function(call)), expected(OP, SHAPE))
+    assert describe_error in str(caught.value)
     assert "peer" in str(caught.value)
 
 
 def test_a_wrong_baseline_is_not_its_own_budget():
-    wrong = replace(OP, contenders=(Contender("eager", "baseline", function(lambda x: 1.1 * square(x))),))
+    wrong = replace(
+        OP, implementations=(Implementation("eager", "baseline", function(lambda x: 1.1 * square(x))),)
+    )
     with pytest.raises(WrongValues, match="eager: value is off by 0.1 of its norm"):
         check(wrong.baseline, expected(wrong, SHAPE))
 
 
 def test_gradients_of_a_tensor_start_from_the_same_noise_in_every_dtype():
     op = replace(
-        OP, truth=lambda x: x * x, contenders=(Contender("eager", "baseline", function(lambda x: x * x)),)
+        OP,
+        reference=lambda x: x * x,
+        implementations=(Implementation("eager", "baseline", function(lambda x: x * x)),),
     )
     check(op.baseline, expected(op, SHAPE))
 
 
 def test_right_values_pass():
-    other = Contender("other", "peer", function(lambda x: (x**2).sum()))
-    assert all(check(contender, expected(OP, SHAPE)) < 1e-6 for contender in (OP.baseline, other))
+    other = Implementation("other", "peer", function(lambda x: (x**2).sum()))
+    assert all(check(implementation, expected(OP, SHAPE)) < 1e-6 for implementation in (OP.baseline, other))
 
 
 def test_contenders_take_turns_and_slow_ones_show():
@@ -102,16 +106,16 @@ def test_contenders_take_turns_and_slow_ones_show():
             time.sleep(seconds)
             return square(x)
 
-        return Contender(name, "peer", function(call))
+        return Implementation(name, "peer", function(call))
 
     sets = input_sets(OP, SHAPE)
     trials = {name: Trial(OP, SHAPE, sleeping(name, s), sets[:2]) for name, s in (("a", 0.002), ("b", 0.006))}
-    times = interleave(trials, "forward", Effort(5, 5, 1.0))
+    times = interleave(trials, "forward", TimingBudget(5, 5, 1.0))
     assert len(times["a"]) == len(times["b"]) == 5
     found = ratio(times["b"], times["a"])
     assert found.clear
     assert 2.0 < found.median < 3.5
-    # One contender's rounds after the other's would be 6 turns, with those of the preparation.
+    # One implementation's rounds after the other's would be 6 turns, with those of the preparation.
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert len(turns) >= 9
 
@@ -124,7 +128,7 @@ def raising(error):
 
 
 def measured(*others):
-    op = replace(OP, contenders=(OP.baseline, *others))
+    op = replace(OP, implementations=(OP.baseline, *others))
     suite = Suite(quick=True)
     with mock.patch("fangyan_bench.harness.suite.peak_memory", return_value=0):
         return op, suite, suite.op(op, SHAPE)
@@ -141,9 +145,9 @@ def test_a_peer_that_raises_costs_no_other_its_times():
         return square(x)
 
     op, suite, found = measured(
-        Contender("broken", "peer", raising(ImportError("no such kernel"))),
-        Contender("late", "peer", function(fails_late)),
-        Contender("ours", "ours", function(square)),
+        Implementation("broken", "peer", raising(ImportError("no such kernel"))),
+        Implementation("late", "peer", function(fails_late)),
+        Implementation("ours", "ours", function(square)),
     )
     assert found.failed["broken"] == "ImportError: no such kernel"
     assert found.failed["late"] == "NotImplementedError: cce_exact is not implemented"
@@ -155,36 +159,36 @@ def test_a_peer_that_raises_costs_no_other_its_times():
 
 def test_too_little_memory_is_no_fault_but_ours():
     short = raising(torch.OutOfMemoryError("CUDA out of memory"))
-    _, _, found = measured(Contender("peer", "peer", short), Contender("ours", "ours", short))
+    _, _, found = measured(Implementation("peer", "peer", short), Implementation("ours", "ours", short))
     assert found.missing == {"peer": "it needs more memory than there is"}
     assert list(found.failed) == ["ours"]
 
 
 def test_without_the_baseline_there_is_no_ratio():
-    op, suite, found = measured(Contender("ours", "ours", function(square)))
+    op, suite, found = measured(Implementation("ours", "ours", function(square)))
     del found.times["forward"]["eager"]
     assert suite.ratio(op, SHAPE, "forward", "ours") is None
 
 
 def test_torch_compile_compiles_every_shape(monkeypatch):
     """More shapes than a function may have variants; the plain one never takes its place in silence."""
-    contender = Contender("torch.compile", "baseline", function(compiled(square)), compiled=True)
+    implementation = Implementation("torch.compile", "baseline", function(compiled(square)), compiled=True)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # 25 s less than inductor
 
-    def first_call(contender, hidden):
+    def first_call(implementation, hidden):
         shape = Shape("small", {"T": 8, "H": hidden})
-        return first_call_seconds(OP, shape, contender, input_sets(OP, shape)[0])
+        return first_call_seconds(OP, shape, implementation, input_sets(OP, shape)[0])
 
     with torch._dynamo.config.patch(recompile_limit=2):
         for hidden in (1, 2, 3):
-            forget_compiled()
-            first_call(contender, hidden)
-        first_call(contender, 4)
+            reset_compiled()
+            first_call(implementation, hidden)
+        first_call(implementation, 4)
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-            first_call(contender, 5)
+            first_call(implementation, 5)
     with pytest.raises(NotCompiled, match="its first call at small-T8-H4-float32 compiled nothing"):
-        first_call(replace(contender, prepare=function(square)), 4)
-    forget_compiled()
+        first_call(replace(implementation, prepare=function(square)), 4)
+    reset_compiled()
 
 
 def test_a_backward_is_timed_without_its_forward():
@@ -192,7 +196,9 @@ def test_a_backward_is_timed_without_its_forward():
         time.sleep(0.01)
         return square(x)
 
-    trial = Trial(OP, SHAPE, Contender("slow forward", "peer", function(call)), input_sets(OP, SHAPE)[:2])
+    trial = Trial(
+        OP, SHAPE, Implementation("slow forward", "peer", function(call)), input_sets(OP, SHAPE)[:2]
+    )
     assert (
         trial.run("backward", 1) < 0.005 < trial.run("forward", 1) <= trial.run("forward+backward", 1) * 1.5
     )
@@ -238,7 +244,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
 
 @pytest.mark.parametrize("megabytes", [8, 200])
 def test_high_water_mark(megabytes):
-    before = memory.settle()
+    before = memory.reset_peak()
     block = torch.ones(megabytes << 18)
     del block
     assert memory.high_water_mark() - before == pytest.approx(megabytes << 20, rel=0.1, abs=2 << 20)

@@ -9,10 +9,10 @@ from fangyan_kernels.testing.offline import SHARED_LIMIT, OfflineKernel, compile
 
 from fangyan_bench.harness.check import WrongValues, check, expected
 from fangyan_bench.harness.op import Shape
-from fangyan_bench.harness.registry import op_called
+from fangyan_bench.harness.registry import find_op
 from fangyan_bench.peers import k_step
 
-OP = op_called("lora_linear")
+OP = find_op("lora_linear")
 # Tiles that end within and at the tensors' edges; more tiles than programs; more steps than stages; ranks of
 # one short step, and of two.
 SHAPES = [(300, 200, 600, 16), (1, 64, 64, 8), (129, 72, 264, 72), (256, 512, 256, 40)]
@@ -32,7 +32,7 @@ def device(monkeypatch):
 
 def check_contender(device, sizes, dtype):
     shape = Shape("k-step", dict(zip("TKNR", sizes, strict=True), P=0), device, dtype)
-    check(OP.contender("K step"), expected(OP, shape))
+    check(OP.implementation("K step"), expected(OP, shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

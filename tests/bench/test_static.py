@@ -38,8 +38,8 @@ def test_worse_reports_names_what_is_worse():
 
 def test_worse_reports_of_a_kernel_that_no_longer_fits():
     heavy = REPORT | {"shared": 200 << 10}
-    (complaint,) = worse_reports({NAME: heavy}, {NAME: heavy})
-    assert "the chip has" in complaint
+    (describe_error,) = worse_reports({NAME: heavy}, {NAME: heavy})
+    assert "the chip has" in describe_error
 
 
 def test_worse_reports_without_a_committed_report():

@@ -11,7 +11,7 @@ def hang(*_):
 
 
 def compile_one_and_hang(dry, first, step, answers):
-    """A process of the compilation beforehand: its first contender is ready, its second never."""
+    """A process of the compilation beforehand: its first implementation is ready, its second never."""
     answers.put((0, None))
     answers.close()
     answers.join_thread()
@@ -19,14 +19,14 @@ def compile_one_and_hang(dry, first, step, answers):
 
 
 def main(folder):
-    """An ops part of two entries; of the first one's contenders a peer hangs."""
+    """An ops part of two entries; of the first one's implementations a peer hangs."""
     import torch
 
     from fangyan_bench.gpu import ops
     from fangyan_bench.gpu.entries import Entry
     from fangyan_bench.gpu.record import Budget, Record
-    from fangyan_bench.harness.machine import Ceilings
-    from fangyan_bench.harness.op import Contender, Op, Shape, Work, function
+    from fangyan_bench.harness.machine import PeakRates
+    from fangyan_bench.harness.op import Cost, Implementation, Op, Shape, function
 
     def square(x):
         return (x * x).sum()
@@ -35,18 +35,18 @@ def main(folder):
         return (torch.randn(shape["T"], 4, generator=generator).requires_grad_(),)
 
     shapes = tuple(Shape(name, {"T": 8}) for name in ("first", "second"))
-    contenders = (
-        Contender("eager", "baseline", function(square)),
-        Contender("peer", "peer", function(hang)),
-        Contender("fangyan", "ours", function(square)),
+    implementations = (
+        Implementation("eager", "baseline", function(square)),
+        Implementation("peer", "peer", function(hang)),
+        Implementation("fangyan", "ours", function(square)),
     )
-    op = Op("square", shapes, inputs, square, contenders, lambda shape, which: Work(1.0, 1.0))
+    op = Op("square", shapes, inputs, square, implementations, lambda shape, which: Cost(1.0, 1.0))
     everyone, without = ("eager", "peer", "fangyan"), ("eager", "fangyan")
     entries = [Entry(op.name, shape, who) for shape, who in zip(shapes, (everyone, without), strict=True)]
     ops.ops = lambda: {op.name: op}
     ops.HANGING = 0.0  # beyond the plan, 4 s here
-    ceilings = Ceilings(1e10, {torch.float32: 1e10})
-    ops.measure(entries, Record(folder, "ops"), Budget(60.0), ceilings, ops.DRY_EFFORT, watch=True)
+    ceilings = PeakRates(1e10, {torch.float32: 1e10})
+    ops.measure(entries, Record(folder, "ops"), Budget(60.0), ceilings, ops.DRY_TIMING_BUDGET, watch=True)
 
 
 if __name__ == "__main__":

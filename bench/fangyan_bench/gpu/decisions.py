@@ -50,7 +50,7 @@ def decisions(part: str, entries: Mapping[str, Row]) -> list[str]:
 
 def _host(done: Mapping[str, Row]) -> Iterator[str]:
     for name, entry in done.items():
-        ours = entry["contenders"].get(OURS)
+        ours = entry["implementations"].get(OURS)
         if ours and ours["graph"] and ours["eager"] > HOST_BOUND * ours["graph"]:
             yield (
                 f"{name}: eager calls take {ours['eager'] / ours['graph']:.2f}x of the graph's time "
@@ -71,7 +71,7 @@ def _goals(done: Mapping[str, Row]) -> Iterator[str]:
 def _peers(done: Mapping[str, Row]) -> Iterator[str]:
     for name, entry in done.items():
         ours = _seconds(entry, OURS)
-        for peer, found in entry["contenders"].items():
+        for peer, found in entry["implementations"].items():
             theirs = _seconds(entry, peer)
             if found["role"] == "peer" and ours and theirs and theirs < ours:
                 yield f"{name}: {peer} is {ours / theirs:.2f}x as fast as fangyan"
@@ -118,7 +118,7 @@ def _alignment(done: Mapping[str, Row]) -> Iterator[str]:
 def _slow(done: Mapping[str, Row]) -> Iterator[str]:
     """Kernels of ours that take most of what an entry loses to its floor."""
     for name, entry in done.items():
-        ours = entry["contenders"].get(OURS)
+        ours = entry["implementations"].get(OURS)
         for kernel in (ours["kernels"] if ours else [])[:1]:
             total = sum(k["seconds"] for k in ours["kernels"])
             if total > LATENCY_BOUND * entry["floor"]:
@@ -128,18 +128,18 @@ def _slow(done: Mapping[str, Row]) -> Iterator[str]:
 
 def _step_goals(done: Mapping[str, Row]) -> Iterator[str]:
     for name, (peer, goal) in STEP_GOALS.items():
-        found = done.get(name, {}).get("contenders", {}).get(peer)
+        found = done.get(name, {}).get("implementations", {}).get(peer)
         if found and found["ours_is_faster_by"]:
             verdict = "met" if found["ours_is_faster_by"] >= goal else "MISSED"
             yield f"{name}: {found['ours_is_faster_by']:.2f}x of {peer}, goal {goal}: {verdict}"
     for name, entry in done.items():
-        memory = {who: found["peak_memory"] for who, found in entry["contenders"].items()}
+        memory = {who: found["peak_memory"] for who, found in entry["implementations"].items()}
         if OURS in memory and memory[OURS] > min(memory.values()):
             yield f"{name}: fangyan takes {memory[OURS] / min(memory.values()):.2f}x of the least memory"
 
 
 def _seconds(entry: Row | None, who: str) -> float | None:
     """The graph's time, or eager calls' where it cannot be captured."""
-    found = entry["contenders"].get(who) if entry else None
+    found = entry["implementations"].get(who) if entry else None
     seconds: float | None = (found["graph"] or found["eager"]) if found else None
     return seconds

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fangyan_bench.harness.op import Contender, Op, Shape
-from fangyan_bench.harness.timing import SAMPLE_SECONDS, Effort
+from fangyan_bench.harness.op import Implementation, Op, Shape
+from fangyan_bench.harness.timing import SAMPLE_SECONDS, TimingBudget
 from fangyan_bench.ops.linear_cross_entropy import ours
 
-EFFORT = Effort(least_rounds=5, most_rounds=9, seconds=0.6)  # of eager calls, and again of graphs
-PREPARING = 0.5  # seconds of a contender: first calls from a warm cache, values, capture, memory
+TIMING_BUDGET = TimingBudget(min_rounds=5, max_rounds=9, seconds=0.6)  # of eager calls, and again of graphs
+PREPARING = 0.5  # seconds of a implementation: first calls from a warm cache, values, capture, memory
 COMPILING = 2.5  # more for torch.compile, its graphs found in the cache
 PROFILING = 0.6  # for each of ours
 DRAWING = 1.0  # of an entry: inputs, and the truth in float64
@@ -23,39 +23,42 @@ class Entry:
     """An op at a shape, and who computes it.
 
     Attributes:
-        names: contenders that the op declares.
-        more: contenders for this run alone.
+        names: implementations that the op declares.
+        more: implementations for this run alone.
     """
 
     op: str
     shape: Shape
     names: tuple[str, ...]
-    more: tuple[Contender, ...] = ()
+    more: tuple[Implementation, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.op}/{self.shape}"
 
-    def contenders(self, op: Op) -> list[Contender]:
-        return [c for c in op.contenders if c.name in self.names] + list(self.more)
+    def implementations(self, op: Op) -> list[Implementation]:
+        return [c for c in op.implementations if c.name in self.names] + list(self.more)
 
 
 def planned_seconds(entry: Entry, call_seconds: float) -> float:
-    """Warm-up and rounds of every contender.
+    """Warm-up and rounds of every implementation.
 
     Args:
-        call_seconds: of a forward and backward at the floor; a contender is planned at three times that.
+        call_seconds: of a forward and backward at the floor; a implementation is planned at three times that.
     """
-    contenders = len(entry.names) + len(entry.more)
+    implementations = len(entry.names) + len(entry.more)
     sample = max(SAMPLE_SECONDS, 3 * call_seconds)
-    rounds = max(EFFORT.least_rounds, min(EFFORT.most_rounds, int(EFFORT.seconds / (contenders * sample))))
-    timing = 2 * contenders * sample * (rounds + 2)  # calls and graphs, each calibrated by two
+    rounds = max(
+        TIMING_BUDGET.min_rounds,
+        min(TIMING_BUDGET.max_rounds, int(TIMING_BUDGET.seconds / (implementations * sample))),
+    )
+    timing = 2 * implementations * sample * (rounds + 2)  # calls and graphs, each calibrated by two
     extra = COMPILING * ("torch.compile" in entry.names)
     extra += PROFILING * sum("fangyan" in name for name in (*entry.names, *(c.name for c in entry.more)))
-    return DRAWING + contenders * PREPARING + timing + extra
+    return DRAWING + implementations * PREPARING + timing + extra
 
 
 BOTH_PATHS = tuple(
-    Contender(f"fangyan, {kind}", "ours", ours(impl=f"triton_{kind}"))
+    Implementation(f"fangyan, {kind}", "ours", ours(impl=f"triton_{kind}"))
     for kind in ("small_vocab", "large_vocab")
 )
 ALL_HEADS = ("eager", "torch.compile", "products alone", "Liger", "Cut Cross-Entropy", "fangyan")

@@ -1,4 +1,4 @@
-"""A CUDA graph of a contender's calls, which leaves the host out; and the kernels that the time goes to."""
+"""A CUDA graph of a implementation's calls, which leaves the host out; and the kernels that the time goes to."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Replay:
     Where there is no GPU it makes the calls, so that a rehearsal takes the same way.
     """
 
-    def __init__(self, trial: Trial, which: str, device: str):
-        calls = trial.call_each(which)
+    def __init__(self, trial: Trial, pass_name: str, device: str):
+        calls = trial.call_each(pass_name)
         self._replay: Calls = _capture(calls) if device == "cuda" else calls
         self._clock, self._sets, self._replays = clock(device), trial.sets, 1
 
-    def calibrate(self, which: str) -> float:
+    def calibrate(self, pass_name: str) -> float:
         self._run(1)
         seconds = max(self._run(1), 1e-9)
         self._replays = max(1, round(SAMPLE_SECONDS / seconds))
         return seconds * self._replays
 
-    def sample(self, which: str) -> float:
+    def sample(self, pass_name: str) -> float:
         """Seconds of one call."""
         return self._run(self._replays) / self._replays / self._sets
 

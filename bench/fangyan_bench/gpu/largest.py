@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fangyan_bench.gpu.record import Budget, Record
 from fangyan_bench.gpu.steps import OURS, RECIPE
-from fangyan_bench.harness.timing import complaint
+from fangyan_bench.harness.timing import describe_error
 
-CARD = 24.0  # GiB, of a card that people have
+CARD_GIB = 24.0  # GiB, of a card that people have
 STEP, MOST = 16, 256  # layers: each try is a process that builds the model, 10 to 40 s
 TRY = 40.0  # seconds
 
@@ -29,7 +29,7 @@ def run(record: Record, seconds: float, dry: bool) -> None:
             except ImportError as error:
                 record.put(entry, "missing", reason=str(error))
             except Exception as error:
-                record.put(entry, "failed", reason=complaint(error))
+                record.put(entry, "failed", reason=describe_error(error))
 
 
 def _search(record: Record, entry: str, name: str, base: str, budget: Budget, dry: bool) -> None:
@@ -44,7 +44,7 @@ def _search(record: Record, entry: str, name: str, base: str, budget: Budget, dr
             raise OutOfTime(f"{', '.join(tried) or 'nothing tried'}; {budget.left:.0f} s are left")
         else:
             settings = f"{RECIPE} engine.precision=bf16"
-            enough = largest.trains(name, base, layers, CARD, settings)
+            enough = largest.trains(name, base, layers, CARD_GIB, settings)
         tried.append(f"{layers} layers {'fit' if enough else 'do not'}")
         return enough
 

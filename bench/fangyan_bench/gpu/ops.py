@@ -1,4 +1,4 @@
-"""The ops part: every entry's contenders in turns, as CUDA graphs and as eager calls, and what it means."""
+"""The ops part: every entry's implementations in turns, as CUDA graphs and as eager calls, and what it means."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 
-from fangyan_bench.gpu.entries import DRY_ENTRIES, EFFORT, ENTRIES, Entry, planned_seconds
+from fangyan_bench.gpu.entries import DRY_ENTRIES, ENTRIES, TIMING_BUDGET, Entry, planned_seconds
 from fangyan_bench.gpu.graphs import AsksTheHost, Replay, kernels
 from fangyan_bench.gpu.predictions import compare, of_entry
 from fangyan_bench.gpu.record import Budget, Record, Row
 from fangyan_bench.gpu.warm import warm_up
-from fangyan_bench.harness.machine import Ceilings, gpu_lost, measure_ceilings
+from fangyan_bench.harness.machine import PeakRates, gpu_lost, measure_peak_rates
 from fangyan_bench.harness.memory import peak_memory
-from fangyan_bench.harness.op import Contender, Op, Shape
+from fangyan_bench.harness.op import Implementation, Op, Shape
 from fangyan_bench.harness.registry import missing_ops, ops
-from fangyan_bench.harness.suite import Measured, prepare
-from fangyan_bench.harness.timing import Effort, Timed, Trial, complaint, input_sets, interleave
+from fangyan_bench.harness.suite import OpMeasurements, prepare
+from fangyan_bench.harness.timing import Timed, TimingBudget, Trial, describe_error, input_sets, interleave
 
 WARM_UP_SECONDS = 40.0  # in parallel processes, at most
 START_SECONDS = 8.0  # imports, ceilings
 HANGING = 25.0  # seconds beyond the plan after which an entry's process ends itself
-DRY_EFFORT = Effort(2, 2, 0.1)
+DRY_TIMING_BUDGET = TimingBudget(2, 2, 0.1)
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
@@ -39,21 +39,21 @@ def run(record: Record, seconds: float, dry: bool) -> None:
         record.write()
         record.about["compilation"] = warm_up(dry, WARM_UP_SECONDS)
         record.write()
-    ceilings = measure_ceilings()
-    record.about["ceilings"] = {
-        "bytes per second": ceilings.bytes_per_second,
-        **{f"FLOP/s {str(d).removeprefix('torch.')}": flops for d, flops in ceilings.flops.items()},
+    peak_rates = measure_peak_rates()
+    record.about["peak rates"] = {
+        "bytes per second": peak_rates.bytes_per_second,
+        **{f"FLOP/s {str(d).removeprefix('torch.')}": flops for d, flops in peak_rates.flops.items()},
     }
     record.write()
-    measure(entries, record, budget, ceilings, DRY_EFFORT if dry else EFFORT, watch=not dry)
+    measure(entries, record, budget, peak_rates, DRY_TIMING_BUDGET if dry else TIMING_BUDGET, watch=not dry)
 
 
 def measure(
     entries: Sequence[Entry],
     record: Record,
     budget: Budget,
-    ceilings: Ceilings,
-    effort: Effort,
+    peak_rates: PeakRates,
+    timing_budget: TimingBudget,
     watch: bool,
 ) -> None:
     """Each entry that fits; whatever one of them raises, the next has its turn.
@@ -72,7 +72,7 @@ def measure(
         if record.died_timing(name):
             record.put(name, "failed", reason="its process died or hung while it was timed")
             continue
-        planned = planned_seconds(entry, floor(op, entry.shape, ceilings)[0])
+        planned = planned_seconds(entry, floor(op, entry.shape, peak_rates)[0])
         if (needed := budget.needed(planned)) > budget.left:
             record.put(name, "skipped", reason=f"it needs {needed:.0f} s, {budget.left:.0f} s are left")
             continue
@@ -80,14 +80,14 @@ def measure(
             faulthandler.dump_traceback_later(needed + HANGING, exit=True)
         start = time.perf_counter()
         try:
-            found = _measure(entry, op, record, ceilings, effort)
+            found = _measure(entry, op, record, peak_rates, timing_budget)
             record.put(name, "done", seconds=time.perf_counter() - start, planned=planned, **found)
             if found["broken"] and watch:
                 sys.exit("a capture has failed: the other entries need a process whose allocator is whole")
         except Exception as error:
             if gpu_lost():  # the next process leaves out whoever ran last
                 raise
-            record.put(name, "failed", reason=complaint(error))
+            record.put(name, "failed", reason=describe_error(error))
         finally:
             if watch:
                 faulthandler.cancel_dump_traceback_later()
@@ -96,19 +96,19 @@ def measure(
         budget.took(planned, time.perf_counter() - start)
 
 
-def floor(op: Op, shape: Shape, ceilings: Ceilings) -> tuple[float, str]:
+def floor(op: Op, shape: Shape, peak_rates: PeakRates) -> tuple[float, str]:
     """Seconds of the op's bytes or operations at the measured ceilings, whichever is more, and which."""
-    work = op.work(shape, op.passes[-1])
-    moving = work.bytes / ceilings.bytes_per_second
-    computing = work.flops / ceilings.flops[shape.dtype]
+    cost = op.cost(shape, op.passes[-1])
+    moving = cost.bytes / peak_rates.bytes_per_second
+    computing = cost.flops / peak_rates.flops[shape.dtype]
     return max(moving, computing), "bytes" if moving > computing else "operations"
 
 
-def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: Effort) -> Row:
-    shape, which, name = entry.shape, op.passes[-1], str(entry)
+def _measure(entry: Entry, op: Op, record: Record, peak_rates: PeakRates, timing_budget: TimingBudget) -> Row:
+    shape, pass_name, name = entry.shape, op.passes[-1], str(entry)
     killers = record.killers(name)
-    measured = Measured(failed=dict(killers))
-    chosen = [c for c in entry.contenders(op) if c.name not in killers]
+    measured = OpMeasurements(failed=dict(killers))
+    chosen = [c for c in entry.implementations(op) if c.name not in killers]
 
     def blame(who: str | None) -> None:
         record.running(name, who, killers)
@@ -117,38 +117,38 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
     sets = input_sets(op, shape)
     trials = prepare(op, shape, chosen, sets, measured, blame)
     blame(None)
-    eager = _interleaved(trials, which, effort, measured.failed, blame)
+    eager = _interleaved(trials, pass_name, timing_budget, measured.failed, blame)
     replays, not_captured, broken = {}, {}, False
     for who in eager:
         blame(who)
         try:
-            replays[who] = Replay(trials[who], which, shape.device)
+            replays[who] = Replay(trials[who], pass_name, shape.device)
         except Exception as error:
-            not_captured[who] = complaint(error)
+            not_captured[who] = describe_error(error)
             broken = broken or not isinstance(error, AsksTheHost)
     blame(None)
-    graph = _interleaved(replays, which, effort, not_captured, blame)
-    least, bound = floor(op, shape, ceilings)
-    contenders: dict[str, Row] = {}
-    for contender in chosen:
-        if contender.name in eager:
-            ours = contender.role == "ours"
-            contenders[contender.name] = {
-                "role": contender.role,
-                "graph": _median(graph.get(contender.name)),
-                "eager": _median(eager[contender.name]),
-                "rounds": {"graph": graph.get(contender.name), "eager": eager[contender.name]},
-                "error": measured.errors.get(contender.name),
-                "peak_memory": _memory(op, shape, contender),
-                "first_call": measured.first_call_seconds[contender.name],
-                "kernels": _kernels(trials[contender.name], which, shape.device) if ours else [],
+    graph = _interleaved(replays, pass_name, timing_budget, not_captured, blame)
+    least, bound = floor(op, shape, peak_rates)
+    implementations: dict[str, Row] = {}
+    for implementation in chosen:
+        if implementation.name in eager:
+            ours = implementation.role == "ours"
+            implementations[implementation.name] = {
+                "role": implementation.role,
+                "graph": _median(graph.get(implementation.name)),
+                "eager": _median(eager[implementation.name]),
+                "rounds": {"graph": graph.get(implementation.name), "eager": eager[implementation.name]},
+                "error": measured.errors.get(implementation.name),
+                "peak_memory": _memory(op, shape, implementation),
+                "first_call": measured.first_call_seconds[implementation.name],
+                "kernels": _kernels(trials[implementation.name], pass_name, shape.device) if ours else [],
             }
-    _add_ratios(contenders, op.baseline.name, least)
+    _add_ratios(implementations, op.baseline.name, least)
     return {
         "floor": least,
         "bound": bound,
-        "contenders": contenders,
-        "predictions": _predicted(name, contenders, least),
+        "implementations": implementations,
+        "predictions": _predicted(name, implementations, least),
         "missing": measured.missing,
         "failed": measured.failed,
         "not_captured": not_captured,
@@ -158,14 +158,14 @@ def _measure(entry: Entry, op: Op, record: Record, ceilings: Ceilings, effort: E
 
 def _interleaved(
     trials: Mapping[str, Timed],
-    which: str,
-    effort: Effort,
+    pass_name: str,
+    timing_budget: TimingBudget,
     failed: dict[str, str],
     blame: Callable[[str | None], None],
 ) -> dict[str, list[float]]:
     """Rounds of all; where the GPU is lost in them, who failed first is to blame for the others' failing."""
     before = set(failed)
-    times = interleave(trials, which, effort, failed)
+    times = interleave(trials, pass_name, timing_budget, failed)
     if gpu_lost():
         first = next((name for name in failed if name not in before), None)
         blame(first)
@@ -173,38 +173,38 @@ def _interleaved(
     return times
 
 
-def _memory(op: Op, shape: Shape, contender: Contender) -> int | None:
+def _memory(op: Op, shape: Shape, implementation: Implementation) -> int | None:
     """On the CPU, where it takes a process, it is nothing to rehearse."""
     try:
-        return peak_memory(op, shape, contender) if shape.device == "cuda" else None
+        return peak_memory(op, shape, implementation) if shape.device == "cuda" else None
     except Exception:
         return None
 
 
-def _kernels(trial: Trial, which: str, device: str) -> list[dict[str, Any]]:
+def _kernels(trial: Trial, pass_name: str, device: str) -> list[dict[str, Any]]:
     try:
-        return kernels(trial.call_each(which), trial.sets, device)
+        return kernels(trial.call_each(pass_name), trial.sets, device)
     except Exception as error:
-        return [{"name": complaint(error), "seconds": 0.0, "launches": 0.0}]
+        return [{"name": describe_error(error), "seconds": 0.0, "launches": 0.0}]
 
 
-def _add_ratios(contenders: dict[str, Row], baseline: str, least: float) -> None:
+def _add_ratios(implementations: dict[str, Row], baseline: str, least: float) -> None:
     """Over the floor, and over the baseline: of graphs, or of eager calls where either has no graph."""
-    plain = contenders.get(baseline)
-    for found in contenders.values():
+    plain = implementations.get(baseline)
+    for found in implementations.values():
         found["over_floor"] = (found["graph"] or found["eager"]) / least
         kind = "graph" if plain and plain["graph"] and found["graph"] else "eager"
         found["over_baseline"] = found[kind] / plain[kind] if plain else None
 
 
-def _predicted(name: str, contenders: Mapping[str, Row], least: float) -> Row:
-    """Of every contender that something was predicted of."""
+def _predicted(name: str, implementations: Mapping[str, Row], least: float) -> Row:
+    """Of every implementation that something was predicted of."""
     found: Row = {}
     for who, prediction in of_entry(name).items():
-        if who in contenders:
-            kind = "graph" if contenders[who]["graph"] else "eager"
-            others = {other: row[kind] for other, row in contenders.items() if row[kind]}
-            found[who] = compare(prediction, contenders[who][kind], {"floor": least, **others})
+        if who in implementations:
+            kind = "graph" if implementations[who]["graph"] else "eager"
+            others = {other: row[kind] for other, row in implementations.items() if row[kind]}
+            found[who] = compare(prediction, implementations[who][kind], {"floor": least, **others})
     return found
 
 

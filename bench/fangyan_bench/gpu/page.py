@@ -61,14 +61,14 @@ def _ops(entries: Mapping[str, Row]) -> str:
         if entry["state"] == "done":
             text += f"\n## {name}\n\nForward and backward. Floor: {duration(entry['floor'])}"
             text += f" ({entry['bound']}). {entry['seconds']:.1f} s.\n"
-            text += _contenders(entry) + _kernels(entry) + _predictions(entry) + _absent(entry)
+            text += _implementations(entry) + _kernels(entry) + _predictions(entry) + _absent(entry)
     return text
 
 
-def _contenders(entry: Row) -> str:
+def _implementations(entry: Row) -> str:
     headings = ["who", "graph", "eager calls", "graph / floor", "of the baseline's time", "error", "memory"]
     rows = []
-    for name, found in entry["contenders"].items():
+    for name, found in entry["implementations"].items():
         rows.append(
             [
                 f"**{name}**" if found["role"] == "ours" else name,
@@ -85,7 +85,7 @@ def _contenders(entry: Row) -> str:
 
 def _kernels(entry: Row) -> str:
     text = ""
-    for name, found in entry["contenders"].items():
+    for name, found in entry["implementations"].items():
         if found["kernels"]:
             rows = [[k["name"], duration(k["seconds"]), f"{k['launches']:.3g}"] for k in found["kernels"]]
             text += table([f"kernels of {name}", "time per call", "launches"], rows)
@@ -138,7 +138,7 @@ def _steps(entries: Mapping[str, Row]) -> str:
                     size(found["peak_memory"]),
                     duration(found["first_call_seconds"]),
                 ]
-                for who, found in entry["contenders"].items()
+                for who, found in entry["implementations"].items()
             ]
             headings = ["who", "tokens/s", "fangyan is", "of peak FLOP/s", "peak memory", "start"]
             text += f"\n## {name}\n\nWhole steps, optimizer included. {entry['seconds']:.0f} s.\n"

@@ -17,7 +17,7 @@ def predictions() -> dict[str, Any]:
 
 
 def of_entry(name: str) -> dict[str, Any]:
-    """An entry's predictions, by contender."""
+    """An entry's predictions, by implementation."""
     found = {key: value for key, value in predictions().items() if f"{key} ".startswith(f"{name} ")}
     return {key.removeprefix(name).strip() or "fangyan": value for key, value in found.items()}
 
@@ -26,8 +26,8 @@ def compare(prediction: Mapping[str, Any], own: float, others: Mapping[str, floa
     """The measured ratio beside the predicted one.
 
     Args:
-        own: seconds of the contender that it is of.
-        others: seconds by what a prediction may be over: the floor, or a contender's name.
+        own: seconds of the implementation that it is of.
+        others: seconds by what a prediction may be over: the floor, or a implementation's name.
 
     Returns:
         ``over``, ``predicted``, ``measured`` and ``missed_by``: 1 within the predicted range, above 1 slower

@@ -33,21 +33,21 @@ class Record:
         return self.entries.get(name, {}).get("state", "running") != "running"
 
     def killers(self, name: str) -> dict[str, str]:
-        """Contenders that a process died of while they were made ready, with a sentence each."""
+        """Implementations that a process died of while they were made ready, with a sentence each."""
         entry = self.entries.get(name, {})
         killers: dict[str, str] = dict(entry.get("killers", {}))
-        if entry.get("state") == "running" and entry.get("contender"):
-            killers[entry["contender"]] = "the process died or hung in its first calls or its capture"
+        if entry.get("state") == "running" and entry.get("implementation"):
+            killers[entry["implementation"]] = "the process died or hung in its first calls or its capture"
         return killers
 
     def died_timing(self, name: str) -> bool:
-        """Whether a process died in the entry when all its contenders had been made ready."""
+        """Whether a process died in the entry when all its implementations had been made ready."""
         entry = self.entries.get(name, {})
-        return entry.get("state") == "running" and not entry.get("contender")
+        return entry.get("state") == "running" and not entry.get("implementation")
 
-    def running(self, name: str, contender: str | None, killers: Row) -> None:
+    def running(self, name: str, implementation: str | None, killers: Row) -> None:
         """Says who is to blame if nothing follows, and who has been."""
-        self.entries[name] = {"state": "running", "contender": contender, "killers": killers}
+        self.entries[name] = {"state": "running", "implementation": implementation, "killers": killers}
         self._write_json()
 
     def put(self, name: str, state: str, **values: Any) -> None:

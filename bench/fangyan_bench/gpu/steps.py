@@ -1,4 +1,4 @@
-"""The steps part: whole training steps, each contender in a process of its own, and the memory they take."""
+"""The steps part: whole training steps, each implementation in a process of its own, and the memory they take."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from fangyan_bench.gpu.record import Budget, Record, Row
-from fangyan_bench.harness.machine import measure_ceilings
+from fangyan_bench.harness.machine import measure_peak_rates
 from fangyan_bench.harness.statistics import ratio
 from fangyan_bench.harness.stepping import ROOT, StepResult, measure_steps
-from fangyan_bench.harness.timing import Effort, complaint
+from fangyan_bench.harness.timing import TimingBudget, describe_error
 
 RECIPE = ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
 OURS = "fangyan"
-EFFORT = Effort(least_rounds=3, most_rounds=9, seconds=8.0)
-DRY_EFFORT = Effort(1, 1, 0.1)
+TIMING_BUDGET = TimingBudget(min_rounds=3, max_rounds=9, seconds=8.0)
+DRY_TIMING_BUDGET = TimingBudget(1, 1, 0.1)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StepEntry:
     Attributes:
         step: the file in ``steps/``.
         recipe: what the step is opened with; ``{settings}`` is the recipe, ``{bert}`` a BERT-base's folder.
-        names: contenders; ours among them.
+        names: implementations; ours among them.
         planned: seconds: processes and models start, then warm-up and rounds.
     """
 
@@ -59,9 +59,9 @@ DRY_ENTRIES = (StepEntry("tagger, ELECTRA", "tagger", "{settings} train.batch_to
 def run(record: Record, seconds: float, dry: bool) -> None:
     """Every model that fits; without what the trainer needs, all of them are missing."""
     budget = Budget(seconds)
-    ceilings = measure_ceilings()
-    torch.cuda.empty_cache()  # the contenders' processes share the card
-    peak = ceilings.flops[torch.float32 if dry else torch.bfloat16]
+    peak_rates = measure_peak_rates()
+    torch.cuda.empty_cache()  # the implementations' processes share the card
+    peak = peak_rates.flops[torch.float32 if dry else torch.bfloat16]
     for entry in DRY_ENTRIES if dry else ENTRIES:
         if record.finished(entry.name):
             continue
@@ -72,28 +72,28 @@ def run(record: Record, seconds: float, dry: bool) -> None:
         record.running(entry.name, None, {})
         start = time.perf_counter()
         try:
-            found = _measure(entry, DRY_EFFORT if dry else EFFORT, peak)
+            found = _measure(entry, DRY_TIMING_BUDGET if dry else TIMING_BUDGET, peak)
             record.put(entry.name, "done", seconds=time.perf_counter() - start, **found)
         except ImportError as error:
             record.put(entry.name, "missing", reason=str(error))
         except Exception as error:
-            record.put(entry.name, "failed", reason=complaint(error))
+            record.put(entry.name, "failed", reason=describe_error(error))
 
 
-def _measure(entry: StepEntry, effort: Effort, peak: float) -> Row:
-    from fangyan_bench.steps.tagger import read_setting, write_bert_base
+def _measure(entry: StepEntry, timing_budget: TimingBudget, peak: float) -> Row:
+    from fangyan_bench.steps.tagger import load_setup, write_bert_base
 
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         if "{bert}" in entry.recipe:
-            write_bert_base(Path(folder), read_setting(str(RECIPE)))
+            write_bert_base(Path(folder), load_setup(str(RECIPE)))
         recipe = entry.recipe.format(settings=RECIPE, bert=folder)
-        results = measure_steps(entry.step, recipe, entry.names, effort, failed)
+        results = measure_steps(entry.step, recipe, entry.names, timing_budget, failed)
     if not results:
-        raise RuntimeError(f"no contender has ended a step: {failed}")
+        raise RuntimeError(f"no implementation has ended a step: {failed}")
     ours = results.get(OURS)
     return {
-        "contenders": {name: _row(result, ours, peak) for name, result in results.items()},
+        "implementations": {name: _row(result, ours, peak) for name, result in results.items()},
         "failed": failed,
     }
 

@@ -29,13 +29,13 @@ Task = tuple[Entry, str]
 
 
 def tasks(entries: Sequence[Entry]) -> list[Task]:
-    """Every contender with something to compile, in the entries' order."""
+    """Every implementation with something to compile, in the entries' order."""
     names = {str(entry): (*entry.names, *(c.name for c in entry.more)) for entry in entries}
     return [(entry, name) for entry in entries for name in names[str(entry)] if name not in COMPILED_ALREADY]
 
 
 def warm_up(dry: bool, seconds: float) -> dict[str, Any]:
-    """Calls every contender once; gives how long it took, and what was not done in time or failed.
+    """Calls every implementation once; gives how long it took, and what was not done in time or failed.
 
     Each process has every n-th task: one that dies takes no other's with it.
     """
@@ -72,7 +72,7 @@ def warm_up(dry: bool, seconds: float) -> dict[str, Any]:
 
 
 def _work(dry: bool, first: int, step: int, answers: Any) -> None:
-    from fangyan_bench.harness.timing import complaint
+    from fangyan_bench.harness.timing import describe_error
 
     todo = tasks(DRY_ENTRIES if dry else ENTRIES)
     for number in range(first, len(todo), step):
@@ -80,7 +80,7 @@ def _work(dry: bool, first: int, step: int, answers: Any) -> None:
             _call(*todo[number])
             answers.put((number, None))
         except Exception as error:
-            answers.put((number, complaint(error)))
+            answers.put((number, describe_error(error)))
 
 
 def _call(entry: Entry, name: str) -> None:
@@ -88,20 +88,18 @@ def _call(entry: Entry, name: str) -> None:
     import torch
 
     from fangyan_bench.harness.memory import run_once
-    from fangyan_bench.harness.op import draw
-    from fangyan_bench.harness.registry import op_called
-    from fangyan_bench.harness.timing import forget_compiled
+    from fangyan_bench.harness.op import make_inputs
+    from fangyan_bench.harness.registry import find_op
+    from fangyan_bench.harness.timing import reset_compiled
 
-    op = op_called(entry.op)
-    contender = next(c for c in entry.contenders(op) if c.name == name)
-    if contender.missing(entry.shape):
+    op = find_op(entry.op)
+    implementation = next(c for c in entry.implementations(op) if c.name == name)
+    if implementation.missing(entry.shape):
         return
-    forget_compiled()
-    checked = {
-        letter: min(size, op.checked_at.get(letter, size)) for letter, size in entry.shape.sizes.items()
-    }
+    reset_compiled()
+    checked = {dim: min(size, op.checked_at.get(dim, size)) for dim, size in entry.shape.sizes.items()}
     for shape in (replace(entry.shape, sizes=checked), entry.shape):
-        run_once(op, shape, contender, draw(op, shape, 0))
+        run_once(op, shape, implementation, make_inputs(op, shape, 0))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

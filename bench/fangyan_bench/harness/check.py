@@ -1,4 +1,4 @@
-"""Values and gradients before times: the error budget of every contender."""
+"""Values and gradients before times: the error budget of every implementation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from fangyan_kernels.testing.error_budget import error_budget, max_error
 from torch import Tensor, nn
 
-from fangyan_bench.harness.op import Contender, Inputs, Op, Shape, draw, leaves
+from fangyan_bench.harness.op import Implementation, Inputs, Op, Shape, leaves, make_inputs
 
 
 class WrongValues(Exception):
-    """A contender computes something else; its times would mean nothing."""
+    """A implementation computes something else; its times would mean nothing."""
 
 
-def upstream(value: Tensor) -> Tensor:
+def upstream_gradient(value: Tensor) -> Tensor:
     """The gradient that every backward starts from: one for a loss, fixed noise for a tensor."""
     if value.ndim == 0:
         return torch.ones_like(value)
@@ -38,7 +38,7 @@ def evaluate(
         value = call()
     results = {"value": value.detach().clone()}
     if differentiable:
-        value.backward(upstream(value))
+        value.backward(upstream_gradient(value))
         for number, leaf in enumerate(parts):
             assert leaf.grad is not None
             results[f"gradient {number}"] = leaf.grad.detach().clone()
@@ -46,10 +46,10 @@ def evaluate(
     return results
 
 
-def truth(op: Op, shape: Shape, seed: int) -> dict[str, Tensor]:
+def reference_results(op: Op, shape: Shape, seed: int) -> dict[str, Tensor]:
     """The same in float64, from the same numbers."""
-    wide = tuple(_widen(value) for value in draw(op, shape, seed))
-    return evaluate(lambda: op.truth(*wide), wide, "backward" in op.passes)
+    wide = tuple(_widen(value) for value in make_inputs(op, shape, seed))
+    return evaluate(lambda: op.reference(*wide), wide, "backward" in op.passes)
 
 
 def _widen(value: Any) -> Any:
@@ -74,18 +74,20 @@ class Expected:
 
 def expected(op: Op, shape: Shape, seed: int = 0) -> Expected:
     """The truth and the baseline's results, at the shape or at the sizes that the op is checked at."""
-    sizes = {letter: min(size, op.checked_at.get(letter, size)) for letter, size in shape.sizes.items()}
+    sizes = {dim: min(size, op.checked_at.get(dim, size)) for dim, size in shape.sizes.items()}
     shape = replace(shape, sizes=sizes)
-    return Expected(op, shape, seed, truth(op, shape, seed), _results(op, shape, op.baseline, seed))
+    return Expected(
+        op, shape, seed, reference_results(op, shape, seed), _results(op, shape, op.baseline, seed)
+    )
 
 
-def _results(op: Op, shape: Shape, contender: Contender, seed: int) -> dict[str, Tensor]:
-    inputs = draw(op, shape, seed)
-    return evaluate(contender.prepare(shape, inputs), inputs, "backward" in op.passes, op.calls_checked)
+def _results(op: Op, shape: Shape, implementation: Implementation, seed: int) -> dict[str, Tensor]:
+    inputs = make_inputs(op, shape, seed)
+    return evaluate(implementation.prepare(shape, inputs), inputs, "backward" in op.passes, op.calls_checked)
 
 
-def check(contender: Contender, against: Expected) -> float:
-    """The contender's error is at most twice the baseline's, plus one rounding step.
+def check(implementation: Implementation, against: Expected) -> float:
+    """The implementation's error is at most twice the baseline's, plus one rounding step.
 
     Both are measured against float64, and the baseline's own is bounded. A gradient of nothing but
     zeros is wrong whatever its error: a peer has been timed so.
@@ -97,27 +99,27 @@ def check(contender: Contender, against: Expected) -> float:
         WrongValues: naming what differs, and by how much.
     """
     op = against.op
-    found = _results(op, against.shape, contender, against.seed)
+    found = _results(op, against.shape, implementation, against.seed)
     errors = []
     for name, exact in against.exact.items():
         value, plain = found[name].double(), against.plain[name]
         if value.shape != exact.shape:
             raise WrongValues(
-                f"{contender.name}: {name} has shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
+                f"{implementation.name}: {name} has shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
             )
         own = float((plain.double() - exact).norm() / exact.norm())
         if not own <= torch.finfo(plain.dtype).eps ** 0.5:  # 3e-4 in float32, 0.09 in bfloat16
             raise WrongValues(f"{op.baseline.name}: {name} is off by {own:.3g} of its norm")
         if not value.abs().sum() > 0:
-            raise WrongValues(f"{contender.name}: {name} is zero, expected {exact.norm():.3g} in norm")
+            raise WrongValues(f"{implementation.name}: {name} is zero, expected {exact.norm():.3g} in norm")
         errors.append(float((value - exact).norm() / exact.norm()))
-        if contender.tolerance is not None:
-            error, allowed = errors[-1], contender.tolerance
+        if implementation.tolerance is not None:
+            error, allowed = errors[-1], implementation.tolerance
         else:
             error = max_error(value, exact)
             allowed = error_budget(plain, exact, found[name].dtype)
         if not error <= allowed:
             raise WrongValues(
-                f"{contender.name}: {name} is off by {error:.3g}, expected {allowed:.3g} at most"
+                f"{implementation.name}: {name} is off by {error:.3g}, expected {allowed:.3g} at most"
             )
     return max(errors)

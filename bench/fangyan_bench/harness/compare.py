@@ -21,16 +21,16 @@ from pathlib import Path
 from fangyan_bench.harness.machine import device
 from fangyan_bench.harness.registry import ops, shapes
 from fangyan_bench.harness.statistics import median_interval
-from fangyan_bench.harness.timing import Effort, interleave
+from fangyan_bench.harness.timing import TimingBudget, interleave
 from fangyan_bench.harness.worker import RemoteTrial, Worker, WorkerError
 
 ROOT = Path(__file__).parents[3]
 CONFIDENCE = 0.99
-LEAST_CHANGE = 0.01  # less is of no interest, however sure
-MEMORY_CHANGE, MEMORY_BYTES = 1.05, 1 << 20
+MIN_TIME_CHANGE = 0.01  # less is of no interest, however sure
+MIN_MEMORY_CHANGE, MEMORY_BYTES = 1.05, 1 << 20
 
 # Threads that spin while they wait add noise: in a few runs there was about half as much without. It
-# also slows what makes many short calls, so that comparisons between contenders do without.
+# also slows what makes many short calls, so that comparisons between implementations do without.
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 THIS, REF, AGAIN = "this tree", "the ref", "the ref again"
@@ -38,15 +38,15 @@ THIS, REF, AGAIN = "this tree", "the ref", "the ref again"
 
 @dataclass(frozen=True)
 class Case:
-    """Something of ours that is timed: a contender of an op, or a whole step."""
+    """Something of ours that is timed: a implementation of an op, or a whole step."""
 
     name: str
     what: dict[str, str]
-    which: str
+    pass_name: str
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RegressionResult:
     """What came of a case.
 
     Attributes:
@@ -67,11 +67,11 @@ class Verdict:
 
     @property
     def slower(self) -> bool:
-        return self.low > 1 + max(self.noise, LEAST_CHANGE)
+        return self.low > 1 + max(self.noise, MIN_TIME_CHANGE)
 
     @property
     def larger(self) -> bool:
-        return self.memory > MEMORY_CHANGE
+        return self.memory > MIN_MEMORY_CHANGE
 
     @property
     def worse(self) -> bool:
@@ -88,43 +88,47 @@ class Verdict:
 
 
 def cases(quick: bool, recipe: str) -> list[Case]:
-    """Every contender of ours at every shape, and a whole step."""
+    """Every implementation of ours at every shape, and a whole step."""
     found = []
     for op in ops().values():
         for shape in shapes(op, device(), quick):
-            for contender in op.contenders:
-                if contender.role == "ours" and contender.missing(shape) is None:
-                    what = {"op": op.name, "shape": str(shape), "contender": contender.name}
-                    which = op.passes[-1]
-                    found.append(Case(f"{op.name}, {shape}, {contender.name}, {which}", what, which))
-    step = {"step": "tagger", "contender": "fangyan", "recipe": recipe}
+            for implementation in op.implementations:
+                if implementation.role == "ours" and implementation.missing(shape) is None:
+                    what = {"op": op.name, "shape": str(shape), "implementation": implementation.name}
+                    pass_name = op.passes[-1]
+                    found.append(
+                        Case(f"{op.name}, {shape}, {implementation.name}, {pass_name}", what, pass_name)
+                    )
+    step = {"step": "tagger", "implementation": "fangyan", "recipe": recipe}
     return [*found, Case("a tagger's whole step", step, "step")]
 
 
-def compare(ref: str, chosen: Sequence[Case], effort: Effort) -> list[Verdict]:
+def compare(ref: str, chosen: Sequence[Case], timing_budget: TimingBudget) -> list[RegressionResult]:
     """Verdicts on the cases; those that look worse are measured twice."""
     with checked_out(ref) as tree:
-        verdicts = _measure(tree, chosen, effort)
-        suspects = [verdict.case for verdict in verdicts if verdict.worse]
-        longer = Effort(2 * effort.least_rounds, 3 * effort.most_rounds, 3 * effort.seconds)
-        second = {verdict.case.name: verdict for verdict in _measure(tree, suspects, longer)}
-    return [second.get(verdict.case.name, verdict) for verdict in verdicts]
+        results = _measure(tree, chosen, timing_budget)
+        suspects = [result.case for result in results if result.worse]
+        longer = TimingBudget(
+            2 * timing_budget.min_rounds, 3 * timing_budget.max_rounds, 3 * timing_budget.seconds
+        )
+        second = {result.case.name: result for result in _measure(tree, suspects, longer)}
+    return [second.get(result.case.name, result) for result in results]
 
 
-def summary(ref: str, verdicts: Sequence[Verdict]) -> str:
+def summary(ref: str, results: Sequence[RegressionResult]) -> str:
     """The sentence that a comparison ends with."""
-    measured = [verdict for verdict in verdicts if not verdict.unmeasured]
-    worse = [verdict for verdict in measured if verdict.worse]
-    noise = max((verdict.noise for verdict in measured), default=0.0)
+    measured = [result for result in results if not result.unmeasured]
+    worse = [result for result in measured if result.worse]
+    noise = max((result.noise for result in measured), default=0.0)
     explained = f"{ref} differs from itself by up to {noise:.1%} on this machine"
-    left_out = f" {len(verdicts) - len(measured)} not compared." if len(measured) < len(verdicts) else ""
+    left_out = f" {len(results) - len(measured)} not compared." if len(measured) < len(results) else ""
     count = f"{len(worse)} of {len(measured)} cases are" if worse else f"None of {len(measured)} cases is"
     return f"{count} worse than {ref} beyond the noise: {explained}.{left_out}"
 
 
-def failed(verdicts: Sequence[Verdict]) -> bool:
+def failed(results: Sequence[RegressionResult]) -> bool:
     """Whether something is worse, or nothing could be compared at all."""
-    return any(verdict.worse for verdict in verdicts) or all(verdict.unmeasured for verdict in verdicts)
+    return any(result.worse for result in results) or all(result.unmeasured for result in results)
 
 
 def check_ref(ref: str) -> None:
@@ -173,7 +177,7 @@ def _build(tree: Path, ref: str) -> None:
         raise RuntimeError(f"{ref}: its extension does not build: {done.stderr[-2000:]}")
 
 
-def _measure(tree: Path, chosen: Sequence[Case], effort: Effort) -> list[Verdict]:
+def _measure(tree: Path, chosen: Sequence[Case], timing_budget: TimingBudget) -> list[RegressionResult]:
     if not chosen:
         return []
     with ExitStack() as stack:
@@ -181,18 +185,18 @@ def _measure(tree: Path, chosen: Sequence[Case], effort: Effort) -> list[Verdict
         workers = {name: stack.enter_context(Worker(path, QUIET)) for name, path in trees.items()}
         for worker in workers.values():
             worker.ready()
-        return [_verdict(case, workers, effort) for case in chosen]
+        return [_compare_case(case, workers, timing_budget) for case in chosen]
 
 
-def _verdict(case: Case, workers: dict[str, Worker], effort: Effort) -> Verdict:
+def _compare_case(case: Case, workers: dict[str, Worker], timing_budget: TimingBudget) -> RegressionResult:
     # This tree's failure is ours to know of; the ref's may be that the case is new.
     trials = {THIS: RemoteTrial(workers[THIS], **case.what)}
     try:
         trials |= {name: RemoteTrial(workers[name], **case.what) for name in (REF, AGAIN)}
     except WorkerError as error:
         trials[THIS].close()
-        return Verdict(case, unmeasured=str(error))
-    times = interleave(trials, case.which, effort)
+        return RegressionResult(case, unmeasured=str(error))
+    times = interleave(trials, case.pass_name, timing_budget)
     change = [this / ref for this, ref in zip(times[THIS], times[REF], strict=True)]
     null = [again / ref for again, ref in zip(times[AGAIN], times[REF], strict=True)]
     low, high = median_interval(change, CONFIDENCE)
@@ -200,7 +204,7 @@ def _verdict(case: Case, workers: dict[str, Worker], effort: Effort) -> Verdict:
     own, *refs = (trials[name].peak_memory() for name in (THIS, REF, AGAIN))
     for trial in trials.values():
         trial.close()
-    return Verdict(
+    return RegressionResult(
         case,
         ratio=statistics.median(change),
         low=low,

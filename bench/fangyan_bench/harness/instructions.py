@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fangyan_bench.harness.registry import op_called, ops
+from fangyan_bench.harness.registry import find_op, ops
 
 EXTENSION = "fangyan_kernels/_C"
 
@@ -32,7 +32,7 @@ def compiler() -> str:
 
 
 def count_instructions() -> dict[str, int]:
-    """Instructions inside the extension, by op, contender and shape; a forward and a backward each."""
+    """Instructions inside the extension, by op, implementation and shape; a forward and a backward each."""
     counted = [op.name for op in ops().values() if op.counted]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder, "callgrind")
@@ -73,16 +73,16 @@ def _main() -> None:
     import torch
 
     from fangyan_bench.harness.memory import run_once
-    from fangyan_bench.harness.op import draw
+    from fangyan_bench.harness.op import make_inputs
 
     torch.set_num_threads(1)
     # An op alone: whatever else is imported takes its time under Valgrind.
-    for op in map(op_called, sys.argv[1:]):
+    for op in map(find_op, sys.argv[1:]):
         for name, shape in op.counted:
-            contender, inputs = op.contender(name), draw(op, shape, 0)
-            run_once(op, shape, contender, inputs)  # loads, and fills the allocator's caches
+            implementation, inputs = op.implementation(name), make_inputs(op, shape, 0)
+            run_once(op, shape, implementation, inputs)  # loads, and fills the allocator's caches
             _control("--instr=on")
-            run_once(op, shape, contender, inputs)
+            run_once(op, shape, implementation, inputs)
             _control("--instr=off")
             _control("--dump")
             print(f"counted {op.name}/{shape}/{name}", flush=True)

@@ -55,7 +55,7 @@ def gpu_lost() -> bool:
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class PeakRates:
     """What this machine reaches at its best, measured at the start of a run.
 
     Attributes:
@@ -68,7 +68,7 @@ class Ceilings:
     flops: dict[torch.dtype, float]
 
 
-def measure_ceilings() -> Ceilings:
+def measure_peak_rates() -> PeakRates:
     """Best of several: a ceiling is what nothing has exceeded."""
     where = device()
     elements = 1 << (28 if where == "cuda" else 25)
@@ -82,7 +82,7 @@ def measure_ceilings() -> Ceilings:
         left, right = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
         product = torch.empty_like(left)
         flops[dtype] = 2 * size**3 / _best(lambda: torch.mm(left, right, out=product))  # noqa: B023
-    return Ceilings(2 * 4 * elements / copy, flops)
+    return PeakRates(2 * 4 * elements / copy, flops)
 
 
 def _best(call: object) -> float:

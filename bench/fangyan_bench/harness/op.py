@@ -36,16 +36,16 @@ class Shape:
     dtype: torch.dtype = torch.float32
     quick: bool = False
 
-    def __getitem__(self, letter: str) -> int:
-        return self.sizes[letter]
+    def __getitem__(self, dim: str) -> int:
+        return self.sizes[dim]
 
     def __str__(self) -> str:
-        sizes = "-".join(f"{letter}{size}" for letter, size in self.sizes.items())
+        sizes = "-".join(f"{dim}{size}" for dim, size in self.sizes.items())
         return f"{self.name}-{sizes}-{str(self.dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True)
-class Work:
+class Cost:
     """What a pass cannot do without: bytes read from and written to memory, and operations."""
 
     bytes: float
@@ -53,12 +53,12 @@ class Work:
 
 
 def always(shape: Shape) -> str | None:
-    """A contender that runs everywhere."""
+    """A implementation that runs everywhere."""
     return None
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """Who computes the op.
 
     Attributes:
@@ -95,16 +95,16 @@ def function(call: Callable[..., Any]) -> Callable[[Shape, Inputs], Callable[[],
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A ratio that ``--quick`` asserts: the baseline's time over the contender's is at least this.
+class ExpectedSpeedup:
+    """A ratio that ``--quick`` asserts: the baseline's time over the implementation's is at least this.
 
     Attributes:
         shape: the shape's name and sizes, as :class:`Shape` prints them but for the dtype.
     """
 
-    contender: str
+    implementation: str
     shape: str
-    which: str
+    pass_name: str
     at_least: float
 
 
@@ -123,33 +123,35 @@ class Op:
         scaling: by letter, the sizes over which cost is fitted; the first shape of the device is
             the base.
         claims: ratios that ``--quick`` asserts.
-        counted: C++ contenders, each with a small shape, whose instructions are counted.
+        counted: C++ implementations, each with a small shape, whose instructions are counted.
         kernels: Triton kernels that are compiled for GPUs that are not here.
     """
 
     name: str
     shapes: tuple[Shape, ...]
     inputs: Callable[[Shape, torch.Generator], Inputs]
-    truth: Callable[..., Any]
-    contenders: tuple[Contender, ...]
-    work: Callable[[Shape, str], Work]
+    reference: Callable[..., Any]
+    implementations: tuple[Implementation, ...]
+    cost: Callable[[Shape, str], Cost]
     passes: tuple[str, ...] = DIFFERENTIABLE
     calls_checked: int = 1
     checked_at: Mapping[str, int] = field(default_factory=dict)
     scaling: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[ExpectedSpeedup, ...] = ()
     counted: tuple[tuple[str, Shape], ...] = ()
     kernels: tuple[OfflineKernel, ...] = ()
 
     @property
-    def baseline(self) -> Contender:
-        return next(contender for contender in self.contenders if contender.role == "baseline")
+    def baseline(self) -> Implementation:
+        return next(
+            implementation for implementation in self.implementations if implementation.role == "baseline"
+        )
 
-    def contender(self, name: str) -> Contender:
-        return next(contender for contender in self.contenders if contender.name == name)
+    def implementation(self, name: str) -> Implementation:
+        return next(implementation for implementation in self.implementations if implementation.name == name)
 
 
-def draw(op: Op, shape: Shape, seed: int) -> Inputs:
+def make_inputs(op: Op, shape: Shape, seed: int) -> Inputs:
     """One set of inputs on the shape's device, the same for the same seed."""
     generator = torch.Generator(shape.device).manual_seed(seed)
     return op.inputs(shape, generator)

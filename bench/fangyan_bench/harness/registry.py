@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 
 import fangyan_bench.ops as declarations
-from fangyan_bench.harness.op import Contender, Op, Shape
+from fangyan_bench.harness.op import Implementation, Op, Shape
 
 
 @cache
@@ -16,7 +16,7 @@ def _declared() -> tuple[dict[str, Op], dict[str, str]]:
     missing: dict[str, str] = {}
     for entry in pkgutil.iter_modules(declarations.__path__):
         try:
-            op = op_called(entry.name)
+            op = find_op(entry.name)
         except Exception as error:  # one that is broken costs the others nothing either
             missing[entry.name] = f"{type(error).__name__}: {error}"
         else:
@@ -34,7 +34,7 @@ def missing_ops() -> dict[str, str]:
     return _declared()[1]
 
 
-def op_called(name: str) -> Op:
+def find_op(name: str) -> Op:
     """One op, without importing the others.
 
     Raises:
@@ -49,9 +49,9 @@ def shapes(op: Op, device: str, quick: bool) -> list[Shape]:
     return [shape for shape in op.shapes if shape.device == device and (shape.quick or not quick)]
 
 
-def contenders(op: Op, quick: bool) -> list[Contender]:
-    return [contender for contender in op.contenders if contender.quick or not quick]
+def implementations(op: Op, quick: bool) -> list[Implementation]:
+    return [implementation for implementation in op.implementations if implementation.quick or not quick]
 
 
-def shape_called(op: Op, text: str) -> Shape:
+def find_shape(op: Op, text: str) -> Shape:
     return next(shape for shape in op.shapes if str(shape) == text)

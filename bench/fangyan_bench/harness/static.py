@@ -42,40 +42,38 @@ def kernel_reports(architectures: Iterable[str] = ARCHITECTURES) -> dict[str, An
 
 def grown_counts(committed: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
     """A sentence for every kernel that executes more than it did, or that is not committed."""
-    complaints = []
+    problems = []
     for name, count in found.items():
         before = committed.get(name)
         if before is None:
-            complaints.append(f"{name}: {count:,} instructions, none committed")
+            problems.append(f"{name}: {count:,} instructions, none committed")
         elif count > GROWTH * before:
-            complaints.append(
-                f"{name}: {count:,} instructions, {count / before:.2f}x the committed {before:,}"
-            )
-    return complaints
+            problems.append(f"{name}: {count:,} instructions, {count / before:.2f}x the committed {before:,}")
+    return problems
 
 
 def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """A sentence for every kernel that spills, no longer fits, lost its tensor cores, or grew."""
     here = {name.rpartition("/")[2] for name in found}
     gone = [name for name in committed if name.rpartition("/")[2] in here and name not in found]
-    complaints = [f"{name}: it no longer fits the chip, or is no longer declared" for name in gone]
+    problems = [f"{name}: it no longer fits the chip, or is no longer declared" for name in gone]
     for name, now in found.items():
         limit = _limit(name)
         if now["shared"] > limit:
-            complaints.append(f"{name}: {now['shared']:,} bytes of shared memory, the chip has {limit:,}")
+            problems.append(f"{name}: {now['shared']:,} bytes of shared memory, the chip has {limit:,}")
         before = committed.get(name)
         if before is None:
-            complaints.append(f"{name}: no report is committed")
+            problems.append(f"{name}: no report is committed")
             continue
-        complaints += [
+        problems += [
             f"{name}: {now[field]:,} {unit}, {before[field]:,} committed"
             for field, unit in (("spills", "bytes spilled"), ("shared", "bytes of shared memory"))
             if now[field] > before[field]
         ]
         if now["registers"] > before["registers"] + 8:  # a unit of allocation on NVIDIA's chips
-            complaints.append(f"{name}: {now['registers']} registers, {before['registers']} committed")
+            problems.append(f"{name}: {now['registers']} registers, {before['registers']} committed")
         if now["programs_per_sm"] < before["programs_per_sm"]:
-            complaints.append(
+            problems.append(
                 f"{name}: {now['programs_per_sm']} programs per multiprocessor, "
                 f"{before['programs_per_sm']} committed"
             )
@@ -84,13 +82,13 @@ def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> lis
             for r in (now, before)
         )
         if narrow > narrow_before:
-            complaints.append(f"{name}: {narrow} accesses of 1 or 2 bytes, {narrow_before} committed")
+            problems.append(f"{name}: {narrow} accesses of 1 or 2 bytes, {narrow_before} committed")
         mix, old = now["instructions"], before["instructions"]
         if old.get("tensor core") and not mix.get("tensor core"):
-            complaints.append(f"{name}: no tensor-core instruction, {old['tensor core']} committed")
+            problems.append(f"{name}: no tensor-core instruction, {old['tensor core']} committed")
         if mix["total"] > 1.1 * old["total"]:
-            complaints.append(f"{name}: {mix['total']:,} instructions, {old['total']:,} committed")
-    return complaints
+            problems.append(f"{name}: {mix['total']:,} instructions, {old['total']:,} committed")
+    return problems
 
 
 def _limit(name: str) -> int:

@@ -1,4 +1,4 @@
-"""Whole steps of several contenders, each in a process of its own, taking turns."""
+"""Whole steps of several implementations, each in a process of its own, taking turns."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fangyan_bench.harness.timing import Effort, complaint, interleave
+from fangyan_bench.harness.timing import TimingBudget, describe_error, interleave
 from fangyan_bench.harness.worker import RemoteTrial, Worker, WorkerError
 
 ROOT = Path(__file__).parents[3]
-QUICK = Effort(least_rounds=3, most_rounds=9, seconds=6.0)
-FULL = Effort(least_rounds=3, most_rounds=15, seconds=60.0)
+QUICK = TimingBudget(min_rounds=3, max_rounds=9, seconds=6.0)
+FULL = TimingBudget(min_rounds=3, max_rounds=15, seconds=60.0)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a contender's steps took.
+    """What a implementation's steps took.
 
     Attributes:
         seconds_per_token: a number a round.
@@ -34,37 +34,41 @@ class StepResult:
 
 
 def measure_steps(
-    step: str, recipe: str, contenders: Sequence[str], effort: Effort, failed: dict[str, str]
+    step: str,
+    recipe: str,
+    implementations: Sequence[str],
+    timing_budget: TimingBudget,
+    failed: dict[str, str],
 ) -> dict[str, StepResult]:
-    """Rounds of steps by contender, then what memory they took.
+    """Rounds of steps by implementation, then what memory they took.
 
     Args:
-        failed: a contender that raises, or whose process dies, is entered here; the others go on.
+        failed: a implementation that raises, or whose process dies, is entered here; the others go on.
     """
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(ROOT)) for name in contenders}
+        workers = {name: stack.enter_context(Worker(ROOT)) for name in implementations}
         trials: dict[str, RemoteTrial] = {}
         for name, worker in workers.items():
             try:
                 worker.ready()
-                trials[name] = RemoteTrial(worker, step=step, contender=name, recipe=recipe)
+                trials[name] = RemoteTrial(worker, step=step, implementation=name, recipe=recipe)
             except WorkerError as error:
-                failed[name] = complaint(error)
-        times = interleave(trials, "step", effort, failed)
+                failed[name] = describe_error(error)
+        times = interleave(trials, "step", timing_budget, failed)
         results = {}
         for name, seconds in times.items():
             try:
                 described = trials[name].ask("describe")
                 results[name] = StepResult(seconds, peak_memory=trials[name].peak_memory(), **described)
             except WorkerError as error:
-                failed[name] = complaint(error)
+                failed[name] = describe_error(error)
         return results
 
 
-def seconds_until(step: str, recipe: str, contender: str, score: float) -> float | None:
+def seconds_to_score(step: str, recipe: str, implementation: str, score: float) -> float | None:
     """Training time, evaluation left out, until a dev score; None if it was not reached."""
     with Worker(ROOT) as worker:
         worker.ready()
-        trial = RemoteTrial(worker, step=step, contender=contender, recipe=recipe)
+        trial = RemoteTrial(worker, step=step, implementation=implementation, recipe=recipe)
         seconds: float | None = trial.ask("seconds_until", score=score)
         return seconds

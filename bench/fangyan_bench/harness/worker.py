@@ -89,11 +89,11 @@ class RemoteTrial:
         self._worker, self._what = worker, what
         worker.ask("open", of=what)
 
-    def calibrate(self, which: str) -> float:
-        return float(self.ask("calibrate", which=which))
+    def calibrate(self, pass_name: str) -> float:
+        return float(self.ask("calibrate", pass_name=pass_name))
 
-    def sample(self, which: str) -> float:
-        return float(self.ask("sample", which=which))
+    def sample(self, pass_name: str) -> float:
+        return float(self.ask("sample", pass_name=pass_name))
 
     def peak_memory(self) -> int:
         return int(self.ask("peak_memory"))
@@ -136,17 +136,17 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def _open(contender: str, op: str = "", shape: str = "", step: str = "", recipe: str = "") -> Any:
+def _open(implementation: str, op: str = "", shape: str = "", step: str = "", recipe: str = "") -> Any:
     if step:
         from fangyan_bench.steps import open_step
 
-        return open_step(step, contender, recipe)
+        return open_step(step, implementation, recipe)
     from fangyan_bench.harness.check import check, expected
-    from fangyan_bench.harness.registry import op_called, shape_called
+    from fangyan_bench.harness.registry import find_op, find_shape
     from fangyan_bench.harness.timing import Trial, input_sets
 
-    declared = op_called(op)
-    of_shape, who = shape_called(declared, shape), declared.contender(contender)
+    declared = find_op(op)
+    of_shape, who = find_shape(declared, shape), declared.implementation(implementation)
     check(who, expected(declared, of_shape))
     _empty_cache()
     return Trial(declared, of_shape, who, input_sets(declared, of_shape))

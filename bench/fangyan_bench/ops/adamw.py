@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fangyan_bench.harness.op import CALL, Claim, Contender, Inputs, Op, Shape, Work
+from fangyan_bench.harness.op import CALL, Cost, ExpectedSpeedup, Implementation, Inputs, Op, Shape
 
 LR, BETAS, EPS, DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
 STEPS_CHECKED = 3  # the first step alone would not read a state
@@ -31,7 +31,7 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     return 0.01 * parameters, gradient
 
 
-def truth(parameters: Tensor, gradient: Tensor) -> Tensor:
+def reference(parameters: Tensor, gradient: Tensor) -> Tensor:
     """Parameters after some steps on the same gradient: bias-corrected, both averages are its own."""
     update = gradient / (gradient.abs() + EPS)
     for _ in range(STEPS_CHECKED):
@@ -88,29 +88,31 @@ def small_on_the_cpu(shape: Shape) -> str | None:
     return "six seconds a step" if shape.device == "cpu" and shape["P"] > 100_000_000 else None
 
 
-def work(shape: Shape, which: str) -> Work:
+def cost(shape: Shape, pass_name: str) -> Cost:
     """Parameter read and written, gradient read, two states of 8 bits read and written."""
-    return Work(bytes=16.0 * shape["P"], flops=15.0 * shape["P"])
+    return Cost(bytes=16.0 * shape["P"], flops=15.0 * shape["P"])
 
 
 OP = Op(
     name="adamw",
     shapes=SHAPES,
     inputs=inputs,
-    truth=truth,
-    contenders=(
-        Contender("torch, for each", "baseline", stepping(for_each)),
-        Contender("torch, fused", "baseline", stepping(fused)),
+    reference=reference,
+    implementations=(
+        Implementation("torch, for each", "baseline", stepping(for_each)),
+        Implementation("torch, fused", "baseline", stepping(fused)),
         # DeepSpeed builds its extension on first use.
-        Contender("DeepSpeedCPUAdam", "peer", stepping(deepspeed_cpu), cpu_only, quick=False),
+        Implementation("DeepSpeedCPUAdam", "peer", stepping(deepspeed_cpu), cpu_only, quick=False),
         # Of the parameters' norm; three steps move them by 0.3 of it, and 8 bits were off by 0.01.
-        Contender("bitsandbytes 8-bit", "peer", stepping(bitsandbytes), small_on_the_cpu, tolerance=0.02),
-        Contender("fangyan 8-bit", "ours", stepping(fangyan), cpu_only, tolerance=0.02),
+        Implementation(
+            "bitsandbytes 8-bit", "peer", stepping(bitsandbytes), small_on_the_cpu, tolerance=0.02
+        ),
+        Implementation("fangyan 8-bit", "ours", stepping(fangyan), cpu_only, tolerance=0.02),
     ),
-    work=work,
+    cost=cost,
     passes=CALL,
     calls_checked=STEPS_CHECKED,
     scaling={"P": (1_000_000, 3_000_000, 10_000_000, 30_000_000)},
-    claims=(Claim("fangyan 8-bit", "step-P4000000", "call", 1.3),),
+    claims=(ExpectedSpeedup("fangyan 8-bit", "step-P4000000", "call", 1.3),),
     counted=(("fangyan 8-bit", Shape("step", {"P": 16_384})),),
 )

@@ -17,7 +17,16 @@ from fangyan_kernels import linear_cross_entropy
 from fangyan_kernels.testing import cross_entropy_kernels
 from torch import Tensor
 
-from fangyan_bench.harness.op import Claim, Contender, Inputs, Op, Shape, Work, compiled, function
+from fangyan_bench.harness.op import (
+    Cost,
+    ExpectedSpeedup,
+    Implementation,
+    Inputs,
+    Op,
+    Shape,
+    compiled,
+    function,
+)
 
 IGNORE = -100
 # Of the norm. These peers sum the weight's gradient in the inputs' dtype, over chunks or blocks of tokens:
@@ -96,7 +105,7 @@ def eager(input_TH: Tensor, weight_CH: Tensor, target_T: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(input_TH, weight_CH).float(), target_T)
 
 
-def truth(input_TH: Tensor, weight_CH: Tensor, target_T: Tensor) -> Tensor:
+def reference(input_TH: Tensor, weight_CH: Tensor, target_T: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(input_TH, weight_CH), target_T)
 
 
@@ -160,16 +169,16 @@ def only(name: str, device: str) -> Callable[[Shape], str | None]:
     return missing
 
 
-def work(shape: Shape, which: str) -> Work:
+def cost(shape: Shape, pass_name: str) -> Cost:
     """A GEMM of the labelled tokens forward, two backward; their inputs and the weight read, all written."""
     hidden, classes = shape["H"], shape["C"]
     labelled = shape["T"] * shape["L"] / 100
     element = torch.empty((), dtype=shape.dtype).element_size()
     read = element * (labelled * hidden + classes * hidden)
     written = element * (shape["T"] * hidden + classes * hidden)
-    gemms = {"forward": 1, "backward": 2, "forward+backward": 3}[which]
-    moved = {"forward": read, "backward": read + written, "forward+backward": read + written}[which]
-    return Work(bytes=moved, flops=gemms * 2.0 * labelled * hidden * classes)
+    gemms = {"forward": 1, "backward": 2, "forward+backward": 3}[pass_name]
+    moved = {"forward": read, "backward": read + written, "forward+backward": read + written}[pass_name]
+    return Cost(bytes=moved, flops=gemms * 2.0 * labelled * hidden * classes)
 
 
 BOTH = "forward+backward"
@@ -178,33 +187,35 @@ OP = Op(
     name="linear_cross_entropy",
     shapes=SHAPES,
     inputs=inputs,
-    truth=truth,
-    contenders=(
-        Contender("eager", "baseline", function(eager)),
-        Contender("torch.compile", "baseline", function(compiled(eager)), quick=False, compiled=True),
-        Contender(
+    reference=reference,
+    implementations=(
+        Implementation("eager", "baseline", function(eager)),
+        Implementation("torch.compile", "baseline", function(compiled(eager)), quick=False, compiled=True),
+        Implementation(
             "products alone", "baseline", function(lambda x, w, _: _Products.apply(x, w)), computes=False
         ),
-        Contender("native", "peer", native, no_native),
-        Contender("native, chunked", "peer", native_chunked, no_native, quick=False),
-        Contender("Liger", "peer", liger, needs_gpu("liger_kernel"), IN_BF16),
-        Contender("Cut Cross-Entropy", "peer", cut_cross_entropy, needs_gpu("cut_cross_entropy"), IN_BF16),
-        Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
-        Contender("fangyan", "ours", ours()),
-        Contender("fangyan, labels not counted", "ours", uncounted, only("masked", "cuda")),
+        Implementation("native", "peer", native, no_native),
+        Implementation("native, chunked", "peer", native_chunked, no_native, quick=False),
+        Implementation("Liger", "peer", liger, needs_gpu("liger_kernel"), IN_BF16),
+        Implementation(
+            "Cut Cross-Entropy", "peer", cut_cross_entropy, needs_gpu("cut_cross_entropy"), IN_BF16
+        ),
+        Implementation("fangyan reference", "ours", ours(impl="reference"), quick=False),
+        Implementation("fangyan", "ours", ours()),
+        Implementation("fangyan, labels not counted", "ours", uncounted, only("masked", "cuda")),
         # Of the gradient's norm; what is left out is bounded by the test of the option.
-        Contender(
+        Implementation(
             "fangyan, filtered", "ours", ours(gradient_filter=2**-12), only("peaked", "cpu"), tolerance=0.02
         ),
     ),
-    work=work,
+    cost=cost,
     checked_at={"T": 2048},
     scaling={"T": (512, 1024, 2048, 4096), "H": (64, 128, 256, 512), "C": (9, 46, 185, 740)},
     claims=(
-        Claim("fangyan", "tags-T8192-H256-C188-L85", BOTH, 1.0),
-        Claim("fangyan", "tags-T8192-H256-C188-L50", BOTH, 1.3),
-        Claim("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.0),
-        Claim("fangyan", "masked-T1024-H256-C8287-L15", BOTH, 5.0),
+        ExpectedSpeedup("fangyan", "tags-T8192-H256-C188-L85", BOTH, 1.0),
+        ExpectedSpeedup("fangyan", "tags-T8192-H256-C188-L50", BOTH, 1.3),
+        ExpectedSpeedup("fangyan", "vocabulary-T512-H256-C8287-L100", BOTH, 1.0),
+        ExpectedSpeedup("fangyan", "masked-T1024-H256-C8287-L15", BOTH, 5.0),
     ),
     counted=(
         ("fangyan", Shape("tags", {"T": 64, "H": 64, "C": 93, "L": 85})),

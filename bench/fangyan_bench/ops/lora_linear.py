@@ -17,7 +17,16 @@ from fangyan_kernels import lora_linear
 from fangyan_kernels.testing import lora_kernels
 from torch import Tensor, nn
 
-from fangyan_bench.harness.op import Claim, Contender, Inputs, Op, Shape, Work, compiled, function
+from fangyan_bench.harness.op import (
+    Cost,
+    ExpectedSpeedup,
+    Implementation,
+    Inputs,
+    Op,
+    Shape,
+    compiled,
+    function,
+)
 
 SCALE = 2.0
 
@@ -40,7 +49,7 @@ SHAPES = (
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
-    tokens, inner, outer, rank = (shape[letter] for letter in "TKNR")
+    tokens, inner, outer, rank = (shape[dim] for dim in "TKNR")
 
     def noise(*sizes: int, scale: float) -> Tensor:
         return (scale * torch.randn(*sizes, generator=generator, device=shape.device)).to(shape.dtype)
@@ -53,7 +62,7 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     )
 
 
-def truth(x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+def reference(x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
     return F.linear(x_TK, weight_NK) + SCALE * F.linear(F.linear(x_TK, a_RK), b_NR)
 
 
@@ -181,38 +190,38 @@ def no_k_step(shape: Shape) -> str | None:
     return no_dropout(shape) or missing(shape.device)
 
 
-def work(shape: Shape, which: str) -> Work:
+def cost(shape: Shape, pass_name: str) -> Cost:
     """One GEMM with W each way, the low-rank products, and x, W and the results moved once a pass."""
-    tokens, inner, outer, rank = (shape[letter] for letter in "TKNR")
+    tokens, inner, outer, rank = (shape[dim] for dim in "TKNR")
     element = torch.empty((), dtype=shape.dtype).element_size()
     big, low = 2.0 * tokens * inner * outer, 2.0 * tokens * rank * (inner + outer)
     moved = element * (tokens * (inner + outer) + inner * outer)
-    passes = {"forward": (1, 1, 1), "backward": (1, 2, 1), "forward+backward": (2, 3, 2)}[which]
-    return Work(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
+    passes = {"forward": (1, 1, 1), "backward": (1, 2, 1), "forward+backward": (2, 3, 2)}[pass_name]
+    return Cost(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
 
 
 OP = Op(
     name="lora_linear",
     shapes=SHAPES,
     inputs=inputs,
-    truth=truth,
-    contenders=(
-        Contender("eager", "baseline", eager),
-        Contender("torch.compile", "baseline", compiled_whole, quick=False, compiled=True),
-        Contender("frozen linear", "baseline", frozen, computes=False),
-        Contender("PEFT", "peer", peft, no_peft),
-        Contender("addmm", "peer", function(_Addmm.apply), no_dropout),
-        Contender("K-augmentation", "peer", augmented, no_dropout, quick=False),
-        Contender("K step", "peer", k_step, no_k_step, quick=False),
-        Contender("fangyan reference", "ours", ours(impl="reference"), quick=False),
-        Contender("fangyan", "ours", ours()),
+    reference=reference,
+    implementations=(
+        Implementation("eager", "baseline", eager),
+        Implementation("torch.compile", "baseline", compiled_whole, quick=False, compiled=True),
+        Implementation("frozen linear", "baseline", frozen, computes=False),
+        Implementation("PEFT", "peer", peft, no_peft),
+        Implementation("addmm", "peer", function(_Addmm.apply), no_dropout),
+        Implementation("K-augmentation", "peer", augmented, no_dropout, quick=False),
+        Implementation("K step", "peer", k_step, no_k_step, quick=False),
+        Implementation("fangyan reference", "ours", ours(impl="reference"), quick=False),
+        Implementation("fangyan", "ours", ours()),
     ),
-    work=work,
+    cost=cost,
     checked_at={"P": 0, "T": 2048},
     scaling={"R": (4, 8, 16, 32, 64)},
     claims=(
-        Claim("fangyan", "attention-T2048-K256-N256-R8-P0", "forward+backward", 1.0),
-        Claim("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
+        ExpectedSpeedup("fangyan", "attention-T2048-K256-N256-R8-P0", "forward+backward", 1.0),
+        ExpectedSpeedup("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
     ),
     counted=(("fangyan", Shape("attention", {"T": 128, "K": 64, "N": 96, "R": 8, "P": 10})),),
     kernels=lora_kernels.KERNELS,

@@ -16,10 +16,10 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from fangyan_kernels.lora_linear.base_weights import dequantize
 from torch import Tensor
 
-from fangyan_bench.harness.op import Contender, Inputs, Op, Shape, Work
+from fangyan_bench.harness.op import Cost, Implementation, Inputs, Op, Shape
 from fangyan_bench.ops.lora_linear import adapted, no_peft, ours, peft_layer
+from fangyan_bench.ops.lora_linear import cost as plain_cost
 from fangyan_bench.ops.lora_linear import inputs as plain_inputs
-from fangyan_bench.ops.lora_linear import work as plain_work
 
 SHAPES = (
     Shape("attention", {"T": 2048, "K": 256, "N": 256, "R": 8, "P": 0}, quick=True),
@@ -38,7 +38,7 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     return x_TK, Params4bit(weight_NK.cpu(), **settings).to(shape.device), a_RK, b_NR
 
 
-def truth(x_TK: Tensor, weight: Any, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+def reference(x_TK: Tensor, weight: Any, a_RK: Tensor, b_NR: Tensor) -> Tensor:
     return adapted(0.0, x_TK, dequantize(weight, torch.float32).to(x_TK.dtype), a_RK, b_NR)
 
 
@@ -75,27 +75,27 @@ def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
     return peft_layer(PeftLinear4bit, base, shape, values)
 
 
-def work(shape: Shape, which: str) -> Work:
+def cost(shape: Shape, pass_name: str) -> Cost:
     """As of the plain layer, but for the bytes of its weight, half a byte a number."""
-    plain = plain_work(shape, which)
-    reads = 2 if which == "forward+backward" else 1
+    plain = plain_cost(shape, pass_name)
+    reads = 2 if pass_name == "forward+backward" else 1
     saved = shape["N"] * shape["K"] * (torch.empty((), dtype=shape.dtype).element_size() - 0.5)
-    return Work(bytes=plain.bytes - reads * saved, flops=plain.flops)
+    return Cost(bytes=plain.bytes - reads * saved, flops=plain.flops)
 
 
 OP = Op(
     name="lora_linear_nf4",
     shapes=SHAPES,
     inputs=inputs,
-    truth=truth,
-    contenders=(
-        Contender("eager", "baseline", eager),
-        Contender("frozen linear", "baseline", frozen, computes=False),
-        Contender("frozen linear, plain weight", "baseline", frozen_plain, computes=False, quick=False),
-        Contender("PEFT", "peer", peft, no_peft),
-        Contender("fangyan, plain weight", "ours", ours_plain),
-        Contender("fangyan", "ours", ours()),
+    reference=reference,
+    implementations=(
+        Implementation("eager", "baseline", eager),
+        Implementation("frozen linear", "baseline", frozen, computes=False),
+        Implementation("frozen linear, plain weight", "baseline", frozen_plain, computes=False, quick=False),
+        Implementation("PEFT", "peer", peft, no_peft),
+        Implementation("fangyan, plain weight", "ours", ours_plain),
+        Implementation("fangyan", "ours", ours()),
     ),
-    work=work,
+    cost=cost,
     checked_at={"P": 0, "T": 2048},
 )

@@ -20,10 +20,10 @@ from fangyan.models.packed import Layout, PackedModel
 from torch import Tensor, nn
 from transformers import BertConfig, BertForTokenClassification
 
-from fangyan_bench.harness.op import Claim, Contender, Inputs, Op, Shape, Work
+from fangyan_bench.harness.op import Cost, ExpectedSpeedup, Implementation, Inputs, Op, Shape
 
 CLASSES, PAD = 9, 0
-TUTORIAL_LENGTH = 128
+PADDED_LENGTH = 128
 
 SHAPES = (
     Shape("layer", {"S": 64, "H": 256}, quick=True),
@@ -41,11 +41,11 @@ def lengths() -> list[int]:
 
 def sentences(count: int, seed: int) -> list[Window]:
     """Real lengths, drawn tokens and targets: what is in them costs nothing."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     windows = []
-    for length in draw.choices([length for length in lengths() if length <= TUTORIAL_LENGTH], k=count):
-        ids = [draw.randrange(1, 1000) for _ in range(length)]
-        targets = [IGNORE, *(draw.randrange(CLASSES) for _ in range(length - 2)), IGNORE]
+    for length in rng.choices([length for length in lengths() if length <= PADDED_LENGTH], k=count):
+        ids = [rng.randrange(1, 1000) for _ in range(length)]
+        targets = [IGNORE, *(rng.randrange(CLASSES) for _ in range(length - 2)), IGNORE]
         windows.append(Window(ids, list(range(1, length - 1)), 0, (0, length - 2), targets))
     return windows
 
@@ -104,8 +104,8 @@ def padded_to_128(shape: Shape, values: Inputs) -> Callable[[], Tensor]:
     model = loaded(shape, tuple(weights))
 
     def call() -> Tensor:
-        ids = torch.full((len(windows), TUTORIAL_LENGTH), PAD)
-        targets = torch.full((len(windows), TUTORIAL_LENGTH), IGNORE)
+        ids = torch.full((len(windows), PADDED_LENGTH), PAD)
+        targets = torch.full((len(windows), PADDED_LENGTH), IGNORE)
         for row, window in enumerate(windows):
             ids[row, : len(window.input_ids)] = torch.tensor(window.input_ids)
             targets[row, : len(window.targets)] = torch.tensor(window.targets)
@@ -118,33 +118,33 @@ def padded_to_128(shape: Shape, values: Inputs) -> Callable[[], Tensor]:
     return call
 
 
-def truth(windows: list[Window], *weights: Tensor) -> Tensor:
+def reference(windows: list[Window], *weights: Tensor) -> Tensor:
     shape = Shape("truth", {"S": len(windows), "H": weights[0].shape[1]}, weights[0].device.type)
     return layout("padded")(shape, (windows, *weights))()
 
 
-def work(shape: Shape, which: str) -> Work:
+def cost(shape: Shape, pass_name: str) -> Cost:
     """Products with the layer's weights over the real tokens alone; weights and gradients moved once."""
     weights, tokens = 12.0 * shape["H"] ** 2, shape["S"] * sum(lengths()) / len(lengths())
-    passes = {"forward": 1, "backward": 2, "forward+backward": 3}[which]
+    passes = {"forward": 1, "backward": 2, "forward+backward": 3}[pass_name]
     element = torch.empty((), dtype=shape.dtype).element_size()
-    return Work(bytes=passes * element * weights, flops=passes * 2.0 * tokens * weights)
+    return Cost(bytes=passes * element * weights, flops=passes * 2.0 * tokens * weights)
 
 
 OP = Op(
     name="packing",
     shapes=SHAPES,
     inputs=inputs,
-    truth=truth,
-    contenders=(
-        Contender("padded to 128", "baseline", padded_to_128),
-        Contender("padded to the longest", "baseline", layout("padded")),
+    reference=reference,
+    implementations=(
+        Implementation("padded to 128", "baseline", padded_to_128),
+        Implementation("padded to the longest", "baseline", layout("padded")),
         # Held by the norm, 6.5e-7 as measured: most terms of the baseline's sums are zeros, of padding, which
         # round nothing. By the largest error it misses twice the baseline's by 2%, in one of 65,536 elements.
-        Contender("fangyan rows", "ours", layout("rows"), tolerance=1e-6),
-        Contender("fangyan variable-length", "ours", layout("varlen")),
+        Implementation("fangyan rows", "ours", layout("rows"), tolerance=1e-6),
+        Implementation("fangyan variable-length", "ours", layout("varlen")),
     ),
-    work=work,
+    cost=cost,
     scaling={"S": (16, 32, 64, 128)},
-    claims=(Claim("fangyan rows", "layer", "forward+backward", 3.0),),
+    claims=(ExpectedSpeedup("fangyan rows", "layer", "forward+backward", 3.0),),
 )

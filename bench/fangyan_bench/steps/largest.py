@@ -1,6 +1,6 @@
 """The largest causal model whose LoRA trains within a card's memory; every try is a process of its own.
 
-    python -m fangyan_bench.steps.largest --contender fangyan --base nf4 --layers 36 --gigabytes 24 RECIPE …
+    python -m fangyan_bench.steps.largest --implementation fangyan --base nf4 --layers 36 --gigabytes 24 RECIPE …
 on a GPU, with bench/ on the Python path, exits with 3 where the memory was not enough.
 """
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from fangyan_bench.harness.machine import device
 from fangyan_bench.steps.lora_lm import OURS, SIZES, LoraLm
-from fangyan_bench.steps.tagger import read_setting
+from fangyan_bench.steps.tagger import load_setup
 
 BENCH = Path(__file__).parents[2]
 NOT_ENOUGH = 3  # exit status
@@ -38,19 +38,27 @@ def largest(fits: Callable[[int], bool], step: int, most: int) -> int:
     return low
 
 
-def trains(contender: str, base: str, layers: int, gigabytes: float, recipe: str) -> bool:
+def trains(implementation: str, base: str, layers: int, gigabytes: float, recipe: str) -> bool:
     """Whether some steps of a model of so many layers of an 8B model's size end within the memory.
 
     Raises:
         RuntimeError: if they end in another way.
     """
-    command = [sys.executable, "-m", "fangyan_bench.steps.largest", "--contender", contender, "--base", base]
+    command = [
+        sys.executable,
+        "-m",
+        "fangyan_bench.steps.largest",
+        "--implementation",
+        implementation,
+        "--base",
+        base,
+    ]
     command += ["--layers", str(layers), "--gigabytes", str(gigabytes), *recipe.split()]
     paths = [BENCH, BENCH.parent / "kernels", BENCH.parent / "trainer", os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, NOT_ENOUGH):
-        raise RuntimeError(f"{contender}, {base}, {layers} layers: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{implementation}, {base}, {layers} layers: {done.stderr[-2000:]}")
     return done.returncode == 0
 
 
@@ -65,19 +73,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--contender", required=True)
+    parser.add_argument("--implementation", required=True)
     parser.add_argument("--base", choices=("bf16", "nf4"), required=True)
     parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--gigabytes", type=float, required=True)
     arguments = parser.parse_args()
     size = SIZES["8B" if arguments.base == "bf16" else "8B, NF4"]
     size = replace(size, config=size.config | {"num_hidden_layers": arguments.layers})
-    setting = read_setting(" ".join([arguments.recipe, *arguments.overrides]))
+    setup = load_setup(" ".join([arguments.recipe, *arguments.overrides]))
     if device() == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.gigabytes * 2**30 / total))
     try:
-        model = LoraLm(setting, size, fused=arguments.contender == OURS)
+        model = LoraLm(setup, size, fused=arguments.implementation == OURS)
         trained: list[int] = []
 
         def observe(tokens: int, rows: int) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from fangyan_bench.harness.machine import device
-from fangyan_bench.steps.tagger import Observe, Setting, StepContender, StepTrial, read_setting
+from fangyan_bench.steps.tagger import BenchmarkSetup, Observe, StepImplementation, StepTrial, load_setup
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def build(config: Qwen3Config, dtype: torch.dtype, base: str | None) -> Any:
 class LoraLm:
     """A Qwen3 with random frozen weights and an adapter in ``torch.optim.AdamW``."""
 
-    def __init__(self, setting: Setting, size: Size, fused: bool, dropout: float = 0.05):
+    def __init__(self, setup: BenchmarkSetup, size: Size, fused: bool, dropout: float = 0.05):
         torch.manual_seed(0)
-        half = setting.recipe.engine.precision == "bf16"
-        config = Qwen3Config(**{"vocab_size": len(setting.tokenizer), **size.config})
+        half = setup.recipe.engine.precision == "bf16"
+        config = Qwen3Config(**{"vocab_size": len(setup.tokenizer), **size.config})
         dtype = torch.bfloat16 if half else torch.float32
         model = build(config, dtype, size.base)
         settings = Adapt(method="lora", rank=16, alpha=32.0, dropout=dropout)
@@ -110,7 +110,7 @@ class LoraLm:
             parameter.data = parameter.data.to(dtype)
         self._optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
         self.steps = 1
-        ids = torch.tensor(list(chain.from_iterable(window.input_ids for window in setting.windows)))
+        ids = torch.tensor(list(chain.from_iterable(window.input_ids for window in setup.windows)))
         self._rows = ids[: len(ids) // size.length * size.length].reshape(-1, size.length)
         self._batches = self._shuffled(size.rows)
 
@@ -144,10 +144,10 @@ class LoraLm:
                 yield self._rows[chosen]
 
 
-def check_agreement(setting: Setting) -> None:
+def check_agreement(setup: BenchmarkSetup) -> None:
     """The same loss and gradients by PEFT and by fangyan, without dropout, whose draws differ."""
     small = SIZES["small"]
-    plain, fused = (LoraLm(setting, small, fused, dropout=0.0) for fused in (False, True))
+    plain, fused = (LoraLm(setup, small, fused, dropout=0.0) for fused in (False, True))
     for step in (plain, fused):
         with torch.no_grad():
             generator = torch.Generator().manual_seed(1)
@@ -158,7 +158,7 @@ def check_agreement(setting: Setting) -> None:
     losses = [step.loss(batch) for step in (plain, fused)]
     for loss in losses:
         loss.backward()
-    half = setting.recipe.engine.precision == "bf16"
+    half = setup.recipe.engine.precision == "bf16"
     torch.testing.assert_close(
         losses[1], losses[0], rtol=1e-2 if half else 1e-5, atol=1e-5, check_dtype=False
     )
@@ -170,14 +170,14 @@ def check_agreement(setting: Setting) -> None:
         assert error < (0.1 if half else 1e-3), error
 
 
-def contenders(size: str) -> dict[str, StepContender]:
+def implementations(size: str) -> dict[str, StepImplementation]:
     return {
-        PEFT: StepContender("baseline", lambda setting: LoraLm(setting, SIZES[size], fused=False)),
-        OURS: StepContender("ours", lambda setting: LoraLm(setting, SIZES[size], fused=True)),
+        PEFT: StepImplementation("baseline", lambda setup: LoraLm(setup, SIZES[size], fused=False)),
+        OURS: StepImplementation("ours", lambda setup: LoraLm(setup, SIZES[size], fused=True)),
     }
 
 
-def open_contender(contender: str, recipe: str) -> StepTrial:
-    """``recipe``: the size of the model, a bar, and what ``read_setting`` takes."""
+def open_implementation(implementation: str, recipe: str) -> StepTrial:
+    """``recipe``: the size of the model, a bar, and what ``load_setup`` takes."""
     size, _, rest = recipe.partition("|")
-    return StepTrial(contenders(size)[contender], read_setting(rest))
+    return StepTrial(implementations(size)[implementation], load_setup(rest))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from fangyan_bench.harness.machine import device
-from fangyan_bench.steps.tagger import Observe, Setting, StepContender, StepTrial, read_setting
+from fangyan_bench.steps.tagger import BenchmarkSetup, Observe, StepImplementation, StepTrial, load_setup
 
 LENGTH, BATCH, MASKED = 128, 16, 0.15
 SIZES = {
@@ -33,16 +33,16 @@ SIZES = {
 class MaskedLm:
     """``BertForMaskedLM`` with random weights in ``torch.optim.AdamW``; its own loss, or fangyan's."""
 
-    def __init__(self, setting: Setting, size: str, fused: bool):
+    def __init__(self, setup: BenchmarkSetup, size: str, fused: bool):
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=len(setting.tokenizer), **SIZES[size])
+        config = BertConfig(vocab_size=len(setup.tokenizer), **SIZES[size])
         self.model = BertForMaskedLM(config).to(device()).train()
         self.steps = 2 if size == "small" else 1
-        self._half = setting.recipe.engine.precision == "bf16"
+        self._half = setup.recipe.engine.precision == "bf16"
         self._head = install_loss_head(self.model, config.vocab_size, 0.0, "auto") if fused else None
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self._mask_id = setting.tokenizer.mask_token_id
-        ids = torch.tensor(list(chain.from_iterable(window.input_ids for window in setting.windows)))
+        self._mask_id = setup.tokenizer.mask_token_id
+        ids = torch.tensor(list(chain.from_iterable(window.input_ids for window in setup.windows)))
         self._rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
         self._batches = self._shuffled()
 
@@ -77,9 +77,9 @@ class MaskedLm:
                 yield rows.masked_fill(masked, self._mask_id), rows.masked_fill(~masked, IGNORE)
 
 
-def check_agreement(setting: Setting) -> None:
+def check_agreement(setup: BenchmarkSetup) -> None:
     """The same loss and gradients with and without fangyan's head."""
-    plain, fused = (MaskedLm(setting, "small", fused) for fused in (False, True))
+    plain, fused = (MaskedLm(setup, "small", fused) for fused in (False, True))
     batch = next(plain._batches)
     losses = []
     for step in (plain, fused):
@@ -97,14 +97,14 @@ def check_agreement(setting: Setting) -> None:
 BASELINE, OURS = "plain model", "plain model with fangyan's head"
 
 
-def contenders(size: str) -> dict[str, StepContender]:
+def implementations(size: str) -> dict[str, StepImplementation]:
     return {
-        BASELINE: StepContender("baseline", lambda setting: MaskedLm(setting, size, fused=False)),
-        OURS: StepContender("ours", lambda setting: MaskedLm(setting, size, fused=True)),
+        BASELINE: StepImplementation("baseline", lambda setup: MaskedLm(setup, size, fused=False)),
+        OURS: StepImplementation("ours", lambda setup: MaskedLm(setup, size, fused=True)),
     }
 
 
-def open_contender(contender: str, recipe: str) -> StepTrial:
-    """``recipe``: the size of the model, then a recipe as ``read_setting`` takes it."""
+def open_implementation(implementation: str, recipe: str) -> StepTrial:
+    """``recipe``: the size of the model, then a recipe as ``load_setup`` takes it."""
     size, _, rest = recipe.partition(" ")
-    return StepTrial(contenders(size)[contender], read_setting(rest))
+    return StepTrial(implementations(size)[implementation], load_setup(rest))

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from fangyan.engine import start_distributed
 from fangyan.recipe import load_recipe
 
-from fangyan_bench.harness.timing import Effort, interleave
+from fangyan_bench.harness.timing import TimingBudget, interleave
 from fangyan_bench.steps.tagger import Fangyan
 
 STAGES = (0, 1, 2, 3)
@@ -26,14 +26,14 @@ STAGES = (0, 1, 2, 3)
 class _RankTrial:
     """Steps of all ranks together."""
 
-    def __init__(self, contender: Fangyan):
-        self._contender = contender
+    def __init__(self, implementation: Fangyan):
+        self._implementation = implementation
 
-    def calibrate(self, which: str) -> float:
+    def calibrate(self, pass_name: str) -> float:
         self._run()
         return self._run()[0]
 
-    def sample(self, which: str) -> float:
+    def sample(self, pass_name: str) -> float:
         seconds, tokens = self._run()
         return seconds / tokens
 
@@ -46,7 +46,7 @@ class _RankTrial:
 
         dist.barrier()
         start = time.perf_counter()
-        self._contender.train(self._contender.steps, observe)
+        self._implementation.train(self._implementation.steps, observe)
         dist.barrier()
         return time.perf_counter() - start, sum(trained)
 
@@ -65,7 +65,7 @@ def main() -> None:
         overrides = [*arguments.overrides, f"engine.zero_stage={stage}"]
         trials[str(stage)] = _RankTrial(Fangyan(load_recipe(arguments.recipe, overrides)))
     # The same number of rounds on every rank, whatever each of them reads off its clock.
-    times = interleave(trials, "step", Effort(arguments.rounds, arguments.rounds, 3600.0))
+    times = interleave(trials, "step", TimingBudget(arguments.rounds, arguments.rounds, 3600.0))
     if rank == 0:
         arguments.out.write_text(json.dumps({"ranks": ranks, "seconds_per_token": times}))
 

@@ -39,11 +39,11 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fangyan_bench.harness.machine import device
-from fangyan_bench.harness.memory import high_water_mark, settle
+from fangyan_bench.harness.memory import high_water_mark, reset_peak
 from fangyan_bench.harness.op import Role
 
-TUTORIAL_LENGTH, TUTORIAL_BATCH = 128, 16
-PLAIN_RATE = 5e-4  # the best of those tried for a plain fine-tuning of the small ELECTRA
+PADDED_LENGTH, PADDED_BATCH = 128, 16
+PLAIN_LR = 5e-4  # the best of those tried for a plain fine-tuning of the small ELECTRA
 EVALUATE_EVERY = 8192  # tokens, while training until a dev score
 MINUTES = 5  # until it gives up
 
@@ -51,7 +51,7 @@ Observe = Callable[[int, int], bool]  # after a step: its tokens and sentences; 
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSetup:
     """The recipe's data and model, as any trainer would take them."""
 
     recipe: Recipe
@@ -87,7 +87,7 @@ class Setting:
         return score
 
 
-def read_setting(recipe: str) -> Setting:
+def load_setup(recipe: str) -> BenchmarkSetup:
     """Args: recipe: path of a recipe and overrides, separated by spaces."""
     path, *overrides = recipe.split()
     settings = load_recipe(path, overrides)
@@ -96,16 +96,16 @@ def read_setting(recipe: str) -> Setting:
     model, tokenizer = load_token_classifier(settings.model, task.labels, settings.seed)
     encoder = Encoder(tokenizer, max_length(model, settings.model.max_length, "rows"))
     windows = [window for group in task.encode(parts["train"], encoder) for window in group]
-    short = [window for window in windows if len(window.input_ids) <= TUTORIAL_LENGTH]
-    return Setting(settings, task, tokenizer, encoder, short, parts["dev"])
+    short = [window for window in windows if len(window.input_ids) <= PADDED_LENGTH]
+    return BenchmarkSetup(settings, task, tokenizer, encoder, short, parts["dev"])
 
 
-def write_bert_base(folder: Path, setting: Setting) -> None:
+def write_bert_base(folder: Path, setup: BenchmarkSetup) -> None:
     """A model of BERT-base's size with random weights: time does not depend on them."""
-    config = BertConfig(vocab_size=len(setting.tokenizer))
+    config = BertConfig(vocab_size=len(setup.tokenizer))
     torch.manual_seed(0)
     BertForTokenClassification(config).save_pretrained(folder)
-    setting.tokenizer.save_pretrained(folder)
+    setup.tokenizer.save_pretrained(folder)
 
 
 def pad(windows: list[Window], pad_id: int, length: int) -> dict[str, Tensor]:
@@ -118,15 +118,15 @@ def pad(windows: list[Window], pad_id: int, length: int) -> dict[str, Tensor]:
     return {name: tensor.to(device()) for name, tensor in batch.items()}
 
 
-def check_agreement(setting: Setting) -> float:
+def check_agreement(setup: BenchmarkSetup) -> float:
     """The same loss and gradients from the plain padded model and from the packed one; gives the loss."""
-    windows = setting.windows[:TUTORIAL_BATCH]
-    plain, fused = setting.model(dropout=False), setting.model(dropout=False)
-    pad_id = setting.tokenizer.pad_token_id
-    loss = plain(**pad(windows, pad_id, TUTORIAL_LENGTH)).loss
+    windows = setup.windows[:PADDED_BATCH]
+    plain, fused = setup.model(dropout=False), setup.model(dropout=False)
+    pad_id = setup.tokenizer.pad_token_id
+    loss = plain(**pad(windows, pad_id, PADDED_LENGTH)).loss
     loss.backward()
     layout: Layout = "varlen" if device() == "cpu" else "rows"
-    packed = PackedModel(fused, len(setting.task.labels), layout)
+    packed = PackedModel(fused, len(setup.task.labels), layout)
     labelled = sum(target != IGNORE for window in windows for target in window.targets)
     batch = collate(windows, pad_id, packed.row_width).to(torch.device(device()))
     packed_loss = packed(batch) / labelled
@@ -139,22 +139,22 @@ def check_agreement(setting: Setting) -> float:
     return float(loss)
 
 
-class Tutorial:
+class PaddedLoop:
     """Every sentence padded to 128, batches of 16, ``torch.optim.AdamW``."""
 
     steps = 1  # of a sample
 
-    def __init__(self, setting: Setting):
-        self._setting = setting
-        self.model = setting.model().train()
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=PLAIN_RATE)
-        self._half = setting.recipe.engine.precision == "bf16"
+    def __init__(self, setup: BenchmarkSetup):
+        self._setup = setup
+        self.model = setup.model().train()
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=PLAIN_LR)
+        self._half = setup.recipe.engine.precision == "bf16"
         self._batches = self._shuffled()
 
     def train(self, steps: int | None, observe: Observe) -> None:
         for _ in count() if steps is None else range(steps):
             windows = next(self._batches)
-            batch = pad(windows, self._setting.tokenizer.pad_token_id, TUTORIAL_LENGTH)
+            batch = pad(windows, self._setup.tokenizer.pad_token_id, PADDED_LENGTH)
             with torch.autocast(device(), torch.bfloat16, enabled=self._half):
                 loss = self.model(**batch).loss
             loss.backward()
@@ -165,18 +165,18 @@ class Tutorial:
 
     def _shuffled(self) -> Iterator[list[Window]]:
         for seed in count():
-            windows = random.Random(seed).sample(self._setting.windows, len(self._setting.windows))
-            for start in range(0, len(windows) - TUTORIAL_BATCH, TUTORIAL_BATCH):
-                yield windows[start : start + TUTORIAL_BATCH]
+            windows = random.Random(seed).sample(self._setup.windows, len(self._setup.windows))
+            for start in range(0, len(windows) - PADDED_BATCH, PADDED_BATCH):
+                yield windows[start : start + PADDED_BATCH]
 
 
 class HfTrainer:
     """``transformers.Trainer`` with dynamic padding and sentences grouped by length."""
 
-    def __init__(self, setting: Setting, batch: int):
-        self._setting, self._batch = setting, batch
+    def __init__(self, setup: BenchmarkSetup, batch: int):
+        self._setup, self._batch = setup, batch
         self._folder = tempfile.TemporaryDirectory()
-        self.model = setting.model()
+        self.model = setup.model()
         self.steps = max(2, 128 // batch)
         self._seeds = count()
         # The sampler sorts within large groups, and an epoch's first batches are all long: batches of
@@ -184,7 +184,7 @@ class HfTrainer:
         self._batches = chain.from_iterable(self._epoch(seed) for seed in self._seeds)
 
     def _epoch(self, seed: int) -> list[list[int]]:
-        lengths = [len(window.input_ids) for window in self._setting.windows]
+        lengths = [len(window.input_ids) for window in self._setup.windows]
         generator = torch.Generator().manual_seed(seed)
         order = list(LengthGroupedSampler(self._batch, lengths=lengths, generator=generator))
         batches = [order[i : i + self._batch] for i in range(0, len(order) - self._batch + 1, self._batch)]
@@ -192,11 +192,11 @@ class HfTrainer:
 
     def train(self, steps: int | None, observe: Observe) -> None:
         """Makes a new Trainer; of a sample its first step, which makes the optimizer's states, is extra."""
-        setting, batch = self._setting, self._batch
-        most = steps + 1 if steps else len(setting.windows) // batch * setting.recipe.train.epochs
+        setup, batch = self._setup, self._batch
+        most = steps + 1 if steps else len(setup.windows) // batch * setup.recipe.train.epochs
         rows, sizes = [], []
         for _ in range(most):
-            windows = [setting.windows[i] for i in next(self._batches)]
+            windows = [setup.windows[i] for i in next(self._batches)]
             rows += [{"input_ids": window.input_ids, "labels": window.targets} for window in windows]
             sizes.append(_tokens(windows))
 
@@ -213,21 +213,21 @@ class HfTrainer:
             output_dir=self._folder.name,
             per_device_train_batch_size=batch,
             max_steps=most,
-            learning_rate=PLAIN_RATE,
+            learning_rate=PLAIN_LR,
             train_sampling_strategy="sequential",
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
             use_cpu=device() == "cpu",
-            bf16=setting.recipe.engine.precision == "bf16",
+            bf16=setup.recipe.engine.precision == "bf16",
             dataloader_pin_memory=False,
             remove_unused_columns=False,
         )
         Trainer(
             self.model,
             arguments,
-            data_collator=DataCollatorForTokenClassification(setting.tokenizer),
+            data_collator=DataCollatorForTokenClassification(setup.tokenizer),
             train_dataset=rows,
             callbacks=[Watch()],
         ).train()
@@ -258,7 +258,7 @@ class Fangyan:
 
 
 @dataclass(frozen=True)
-class StepContender:
+class StepImplementation:
     """Who trains.
 
     Attributes:
@@ -268,103 +268,103 @@ class StepContender:
     """
 
     role: Role
-    make: Callable[[Setting], Any]
+    make: Callable[[BenchmarkSetup], Any]
     quick: bool = True
     learns: bool = True
     missing: Callable[[], str | None] = lambda: None
 
 
-def equal_batch(setting: Setting) -> int:
+def equal_batch(setup: BenchmarkSetup) -> int:
     """Sentences that hold as many tokens as a step of the recipe."""
-    return round(setting.recipe.train.batch_tokens * len(setting.windows) / _tokens(setting.windows))
+    return round(setup.recipe.train.batch_tokens * len(setup.windows) / _tokens(setup.windows))
 
 
-def without_kernels(setting: Setting) -> Fangyan:
-    engine = setting.recipe.engine.model_copy(update={"kernels": "reference"})
-    return Fangyan(setting.recipe.model_copy(update={"engine": engine}))
+def without_kernels(setup: BenchmarkSetup) -> Fangyan:
+    engine = setup.recipe.engine.model_copy(update={"kernels": "reference"})
+    return Fangyan(setup.recipe.model_copy(update={"engine": engine}))
 
 
-def small_steps(setting: Setting) -> Fangyan:
+def small_steps(setup: BenchmarkSetup) -> Fangyan:
     """As many sentences a step as the usual batch: most learn sooner so, at a cost a token."""
-    tokens = round(TUTORIAL_BATCH * _tokens(setting.windows) / len(setting.windows))
-    train = setting.recipe.train.model_copy(update={"batch_tokens": tokens})
-    return Fangyan(setting.recipe.model_copy(update={"train": train}))
+    tokens = round(PADDED_BATCH * _tokens(setup.windows) / len(setup.windows))
+    train = setup.recipe.train.model_copy(update={"batch_tokens": tokens})
+    return Fangyan(setup.recipe.model_copy(update={"train": train}))
 
 
-def eight_bits(setting: Setting) -> Fangyan:
-    optimizer = setting.recipe.optimizer.model_copy(update={"name": "adamw8bit"})
-    return Fangyan(setting.recipe.model_copy(update={"optimizer": optimizer}))
+def eight_bits(setup: BenchmarkSetup) -> Fangyan:
+    optimizer = setup.recipe.optimizer.model_copy(update={"name": "adamw8bit"})
+    return Fangyan(setup.recipe.model_copy(update={"optimizer": optimizer}))
 
 
-def eight_bits_by_bitsandbytes(setting: Setting) -> Fangyan:
+def eight_bits_by_bitsandbytes(setup: BenchmarkSetup) -> Fangyan:
     """The same states, stepped as before there was a step of our own."""
     import bitsandbytes
     from fangyan_kernels.optim8bit import AdamW8bit
 
-    # Each contender has a process of its own.
+    # Each implementation has a process of its own.
     AdamW8bit.update_step = bitsandbytes.optim.AdamW8bit.update_step  # type: ignore[method-assign]
-    return eight_bits(setting)
+    return eight_bits(setup)
 
 
-def in_bf16(setting: Setting) -> Setting:
-    engine = setting.recipe.engine.model_copy(update={"precision": "bf16"})
-    return replace(setting, recipe=setting.recipe.model_copy(update={"engine": engine}))
+def in_bf16(setup: BenchmarkSetup) -> BenchmarkSetup:
+    engine = setup.recipe.engine.model_copy(update={"precision": "bf16"})
+    return replace(setup, recipe=setup.recipe.model_copy(update={"engine": engine}))
 
 
 def bf16_missing() -> str | None:
     """Why there is no bf16 beside fp32 here, or None."""
     if device() == "cuda":
-        return "on a GPU every contender is in bf16"
+        return "on a GPU every implementation is in bf16"
     return None if has_fast_bfloat16() else "the processor has neither AVX512-BF16 nor AMX"
 
 
-CONTENDERS = {
-    "tutorial loop": StepContender("baseline", Tutorial),
-    "HF Trainer, batch 16": StepContender("peer", lambda setting: HfTrainer(setting, TUTORIAL_BATCH)),
-    "HF Trainer, equal tokens": StepContender(
-        "peer", lambda setting: HfTrainer(setting, equal_batch(setting))
+IMPLEMENTATIONS = {
+    "tutorial loop": StepImplementation("baseline", PaddedLoop),
+    "HF Trainer, batch 16": StepImplementation("peer", lambda setup: HfTrainer(setup, PADDED_BATCH)),
+    "HF Trainer, equal tokens": StepImplementation(
+        "peer", lambda setup: HfTrainer(setup, equal_batch(setup))
     ),
-    "fangyan without its kernels": StepContender("ours", without_kernels, quick=False, learns=False),
-    "fangyan, batch 16": StepContender("ours", small_steps, quick=False),
-    "fangyan, 8-bit AdamW": StepContender("ours", eight_bits, quick=False, learns=False),
-    "fangyan, bitsandbytes' 8-bit AdamW": StepContender(
+    "fangyan without its kernels": StepImplementation("ours", without_kernels, quick=False, learns=False),
+    "fangyan, batch 16": StepImplementation("ours", small_steps, quick=False),
+    "fangyan, 8-bit AdamW": StepImplementation("ours", eight_bits, quick=False, learns=False),
+    "fangyan, bitsandbytes' 8-bit AdamW": StepImplementation(
         "peer", eight_bits_by_bitsandbytes, quick=False, learns=False
     ),
-    "HF Trainer, equal tokens, bf16": StepContender(
+    "HF Trainer, equal tokens, bf16": StepImplementation(
         "peer",
-        lambda setting: HfTrainer(in_bf16(setting), equal_batch(setting)),
+        lambda setup: HfTrainer(in_bf16(setup), equal_batch(setup)),
         quick=False,
         learns=False,
         missing=bf16_missing,
     ),
-    "fangyan, bf16": StepContender(
+    "fangyan, bf16": StepImplementation(
         "ours",
-        lambda setting: Fangyan(in_bf16(setting).recipe),
+        lambda setup: Fangyan(in_bf16(setup).recipe),
         quick=False,
         learns=False,
         missing=bf16_missing,
     ),
-    "fangyan": StepContender("ours", lambda setting: Fangyan(setting.recipe)),
+    "fangyan": StepImplementation("ours", lambda setup: Fangyan(setup.recipe)),
 }
 
 
 class StepTrial:
-    """A contender's steps in this process, with the methods of ``timing.Trial``."""
+    """A implementation's steps in this process, with the methods of ``timing.Trial``."""
 
-    def __init__(self, contender: StepContender, setting: Setting):
-        self._setting = setting
-        self._before = settle()
+    def __init__(self, implementation: StepImplementation, setup: BenchmarkSetup):
+        self._setup = setup
+        self._before = reset_peak()
         start = time.perf_counter()
-        self._contender = contender.make(self._setting)
+        self._implementation = implementation.make(self._setup)
         self._steps(1)
         self._first_call_seconds = time.perf_counter() - start
 
-    def calibrate(self, which: str) -> float:
-        return self._steps(self._contender.steps)[0]
+    def calibrate(self, pass_name: str) -> float:
+        return self._steps(self._implementation.steps)[0]
 
-    def sample(self, which: str) -> float:
+    def sample(self, pass_name: str) -> float:
         """Seconds of a token."""
-        seconds, tokens = self._steps(self._contender.steps)
+        seconds, tokens = self._steps(self._implementation.steps)
         return seconds / tokens
 
     def peak_memory(self) -> int:
@@ -375,15 +375,17 @@ class StepTrial:
 
     def describe(self) -> dict[str, float]:
         """What it took to start; sentences and operations a token (6 a weight: Chowdhery et al. 2022)."""
-        weights = sum(m.weight.numel() for m in self._contender.model.modules() if isinstance(m, nn.Linear))
-        windows = self._setting.windows
+        weights = sum(
+            m.weight.numel() for m in self._implementation.model.modules() if isinstance(m, nn.Linear)
+        )
+        windows = self._setup.windows
         return {
             "first_call_seconds": self._first_call_seconds,
             "sentences_per_token": len(windows) / _tokens(windows),
             "flops_per_token": 6.0 * weights,
         }
 
-    def seconds_until(self, score: float) -> float | None:
+    def seconds_to_score(self, score: float) -> float | None:
         """Training time until a dev score; None if the epochs or the minutes are over before."""
         clock = _Clock()
         reached: list[bool] = []
@@ -398,14 +400,14 @@ class StepTrial:
             return bool(reached) or clock.seconds > 60 * MINUTES
 
         clock.start()
-        self._contender.train(None, observe)
+        self._implementation.train(None, observe)
         return clock.seconds if reached else None
 
     def _score(self) -> float:
-        if isinstance(self._contender, Fangyan):
-            run = self._contender.run
+        if isinstance(self._implementation, Fangyan):
+            run = self._implementation.run
             return run.evaluate("dev")["dev"][run.metric]
-        return self._setting.score(self._contender.model)
+        return self._setup.score(self._implementation.model)
 
     def _steps(self, steps: int) -> tuple[float, int]:
         clock = _Clock()
@@ -417,7 +419,7 @@ class StepTrial:
             return False
 
         clock.start()
-        self._contender.train(steps, observe)
+        self._implementation.train(steps, observe)
         return clock.seconds, clock.tokens
 
 
@@ -437,8 +439,8 @@ class _Clock:
         self.tokens += tokens
 
 
-def open_contender(contender: str, recipe: str) -> StepTrial:
-    return StepTrial(CONTENDERS[contender], read_setting(recipe))
+def open_implementation(implementation: str, recipe: str) -> StepTrial:
+    return StepTrial(IMPLEMENTATIONS[implementation], load_setup(recipe))
 
 
 def _tokens(windows: list[Window]) -> int:
