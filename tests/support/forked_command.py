@@ -16,21 +16,23 @@ from pathlib import Path
 
 
 def server():
-    """The context whose processes are forks of the server."""
+    """Return the context whose processes are forks of the server."""
     multiprocessing.forkserver._forkserver._stop()  # another's, with other imports
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fangyan.loop", "fangyan.predict", "fangyan.cli", "bitsandbytes"])
+    modules = ["fangyan.cli", "fangyan.inference.load", "fangyan.training.trainer", "bitsandbytes"]
+    context.set_forkserver_preload(modules)
     return context
 
 
 def run(folder, arguments, environment, out, err):
-    """The child's work: what the console script does."""
+    """Do in the child what the console script does."""
     os.chdir(folder)
     os.environ.update(environment)
     for path, stream in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
     sys.argv = ["fangyan", *arguments]
     from fangyan.cli import main
 
@@ -41,14 +43,14 @@ def run(folder, arguments, environment, out, err):
 
 
 def of_ranks(count, port):
-    """Every rank's environment, as DeepSpeed's launcher sets it."""
+    """Return every rank's environment, as DeepSpeed's launcher sets it."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     common |= {"LOCAL_SIZE": str(count), "CROSS_RANK": "0", "CROSS_SIZE": "1"}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 class ForkedCommand:
-    """A running command, a process for each environment; with what tests use of :class:`subprocess.Popen`."""
+    """A running command, one process per environment; with what tests use of :class:`subprocess.Popen`."""
 
     def __init__(self, context, folder, arguments, environments=({},)):
         self._processes, self._paths = [], []
@@ -70,7 +72,7 @@ class ForkedCommand:
         return self.poll()
 
     def communicate(self, timeout=None):
-        """What they wrote. One that fails ends the others, which would wait for it."""
+        """Return what they wrote. One that fails ends the others, which would wait for it."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None and (deadline is None or time.monotonic() < deadline):
             running = [process.sentinel for process in self._processes if process.exitcode is None]
@@ -83,4 +85,6 @@ class ForkedCommand:
         if late:
             raise subprocess.TimeoutExpired("fangyan", timeout)
         written = [[Path(path) for path in paths] for paths in zip(*self._paths, strict=True)]
-        return ["".join(path.read_text() for path in paths if path.exists()) for paths in written]
+        return [
+            "".join(path.read_text(encoding="utf-8") for path in paths if path.exists()) for paths in written
+        ]

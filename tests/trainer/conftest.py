@@ -4,20 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import forked_command
 import pytest
 import torch
 from forked_command import ForkedCommand, of_ranks
 
-ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
-
 # The ranks of a test share two cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-# 117 sentences and 9 steps an epoch: a run takes seconds.
+# 117 sentences and 9 steps per epoch: a run takes seconds.
 SMALL = (
     "data.train=[FC-R005_v2]",
     "data.dev=[FC-052_v2]",
@@ -37,7 +33,7 @@ SMALL = (
 
 
 class Cli:
-    """Runs the real command, each rank in a process of its own; by DeepSpeed's launcher where asked to."""
+    """Runs the real command, one process per rank; by DeepSpeed's launcher where asked to."""
 
     def __init__(self, folder, server):
         self.folder = folder
@@ -59,6 +55,7 @@ class Cli:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
 
     def __call__(self, *arguments, code=0, **where):
@@ -74,13 +71,16 @@ class Cli:
 
     def train_arguments(self, *overrides, resume=None, run="run"):
         extra = [] if resume is None else ["--resume", str(resume)]
-        return ["train", str(RECIPE), *SMALL, f"run_dir={self.folder / run}", *overrides, *extra]
+        return ["train", "cantonese-pos", *SMALL, f"run_dir={self.folder / run}", *overrides, *extra]
+
+    def records(self, run="run"):
+        """Return the records of metrics.jsonl."""
+        lines = (self.folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     def losses(self, run="run"):
-        """(step, loss) of every step that metrics.jsonl records."""
-        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        return [(record["step"], record["loss"]) for record in records if record["kind"] == "train"]
+        """Return (step, loss) of every step that metrics.jsonl records."""
+        return [(record["step"], record["loss"]) for record in self.records(run) if record["kind"] == "train"]
 
 
 def _free_port():
@@ -117,7 +117,7 @@ def cli(tmp_path, cli_in):
 
 @pytest.fixture(scope="session")
 def one_rank(tmp_path_factory, server):
-    """One rank with two passes a step: the same shares, and the same dropout, as two ranks with one."""
+    """One rank with two micro-batches per step: the same ones, and the same dropout, as two ranks with one."""
     cli = Cli(tmp_path_factory.mktemp("one"), server)
     cli.train("train.gradient_accumulation_steps=2")
     return cli

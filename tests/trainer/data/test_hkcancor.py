@@ -3,50 +3,54 @@
 from collections import Counter
 
 import pytest
-from fangyan.data import load_parts
-from fangyan.data.hkcancor import corpus_folder, read_conversation
+from fangyan.data.formats import parse_data
+from fangyan.data.formats.hkcancor import HKCanCor, corpus_folder
 from fangyan.errors import UserError
-from fangyan.recipe import Data
 
 TEST = ["FC-025_v", "FC-055_v2", "FC-104_v2", "FC-106b_v2", "FC-109a_v2", "FC-R002b_v2"]
 
 
-def test_all_of_it():
+def hkcancor(**fields):
+    return parse_data({"format": "hkcancor", **fields}, "test")
+
+
+def test_hkcancor_read_every_conversation():
     files = sorted(corpus_folder().glob("*.cha"))
-    words = [example for path in files for example in read_conversation(path, characters=False)]
+    data = HKCanCor()
+    words = [example for path in files for example in data.read(path)]
     assert len(files) == 58
     assert len(words) == 16_162
-    assert sum(len(example.tokens) for example in words) == 153_656
-    tags = Counter(tag for example in words for tag in example.tags)
+    assert sum(len(example.fields["tokens"]) for example in words) == 153_656
+    tags = Counter(tag for example in words for tag in example.fields["tags"])
     assert len(tags) == 94
     assert tags["w"] == 28_263  # punctuation
     assert "" not in tags
 
 
-def test_characters_join_to_the_same_words():
+def test_hkcancor_read_characters_that_join_to_the_same_words():
     path = corpus_folder() / "FC-025_v.cha"
-    words, characters = (read_conversation(path, flag) for flag in (False, True))
+    words, characters = (list(HKCanCor(tokens=unit).read(path)) for unit in ("words", "characters"))
     assert len(words) == len(characters)
     for left, right in zip(words, characters, strict=True):
-        assert "".join(left.tokens) == "".join(right.tokens)
-        assert tuple(tag[2:] for tag in right.tags if tag.startswith("B-")) == left.tags
-    assert words[0].tokens == ("你", "講", "吖", ".")
-    assert words[0].tags == ("r", "v", "y", "w")
+        assert "".join(left.fields["tokens"]) == "".join(right.fields["tokens"])
+        begun = tuple(tag[2:] for tag in right.fields["tags"] if tag.startswith("B-"))
+        assert begun == left.fields["tags"]
+    assert words[0].fields == {"tokens": ("你", "講", "吖", "."), "tags": ("r", "v", "y", "w")}
 
 
-def test_the_default_split():
-    parts = load_parts(Data(format="hkcancor", tokens="characters", dev=["FC-048_v2"], test=TEST), seed=0)
-    assert len(parts["test"]) == 2_128
-    groups = {name: {example.group for example in part} for name, part in parts.items()}
+def test_hkcancor_load_named_conversations():
+    splits = hkcancor(tokens="characters", dev=["FC-048_v2"], test=TEST).load(seed=0)
+    assert len(splits["test"]) == 2_128
+    groups = {name: {example.group for example in examples} for name, examples in splits.items()}
     assert len(groups["train"]) == 51
     assert not groups["train"] & (groups["dev"] | groups["test"])
 
 
-def test_fractions_are_whole_conversations():
-    parts = load_parts(Data(format="hkcancor", dev=0.1, test=0.1), seed=3)
-    groups = [{example.group for example in part} for part in parts.values()]
+def test_hkcancor_load_fractions_are_whole_conversations():
+    splits = hkcancor(dev=0.1, test=0.1).load(seed=3)
+    groups = [{example.group for example in examples} for examples in splits.values()]
     assert sum(map(len, groups)) == 58
-    assert 0.1 * 16_162 <= len(parts["dev"]) < 0.2 * 16_162
+    assert 0.1 * 16_162 <= len(splits["dev"]) < 0.2 * 16_162
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,9 @@ def test_fractions_are_whole_conversations():
         ),
     ],
 )
-def test_conversations_that_do_not_fit(change, message):
+def test_hkcancor_load_conversations_that_do_not_fit(change, message):
     with pytest.raises(UserError, match=message):
-        load_parts(Data(format="hkcancor", **change), seed=0)
+        hkcancor(**change).load(seed=0)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +75,10 @@ def test_conversations_that_do_not_fit(change, message):
         ("@Begin\n%mor:\tr|nei5\n", r"x.cha:2: a %mor: line with no speaker line"),
     ],
 )
-def test_damaged_files(tmp_path, text, message):
+def test_hkcancor_read_damaged(tmp_path, text, message):
     path = tmp_path / "x.cha"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        read_conversation(path, characters=True)
+        list(HKCanCor(tokens="characters").read(path))
     with pytest.raises(UserError, match="no .cha file in it"):
-        load_parts(Data(format="hkcancor", path=str(tmp_path / "empty")), seed=0)
+        hkcancor(path=str(tmp_path / "empty")).load(seed=0)

@@ -1,20 +1,29 @@
-"""The embedded ELECTRA, plain folders, and folders that are not models."""
+"""The packaged ELECTRA, plain folders, and folders that are not models."""
 
 import pytest
 import torch
-from fangyan.adapt.freeze import freeze
 from fangyan.errors import UserError
-from fangyan.models import load_token_classifier, max_length
-from fangyan.models.electra_gguf import find_file, read_electra
-from fangyan.recipe import Freeze, Model
+from fangyan.models.loading import ModelConfig
+from fangyan.models.packaged.cantonese_qwen3 import read_cantonese_qwen3
+from fangyan.models.packaged.electra import read_electra
+from fangyan.models.structure import fingerprint, max_length
+from fangyan.tasks.causal_lm.task import CausalLM
+from fangyan.tasks.token_classification.task import TokenClassification
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast
+from transformers import AutoModelForSeq2SeqLM, BertConfig, BertForTokenClassification, BertTokenizerFast
 
 LABELS = ["B-n", "I-n", "B-v", "I-v"]
 
 
-def test_the_embedded_electra_knows_cantonese():
-    config, tokenizer, weights = read_electra(find_file())
+def load(seed=0, **config):
+    """A token classifier and its tokenizer."""
+    task = TokenClassification(LABELS, "segmentation")
+    return ModelConfig(**config).load(task.auto_model, seed, task.model_kwargs(), task.tokenizer_kwargs)
+
+
+def test_read_electra_knows_cantonese():
+    electra = read_electra(pretrained=True)
+    config, tokenizer, weights = electra.config, electra.tokenizer, electra.weights
     assert sum(weight.numel() for weight in weights.values()) == pytest.approx(5.9e6, rel=0.02)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (256, 6, 4)
     assert tokenizer.tokenize("我哋唔係") == ["我", "哋", "唔", "係"]
@@ -26,20 +35,33 @@ def test_the_embedded_electra_knows_cantonese():
         return torch.cosine_similarity(table[ids[0]], table[ids[1]], dim=0).item()
 
     assert likeness("一", "二") > 2 * likeness("一", "哋")
+    assert read_electra(pretrained=False).weights is None
 
 
-def test_pretrained_or_not_has_the_same_shape():
-    pretrained, _ = load_token_classifier(Model(), LABELS, seed=0)
-    random, _ = load_token_classifier(Model(pretrained=False), LABELS, seed=0)
+def test_load_pretrained_and_random_have_the_same_shape():
+    pretrained, _ = load()
+    random, _ = load(pretrained=False)
     shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (pretrained, random)]
     assert shapes[0] == shapes[1]
-    again, _ = load_token_classifier(Model(pretrained=False), LABELS, seed=0)
-    other, _ = load_token_classifier(Model(pretrained=False), LABELS, seed=1)
+    again, _ = load(pretrained=False)
+    other, _ = load(pretrained=False, seed=1)
     key = "electra.encoder.layer.0.attention.self.query.weight"
     assert torch.equal(random.state_dict()[key], again.state_dict()[key])
     assert not torch.equal(random.state_dict()[key], other.state_dict()[key])
     assert pretrained.config.id2label == dict(enumerate(LABELS))
-    assert max_length(pretrained, None, "rows") == 512
+    assert max_length(pretrained, None, rows=True) == 512
+
+
+def test_fingerprint_tells_weights_apart():
+    """The body's, not the head's: that is random until an adapter replaces it."""
+    model, _ = load()
+    found = fingerprint(model)
+    assert found == fingerprint(load(seed=1)[0])
+    random, other = (fingerprint(load(pretrained=False, seed=seed)[0]) for seed in (0, 1))
+    assert len({found, random, other}) == 3
+    with torch.no_grad():
+        model.electra.encoder.layer[5].output.dense.bias[0] += 1e-3
+    assert fingerprint(model) != found
 
 
 @pytest.fixture
@@ -60,10 +82,8 @@ def bert_folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_with_a_head_for_other_tags(bert_folder):
-    model, tokenizer = load_token_classifier(
-        Model(path=str(bert_folder), hidden_dropout=0.25), LABELS, seed=0
-    )
+def test_load_folder_with_a_head_for_other_labels(bert_folder):
+    model, tokenizer = load(path=str(bert_folder), hidden_dropout=0.25)
     saved = BertForTokenClassification.from_pretrained(bert_folder)
     assert model.classifier.out_features == len(LABELS)
     assert torch.equal(
@@ -74,35 +94,46 @@ def test_a_folder_with_a_head_for_other_tags(bert_folder):
     assert tokenizer.is_fast
 
 
-def test_a_folder_without_weights(bert_folder):
+def test_load_folder_without_weights(bert_folder):
     (bert_folder / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"model.path: no token classifier can be loaded from the folder .*safetensors"
-    ):
-        load_token_classifier(Model(path=str(bert_folder)), LABELS, seed=0)
+    message = r"model.path: AutoModelForTokenClassification cannot be loaded from the folder .*safetensors"
+    with pytest.raises(UserError, match=message):
+        load(path=str(bert_folder))
 
 
-def test_a_hub_name_that_cannot_be_reached(monkeypatch):
+def test_load_hub_name_that_cannot_be_reached(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        UserError, match=r"model.path: no token classifier can be loaded from the hub name or folder"
-    ):
-        load_token_classifier(Model(path="nobody/no-such-model"), LABELS, seed=0)
+    message = "model.path: AutoModelForTokenClassification cannot be loaded from the hub name or folder"
+    with pytest.raises(UserError, match=message):
+        load(path="nobody/no-such-model")
 
 
-def test_more_positions_than_the_model_has():
-    model, _ = load_token_classifier(Model(), LABELS, seed=0)
-    assert max_length(model, 100, "rows") == 100
+def test_load_packaged_model_of_another_kind():
+    with pytest.raises(UserError, match="model.path: cantonese-electra is no AutoModelForSeq2SeqLM"):
+        ModelConfig().load(AutoModelForSeq2SeqLM, seed=0)
+
+
+def test_read_cantonese_qwen3_has_no_weights():
+    with pytest.raises(UserError, match="model.pretrained: cantonese-qwen3 .* without weights"):
+        ModelConfig(path="cantonese-qwen3").load(CausalLM().auto_model, seed=0)
+    tokenizer = read_cantonese_qwen3(pretrained=False).tokenizer
+    ids = tokenizer("我哋去飲茶", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == "我哋去飲茶"
+
+
+def test_max_length_beyond_the_models_positions():
+    model, _ = load()
+    assert max_length(model, 100, rows=True) == 100
     with pytest.raises(UserError, match="model.max_length: 600, but the model takes 512 sub-words at most"):
-        max_length(model, 600, "rows")
-    # A block mask does not slide: no window may be longer than what a layer can see.
+        max_length(model, 600, rows=True)
+    # A block mask does not slide: no sequence may be longer than what a layer can see.
     model.config.sliding_window = 64
-    assert max_length(model, None, "rows") == 64
-    assert max_length(model, None, "varlen") == 512
+    assert max_length(model, None, rows=True) == 64
+    assert max_length(model, None, rows=False) == 512
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a weight missing"])
-def test_damaged_weights(bert_folder, damage):
+def test_load_damaged_weights(bert_folder, damage):
     path = bert_folder / "model.safetensors"
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:2000])
@@ -110,17 +141,6 @@ def test_damaged_weights(bert_folder, damage):
         weights = load_file(path)
         del weights["bert.encoder.layer.1.output.dense.weight"]
         save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="model.path: no token classifier can be loaded from the folder"):
-        load_token_classifier(Model(path=str(bert_folder)), LABELS, seed=0)
-
-
-def test_freezing():
-    model, _ = load_token_classifier(Model(), LABELS, seed=0)
-    frozen = freeze(model, Freeze(embeddings=True, layers="0-3"))
-    names = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    assert any("word_embeddings" in name for name in names)
-    assert {name.split(".")[3] for name in names if "encoder.layer" in name} == set("0123")
-    assert not any("classifier" in name or "embeddings_project" in name for name in names)
-    with pytest.raises(UserError, match="freeze.layers: layer 6, but the model has layers 0-5"):
-        freeze(model, Freeze(layers=6))
+    message = "model.path: AutoModelForTokenClassification cannot be loaded from the folder"
+    with pytest.raises(UserError, match=message):
+        load(path=str(bert_folder))

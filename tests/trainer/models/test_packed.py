@@ -1,16 +1,19 @@
-"""A packed batch gives what each sentence gives alone, for encoders and causal models."""
+"""A packed batch returns what each sentence returns alone, for encoders and causal models."""
 
 import fangyan_kernels
 import pytest
 import torch
-from fangyan.data.encode import IGNORE, Window
 from fangyan.data.packing import collate
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.device import on_gpu
 from fangyan.errors import UserError
 from fangyan.models import attention
 from fangyan.models.attention import takes_boundaries, varlen_attention
 from fangyan.models.dropout import ByteDropout, use_byte_dropout
-from fangyan.models.head import LossHead
-from fangyan.models.packed import PackedModel, position_offset
+from fangyan.models.layout import choose_layout
+from fangyan.models.loss_head import LossHead
+from fangyan.models.packed import PackedModel, block_mask, boundaries
+from fangyan.models.structure import head_name, position_offset
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -52,40 +55,47 @@ def build(config, layout, seed=0):
     model.load_state_dict(
         {k: torch.randn_like(v) * 0.3 if v.is_floating_point() else v for k, v in model.state_dict().items()}
     )
-    return PackedModel(model.eval(), config.num_labels, layout)
+    return PackedModel(model.eval(), layout)
 
 
-def make_windows(lengths=(7, 1, 30, 12, 12, 3)):
+def make_sequences(lengths=(7, 1, 30, 12, 12, 3)):
     generator = torch.Generator().manual_seed(1)
-    windows = []
-    for length in lengths:
+    sequences = []
+    for i, length in enumerate(lengths):
         ids = torch.randint(1, 60, (length,), generator=generator).tolist()
-        targets = torch.randint(5, (length,), generator=generator).tolist()
-        windows.append(Window(ids, list(range(length)), 0, (0, length), [*targets[:-1], IGNORE]))
-    return windows
+        labels = torch.randint(5, (length,), generator=generator).tolist()
+        sequences.append(TokenizedSequence(ids, [*labels[:-1], IGNORE_INDEX], i))
+    return sequences
 
 
-def run(packed, windows):
-    """Logits of every window, the loss over all of them, and the gradient of every weight."""
-    batch = collate(windows, 0, packed.row_width)
+def spans(logits, batch):
+    """The logits of each sequence."""
+    return [
+        logits[row, column : column + len(sequence.input_ids)]
+        for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True)
+    ]
+
+
+def run(packed, sequences):
+    """Logits of every sequence, the loss over all of them, and the gradient of every weight."""
+    batch = collate(sequences, 0, packed.row_width)
     with torch.no_grad():
-        logits = packed(batch, with_loss=False)
-    loss = packed(batch)
+        logits = packed.logits(batch)
+    loss = packed.loss(batch)
     loss.backward()
     gradients = {name: p.grad for name, p in packed.named_parameters() if p.grad is not None}
-    places = zip(batch.places, batch.lengths, strict=True)
-    return [logits[row, column : column + length] for (row, column), length in places], loss, gradients
+    return spans(logits, batch), loss, gradients
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("layout", ["rows", "padded"])
-def test_packed_is_each_sentence_alone(name, layout):
-    windows = make_windows()
-    logits, loss, gradients = run(build(CONFIGS[name], layout), windows)
+def test_packed_model_is_each_sentence_alone(name, layout):
+    sequences = make_sequences()
+    logits, loss, gradients = run(build(CONFIGS[name], layout), sequences)
     alone = build(CONFIGS[name], "padded")
     expected_loss = 0.0
-    for window, found in zip(windows, logits, strict=True):
-        one, one_loss, _ = run(alone, [window])
+    for sequence, found in zip(sequences, logits, strict=True):
+        one, one_loss, _ = run(alone, [sequence])
         torch.testing.assert_close(found, one[0], rtol=1e-4, atol=1e-5)
         expected_loss += one_loss.item()
     assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
@@ -97,55 +107,72 @@ def test_packed_is_each_sentence_alone(name, layout):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_loss_is_cross_entropy_of_the_logits(name):
-    windows = make_windows()
-    logits, loss, _ = run(build(CONFIGS[name], "rows"), windows)
-    targets = torch.tensor([target for window in windows for target in window.targets])
-    expected = nn.functional.cross_entropy(torch.cat(logits), targets, reduction="sum", ignore_index=IGNORE)
+def test_loss_is_cross_entropy_of_the_logits(name):
+    sequences = make_sequences()
+    logits, loss, _ = run(build(CONFIGS[name], "rows"), sequences)
+    labels = torch.tensor([label for sequence in sequences for label in sequence.labels])
+    expected = nn.functional.cross_entropy(
+        torch.cat(logits), labels, reduction="sum", ignore_index=IGNORE_INDEX
+    )
     torch.testing.assert_close(loss, expected)
 
 
-def test_positions_of_roberta_start_behind_the_padding_row():
+def test_loss_is_divided_and_smoothed():
+    packed, sequences = build(CONFIGS["bert"], "rows"), make_sequences()
+    batch = collate(sequences, 0, packed.row_width)
+    assert packed.loss(batch, 4.0).item() == pytest.approx(packed.loss(batch).item() / 4, rel=1e-6)
+    labels = torch.tensor([label for sequence in sequences for label in sequence.labels])
+    expected = nn.functional.cross_entropy(
+        torch.cat(spans(packed.logits(batch), batch)),
+        labels,
+        reduction="sum",
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=0.1,
+    )
+    torch.testing.assert_close(packed.loss(batch, label_smoothing=0.1), expected)
+
+
+def test_position_offset_of_roberta_is_behind_the_padding_row():
     assert position_offset(build(CONFIGS["xlm-roberta"], "rows").model) == 1
     assert position_offset(build(CONFIGS["bert"], "rows").model) == 0
 
 
-def test_a_batch_without_work_touches_the_head():
+def test_loss_of_an_empty_batch_touches_the_head():
     packed = build(CONFIGS["bert"], "rows")
-    loss = packed(collate([], 0, packed.row_width))
+    loss = packed.loss(collate([], 0, packed.row_width))
     loss.backward()
     assert loss.item() == 0.0
     assert packed.head.weight.grad.abs().sum() == 0
 
 
-def test_the_head_keeps_its_parameters_and_names():
+def test_loss_head_keeps_parameters_and_names():
     model = AutoModelForTokenClassification.from_config(CONFIGS["bert"])
     keys, weight = model.state_dict().keys(), model.classifier.weight
-    PackedModel(model, 5, "rows")
+    PackedModel(model, "rows")
     assert isinstance(model.classifier, LossHead)
     assert model.classifier.weight is weight
     assert model.state_dict().keys() == keys
 
 
-def test_no_head_is_said():
+def test_head_name_without_a_head():
     with pytest.raises(UserError, match="no linear head with 9 outputs"):
-        PackedModel(AutoModelForTokenClassification.from_config(CONFIGS["bert"]), 9, "rows")
+        head_name(AutoModelForTokenClassification.from_config(CONFIGS["bert"]), 9)
 
 
-def test_a_model_with_its_own_attention_is_refused():
+def test_packed_model_of_its_own_attention_is_refused():
     """It would let packed sequences see each other; padded it runs."""
     config = DebertaV2Config(**SMALL)
     model = AutoModelForTokenClassification.from_config(config)
     with pytest.raises(
         UserError, match="DebertaV2ForTokenClassification has its own attention.*train.packing=false"
     ):
-        PackedModel(model, 5, "rows")
-    logits, loss, _ = run(build(config, "padded"), make_windows())
+        PackedModel(model, "rows")
+    logits, loss, _ = run(build(config, "padded"), make_sequences())
     assert loss.item() > 0
     assert len(logits) == 6
 
 
-def test_byte_dropout():
+def test_use_byte_dropout():
     model = AutoModelForTokenClassification.from_config(CONFIGS["bert"])
     use_byte_dropout(model)
     assert not [m for m in model.modules() if type(m) is nn.Dropout]
@@ -174,9 +201,9 @@ def test_varlen_attention_refuses_dropout():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_long_row_is_each_sentence_alone(name):
-    windows = make_windows()
-    rows, varlen = (run(build(CONFIGS[name], layout), windows) for layout in ("rows", "varlen"))
+def test_packed_model_varlen_is_each_sentence_alone(name):
+    sequences = make_sequences()
+    rows, varlen = (run(build(CONFIGS[name], layout), sequences) for layout in ("rows", "varlen"))
     for left, right in zip(rows[0], varlen[0], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     for key, gradient in varlen[2].items():
@@ -184,7 +211,7 @@ def test_one_long_row_is_each_sentence_alone(name):
 
 
 def attention_by_sequence(query, key, value, offsets, _, longest, __, *, scale, window_size):
-    """What the GPU's variable-length kernel is documented to do, by ours."""
+    """Do by ours what the GPU's variable-length kernel is documented to do."""
     assert int(offsets.diff().max()) <= longest
     return fangyan_kernels.varlen_attention(query, key, value, offsets, window=window_size, scale=scale)
 
@@ -203,7 +230,7 @@ class NotTheCpu:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_gpus_kernel_is_given_what_ours_is(monkeypatch, causal):
+def test_varlen_attention_passes_the_gpus_kernel_what_ours_takes(monkeypatch, causal):
     """All of the GPU's path but its kernel, whose documented meaning stands in for it."""
     monkeypatch.setattr(attention, "varlen_attn", attention_by_sequence)
     query, key, value = (torch.randn(1, heads, 12, 8) for heads in (4, 2, 2))
@@ -215,13 +242,13 @@ def test_the_gpus_kernel_is_given_what_ours_is(monkeypatch, causal):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_models_that_take_boundaries_are_found(name):
+def test_takes_boundaries(name):
     model = AutoModelForTokenClassification.from_config(CONFIGS[name]).train()
     assert takes_boundaries(model, position_offset(model))
     assert model.training
 
 
-def test_models_that_cannot_keep_the_mask():
+def test_takes_boundaries_of_models_that_cannot():
     """An attention of its own; and one that caps its scores, which the kernels do not."""
     deberta = AutoModelForTokenClassification.from_config(DebertaV2Config(**SMALL))
     assert not takes_boundaries(deberta, 0)
@@ -229,21 +256,63 @@ def test_models_that_cannot_keep_the_mask():
     assert not takes_boundaries(AutoModelForCausalLM.from_config(config), 0)
 
 
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.mark.skipif(on_gpu(), reason="a GPU chooses by the precision")
+@pytest.mark.parametrize(
+    ("config", "dropout", "reason"),
+    [
+        (BertConfig, 0.0, None),
+        (BertConfig, 0.1, "model.attention_dropout is not 0"),
+        (
+            DebertaV2Config,
+            0.0,
+            "DebertaV2ForTokenClassification caps its scores, or does not",
+        ),
+    ],
+)
+def test_choose_layout_says_where_masks_are_used(config, dropout, reason):
+    model = AutoModelForTokenClassification.from_config(config(vocab_size=50, **SIZES))
+    layout, messages = choose_layout(model, True, False, dropout)
+    assert layout == ("rows" if reason else "varlen")
+    assert [reason in message for message in messages] == [True] * bool(reason)
+    assert choose_layout(model, False, False, dropout) == ("padded", [])
+
+
+def test_block_mask():
+    sequence_ids = torch.tensor([[1, 1, 2, 0]])
+    assert block_mask(sequence_ids, causal=False)[0, 0].int().tolist() == [
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+    ]
+    assert block_mask(sequence_ids, causal=True)[0, 0].int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+    ]
+
+
+def test_boundaries_of_one_row():
+    offsets, longest = boundaries(collate(make_sequences([3, 1, 5]), 0, None).sequence_ids)
+    assert offsets.tolist() == [0, 3, 4, 9, 64]  # and the row's empty end
+    assert offsets.dtype == torch.int32
+    assert longest == 55
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: the variable-length kernel has no other"
 )
 @pytest.mark.parametrize("name", CONFIGS)
-def test_varlen_is_the_block_mask(name):
-    windows = make_windows()
-    rows, varlen = (build(CONFIGS[name], layout).cuda().bfloat16() for layout in ("rows", "varlen"))
-    for packed in (rows, varlen):
-        packed.logits = packed(
-            collate(windows, 0, packed.row_width).to(torch.device("cuda")), with_loss=False
-        )
-    batches = [collate(windows, 0, packed.row_width) for packed in (rows, varlen)]
-    for i, length in enumerate(batches[0].lengths):
-        left, right = (
-            packed.logits[batch.places[i][0], batch.places[i][1] : batch.places[i][1] + length]
-            for packed, batch in zip((rows, varlen), batches, strict=True)
-        )
+def test_packed_model_varlen_is_the_block_mask(name):
+    found = []
+    for layout in ("rows", "varlen"):
+        packed = build(CONFIGS[name], layout).cuda().bfloat16()
+        batch = collate(make_sequences(), 0, packed.row_width).to(torch.device("cuda"))
+        found.append(spans(packed.logits(batch), batch))
+    for left, right in zip(*found, strict=True):
         torch.testing.assert_close(left, right, rtol=0.05, atol=0.05)

@@ -1,14 +1,11 @@
-"""Decoding against exhaustive search, tag sets, and tags outside them."""
+"""Decoding against exhaustive search."""
 
 from itertools import product
 
 import numpy as np
 import pytest
-from fangyan.data.examples import Example
 from fangyan.errors import UserError
-from fangyan.recipe import Task
-from fangyan.tasks.decode import SpanDecoder, WordDecoder
-from fangyan.tasks.token_tagging import TokenTagging, infer_scheme
+from fangyan.tasks.token_classification.decoding import SpanDecoder, WordDecoder, best_classes, make_decoder
 
 
 def well_formed(tags):
@@ -22,7 +19,7 @@ def well_formed(tags):
 
 @pytest.mark.parametrize("labels", [["B-n", "I-n", "B-v", "I-v"], ["O", "B-x", "I-x"], ["B-n", "I-n", "B-v"]])
 @pytest.mark.parametrize("seed", range(20))
-def test_decoding_is_exhaustive_search(labels, seed):
+def test_span_decoder_is_exhaustive_search(labels, seed):
     generator = np.random.default_rng(seed)
     scores = generator.normal(size=(generator.integers(1, 6), len(labels))).astype(np.float32)
     candidates = [
@@ -35,7 +32,7 @@ def test_decoding_is_exhaustive_search(labels, seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_words_are_decided_whole(seed):
+def test_word_decoder_decides_on_whole_words(seed):
     """Against the definition, word by word: the boundaries first, then the best tag of each word."""
     labels = ["B-n", "I-n", "B-v", "I-v", "B-u", "I-u"]
     generator = np.random.default_rng(seed)
@@ -55,41 +52,25 @@ def test_words_are_decided_whole(seed):
     assert well_formed([labels[i] for i in found])
 
 
-def test_decoding_nothing():
+def test_decoders_of_an_empty_sentence():
     for decoder in (SpanDecoder, WordDecoder):
         assert decoder(["B-n", "I-n"])(np.zeros((0, 2), np.float32)) == []
+    assert best_classes(np.zeros((0, 2), np.float32)) == []
 
 
-def test_a_word_tag_without_its_other_half():
+def test_make_decoder_by_scheme():
+    assert type(make_decoder(["B-n", "I-n"], "segmentation")) is WordDecoder
+    assert type(make_decoder(["O", "B-n", "I-n"], "iob2")) is SpanDecoder
+    scores = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    assert make_decoder(["n", "v"], "plain")(scores) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "missing"), [(["B-n", "I-n", "B-v"], "I-v"), (["B-n", "I-n", "I-v"], "a B-")]
+)
+def test_word_decoder_of_a_tag_without_its_other_half(labels, missing):
     with pytest.raises(
-        UserError, match="task.labels: scheme words takes B-x and I-x for every x, I-v is missing"
+        UserError,
+        match=f"task.labels: scheme segmentation takes B-x and I-x for every x, {missing} is missing",
     ):
-        TokenTagging(["B-n", "I-n", "B-v"], "words")
-
-
-def example(tags, source="x.conll:7"):
-    return Example(tuple("字" * len(tags)), tuple(tags), source, "g")
-
-
-def test_tag_set_of_the_data_has_both_prefixes():
-    task = TokenTagging.from_data(Task(), {"train": [example(["B-n", "B-v"])], "dev": [example(["B-u"])]})
-    assert task.scheme == "words"
-    assert task.labels == ["B-n", "I-n", "B-u", "I-u", "B-v", "I-v"]
-    assert task.metric == "joint_f1"
-
-
-def test_schemes():
-    assert infer_scheme(["B-n", "I-n"]) == "words"
-    assert infer_scheme(["B-n", "I-n", "O"]) == "entities"
-    assert infer_scheme(["n", "v"]) == "labels"
-    task = TokenTagging.from_data(Task(), {"train": [example(["O", "B-PER"])]})
-    assert task.labels == ["O", "B-PER", "I-PER"]
-    assert set(task.score_names) == {"token_accuracy", "entity_precision", "entity_recall", "entity_f1"}
-
-
-def test_a_tag_outside_the_tag_set_is_named():
-    task = TokenTagging.from_data(Task(labels=["n", "v"], scheme="labels"), {"train": []})
-    with pytest.raises(
-        UserError, match=r"x.conll:7: tag 'adj' at token '字' is not in the tag set of 2: n, v"
-    ):
-        task.classes(example(["n", "adj"]))
+        WordDecoder(labels)

@@ -6,13 +6,14 @@ import warnings
 import bitsandbytes as bnb
 import pytest
 import torch
-from fangyan.adapt.adapters import adapt, dequantize, fuse, quantize
-from fangyan.data.encode import IGNORE, Window
+from fangyan.adaptation import ADAPTATIONS
+from fangyan.adaptation.fused_lora import use_fused_lora
+from fangyan.adaptation.quantization import dequantize, quantize
 from fangyan.data.packing import collate
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 from fangyan.errors import UserError
-from fangyan.models.head import head_name
 from fangyan.models.packed import PackedModel
-from fangyan.recipe import Adapt
+from fangyan.models.structure import head_name
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -50,11 +51,16 @@ CAUSAL = {
 }
 
 
-def build(name, settings, layout="rows", kernels="auto", unpacked=False):
+def build(name, method, layout="rows", kernels="auto", rounded=False, **settings):
     """A packed model with an adapter, its base frozen; and the model before.
 
     Args:
-        unpacked: 4-bit weights are rounded, but not stored, so.
+        name: of the architecture.
+        method: of adaptation.
+        layout: of batches.
+        kernels: implementation.
+        rounded: the base is in float32, rounded to what 4 bits hold.
+        settings: of the method.
     """
     torch.manual_seed(0)
     causal = name in CAUSAL
@@ -63,22 +69,28 @@ def build(name, settings, layout="rows", kernels="auto", unpacked=False):
     classes = 60 if causal else 5
     head = None if causal else head_name(model, classes)
     before = copy.deepcopy(model)
-    if settings.base == "nf4":
+    if rounded:
         quantize(model, head, torch.float32)
-        if unpacked:
-            dequantize(model)
-    adapted = adapt(model, settings, "CAUSAL_LM" if causal else "TOKEN_CLS", head, 40, kernels)
-    return PackedModel(adapted, classes, layout, kernels=kernels), before
+        dequantize(model)
+    adapted = ADAPTATIONS.members[method](**settings).apply(
+        model,
+        peft_task_type="CAUSAL_LM" if causal else "TOKEN_CLS",
+        new_head=head,
+        total_steps=40,
+        activation_dtype=torch.float32,
+        kernels=kernels,
+    )
+    return PackedModel(adapted, layout, kernels), before
 
 
 def batch_of(name, layout="rows"):
     generator = torch.Generator().manual_seed(1)
-    windows = []
-    for length in (7, 1, 20, 12):
+    sequences = []
+    for i, length in enumerate((7, 1, 20, 12)):
         ids = torch.randint(1, 60, (length,), generator=generator).tolist()
-        targets = [*ids[1:], IGNORE] if name in CAUSAL else [i % 5 for i in ids]
-        windows.append(Window(ids, list(range(length)), 0, (0, length), targets))
-    return collate(windows, 0, 0 if layout == "padded" else 32)
+        labels = [*ids[1:], IGNORE_INDEX] if name in CAUSAL else [i % 5 for i in ids]
+        sequences.append(TokenizedSequence(ids, labels, i))
+    return collate(sequences, 0, 0 if layout == "padded" else 32)
 
 
 def train(packed, batch, steps=25, rate=2e-2):
@@ -87,7 +99,7 @@ def train(packed, batch, steps=25, rate=2e-2):
     optimizer = torch.optim.AdamW(trained, rate)
     losses = []
     for step in range(steps):
-        loss = packed(batch, divisor=float((batch.targets != IGNORE).sum()))
+        loss = packed.loss(batch, float(batch.num_valid))
         loss.backward()
         if hasattr(packed.model.base_model, "update_and_allocate"):
             packed.model.base_model.update_and_allocate(step)
@@ -98,10 +110,11 @@ def train(packed, batch, steps=25, rate=2e-2):
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *CAUSAL])
-@pytest.mark.parametrize("base", [None, "nf4"])
-def test_lora_learns_in_every_architecture_beside_frozen_weights(name, base):
-    packed, _ = build(name, Adapt(method="lora", rank=4, base=base))
-    assert sum(type(module).__module__ == "fangyan.adapt.adapters" for module in packed.modules()) >= 12
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_apply_lora_learns_beside_frozen_weights(name, quantization):
+    packed, _ = build(name, "lora", rank=4, quantization=quantization)
+    fused = [type(module).__module__ == "fangyan.adaptation.fused_lora" for module in packed.modules()]
+    assert sum(fused) >= 12
     frozen = {n: p.detach().clone() for n, p in packed.named_parameters() if not p.requires_grad}
     losses = train(packed.train(), batch_of(name))
     # A random frozen head over 60 words bends little.
@@ -115,12 +128,13 @@ def test_lora_learns_in_every_architecture_beside_frozen_weights(name, base):
 
 
 @pytest.mark.parametrize("name", ["bert", "qwen3", "gemma2"])
-@pytest.mark.parametrize("base", [None, "nf4"])
-def test_the_kernels_compute_what_peft_does(name, base):
-    settings = Adapt(method="lora", rank=4, base=base, rslora=True)
-    fused, _ = build(name, settings)
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_apply_lora_with_kernels_computes_what_peft_does(name, quantization):
+    fused, _ = build(name, "lora", rank=4, quantization=quantization, rslora=True)
     # With AVX-512, bitsandbytes' own layers are wrong for rows of 32.
-    plain, _ = build(name, settings, kernels="reference", unpacked=True)
+    rounded = quantization is not None
+    plain, _ = build(name, "lora", kernels="reference", rounded=rounded, rank=4, rslora=True)
+    assert not [m for m in plain.modules() if type(m).__module__ == "fangyan.adaptation.fused_lora"]
     batch = batch_of(name)
     generator = torch.Generator().manual_seed(2)
     state = {
@@ -134,7 +148,7 @@ def test_the_kernels_compute_what_peft_does(name, base):
             for n, parameter in packed.named_parameters():
                 if n in state:
                     parameter.copy_(state[n])
-        loss = packed(batch)
+        loss = packed.loss(batch)
         loss.backward()
         gradients = {n: p.grad for n, p in packed.named_parameters() if p.requires_grad}
         results.append((loss.detach(), gradients))
@@ -147,35 +161,39 @@ def test_the_kernels_compute_what_peft_does(name, base):
 
 @pytest.mark.parametrize("method", ["dora", "adalora", "ia3", "prefix_tuning", "prompt_tuning"])
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_other_methods_learn(method, name):
+def test_apply_other_methods_learn(method, name):
     layout = "padded" if method.endswith("_tuning") else "rows"
     if method == "prefix_tuning" and name == "bert":
         pytest.skip("transformers' BERT takes no prefix unless it is a decoder")
-    packed, _ = build(name, Adapt(method=method, rank=4, alpha=8.0, virtual_tokens=4), layout)
+    if layout == "padded":
+        settings = {"virtual_tokens": 4}
+    else:
+        settings = {} if method == "ia3" else {"rank": 4, "alpha": 8.0}
+    packed, _ = build(name, method, layout, **settings)
     losses = train(packed.train(), batch_of(name, layout), steps=40, rate=5e-2)
     # Prompts alone, before a frozen random model, change little.
     assert losses[-1] < losses[0] / (1.004 if method == "prompt_tuning" else 1.02)
-    logits = packed.eval()(batch_of(name, layout), with_loss=False)
+    logits = packed.eval().logits(batch_of(name, layout))
     assert logits.shape[:2] == batch_of(name, layout).input_ids.shape
 
 
 @pytest.mark.parametrize("name", ["bert", "qwen3"])
-def test_gradient_checkpointing_trains_the_adapters(name):
+def test_use_gradient_checkpointing_trains_adapters(name):
     """The same gradients, with frozen embeddings, as without it."""
     gradients = []
     for checkpointing in (False, True):
-        packed, _ = build(name, Adapt(method="lora", rank=4))
+        packed, _ = build(name, "lora", rank=4)
         if checkpointing:
             packed.use_gradient_checkpointing()
-        packed.train()(batch_of(name)).backward()
+        packed.train().loss(batch_of(name)).backward()
         gradients.append({n: p.grad for n, p in packed.named_parameters() if "lora_B" in n})
     assert all(gradient.any() for gradient in gradients[1].values())
     for n, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][n], msg=n)
 
 
-def test_four_bits_by_type_and_back():
-    packed, before = build("bert", Adapt(method="lora", base="nf4"))
+def test_quantize_by_type_and_dequantize():
+    packed, before = build("bert", "lora", quantization="nf4")
     base = packed.base
     layers = [module for module in base.modules() if type(module) is bnb.nn.Linear4bit]
     assert len(layers) == 12
@@ -193,41 +211,41 @@ def test_four_bits_by_type_and_back():
             )
 
 
-def test_targets():
-    packed, _ = build("qwen3", Adapt(method="lora", targets=["q_proj", "v_proj"]))
+def test_apply_to_targets():
+    packed, _ = build("qwen3", "lora", targets=["q_proj", "v_proj"])
     with_adapter = {
         n.split(".lora_A")[0].rpartition(".")[2] for n, _ in packed.named_parameters() if "lora_A" in n
     }
     assert with_adapter == {"q_proj", "v_proj"}
-    with pytest.raises(UserError, match=r"adapt.targets: .* no linear layer 'query'.* q_proj"):
-        build("qwen3", Adapt(method="lora", targets=["query"]))
+    with pytest.raises(UserError, match=r"adaptation.targets: .* no linear layer 'query'.* q_proj"):
+        build("qwen3", "lora", targets=["query"])
 
 
-def test_what_is_no_plain_adapter_stays_pefts():
+def test_use_fused_lora_leaves_special_layers_to_peft():
     """Switched off, merged, or with two adapters at once: PEFT's own forward, the same class of layer."""
-    packed, before = build("bert", Adapt(method="lora", rank=2))
+    packed, before = build("bert", "lora", rank=2)
     packed.eval()
     batch = batch_of("bert")
     with torch.no_grad():
         for n, parameter in packed.named_parameters():
             if "lora_B" in n:
                 parameter.normal_()
-        adapted = packed(batch, with_loss=False)
+        adapted = packed.logits(batch)
         with packed.model.disable_adapter():
-            off = packed(batch, with_loss=False)
+            off = packed.logits(batch)
         packed.model.merge_adapter()
-        merged = packed(batch, with_loss=False)
+        merged = packed.logits(batch)
         packed.model.unmerge_adapter()
-        back = packed(batch, with_loss=False)
+        back = packed.logits(batch)
     assert not torch.allclose(adapted, off)
     torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(back, adapted, rtol=1e-3, atol=1e-3)
-    plain = PackedModel(before.eval(), 5, "rows")
-    torch.testing.assert_close(off, plain(batch, with_loss=False).detach(), rtol=1e-4, atol=1e-4)
-    assert fuse(packed) == 0
+    plain = PackedModel(before.eval(), "rows")
+    torch.testing.assert_close(off, plain.logits(batch).detach(), rtol=1e-4, atol=1e-4)
+    assert use_fused_lora(packed) == 0
 
 
-def test_an_adapter_of_pefts_is_gone_on_with(tmp_path):
+def test_apply_trains_an_adapter_of_pefts_further(tmp_path):
     """Written by plain PEFT, with a rank and targets of its own."""
     import peft
 
@@ -243,13 +261,13 @@ def test_an_adapter_of_pefts_is_gone_on_with(tmp_path):
                 parameter.normal_()
     theirs.save_pretrained(tmp_path / "theirs")
     batch = batch_of("llama")
-    expected = PackedModel(theirs.eval(), 60, "rows")(batch).detach()
-    packed, _ = build("llama", Adapt(method="lora", init=str(tmp_path / "theirs")))
-    torch.testing.assert_close(packed.eval()(batch).detach(), expected, rtol=1e-5, atol=1e-4)
+    expected = PackedModel(theirs.eval(), "rows").loss(batch).detach()
+    packed, _ = build("llama", "lora", adapter_path=str(tmp_path / "theirs"))
+    torch.testing.assert_close(packed.eval().loss(batch).detach(), expected, rtol=1e-5, atol=1e-4)
     assert {p.shape for n, p in packed.named_parameters() if "lora_A" in n} == {(3, 32)}
     losses = train(packed.train(), batch)
     assert losses[-1] < losses[0]
     with pytest.raises(UserError, match="holds an adapter of type LORA"):
-        build("llama", Adapt(method="ia3", init=str(tmp_path / "theirs")))
-    with pytest.raises(UserError, match=r"adapt.init: no adapter .* 'nowhere'"):
-        build("llama", Adapt(method="lora", init="nowhere"))
+        build("llama", "ia3", adapter_path=str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match=r"adaptation.adapter_path: no adapter .* 'nowhere'"):
+        build("llama", "lora", adapter_path="nowhere")
