@@ -178,8 +178,8 @@ def computed(folder: Path) -> dict[str, Any]:
         step = record.pop("step")
         what = " ".join(value for value in record.values() if isinstance(value, str))
         found |= {f"step {step}, {what}, {k}": repr(v) for k, v in record.items() if not isinstance(v, str)}
-    for path in sorted(folder.glob("run/*/*.safetensors")):
-        name = str(path.relative_to(folder))
+    for path in sorted((folder / "run").rglob("*.safetensors")):
+        name = f"{path.parent.name}/{path.name}"
         found |= {f"{name}, {key}": tensor for key, tensor in load_file(path).items()}
     found |= json.loads((folder / "predictions.json").read_text())
     return found
