@@ -47,14 +47,14 @@ class Full(Adaptation):
         return model
 
 
-def _layers(model: nn.Module, numbers: list[range]) -> list[nn.Module]:
+def _layers(model: nn.Module, spans: list[range]) -> list[nn.Module]:
     layers = encoder_layers(model, "adaptation.freeze_layers")
-    for span in numbers:
+    for span in spans:
         if span[-1] >= len(layers):
             raise UserError(
                 f"adaptation.freeze_layers: layer {span[-1]}, but the model has layers 0-{len(layers) - 1}"
             )
-    return [layers[i] for span in numbers for i in span]
+    return [layers[i] for span in spans for i in span]
 
 
 def parse_layers(layers: int | str) -> list[range]:

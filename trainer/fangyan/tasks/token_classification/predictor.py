@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
-from fangyan.data.example import Example
-from fangyan.data.tokenization import Tokenizer
 from fangyan.errors import UserError
-from fangyan.models.packed import PackedModel
-from fangyan.tasks.evaluation import run_batches
-from fangyan.tasks.task import Prediction, Predictor
+from fangyan.tasks.task import Prediction, Predictor, Task, TokenUnit
 from fangyan.tasks.token_classification.metrics import word_spans
+from fangyan.tasks.token_classification.scheme import Scheme
 
-if TYPE_CHECKING:
-    from fangyan.tasks.token_classification.task import TokenClassification
+Sentence = tuple[str, ...]
+Tag = Callable[[Sequence[Sentence]], list[tuple[str, ...]]]
 
 # Texts tagged together: enough to fill a batch of evaluation.
 CHUNK = 256
@@ -57,17 +54,17 @@ class TokenClassifier(Predictor):
     """A model that tags; see :class:`fangyan.tasks.task.Predictor`.
 
     Args:
-        task: its labels.
-        model: in evaluation mode.
-        tokenizer: of the model.
-        max_length: most sub-words of a sequence; longer sentences are cut into several.
+        task: what the model has learned.
+        tag: from sentences, as tokens, to their tags.
+        scheme: of the tags.
+        token_unit: into what a text is cut.
     """
 
-    def __init__(self, task: TokenClassification, model: PackedModel, tokenizer: Tokenizer, max_length: int):
+    def __init__(self, task: Task, tag: Tag, scheme: Scheme, token_unit: TokenUnit):
         self.task = task
-        self._model = model
-        self._tokenizer = tokenizer
-        self._max_length = max_length
+        self._tag = tag
+        self._scheme = scheme
+        self._token_unit = token_unit
 
     @override
     def predict(self, texts: Iterable[str]) -> list[TaggedText]:
@@ -87,19 +84,12 @@ class TokenClassifier(Predictor):
             for tokens, tags in zip(sentences, self._tag(sentences), strict=True):
                 yield TaggedText(tokens, tags, self._words(tokens, tags))
 
-    def _tag(self, sentences: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        examples = [Example({"tokens": tokens}, "", "") for tokens in sentences]
-        sequences = self.task.tokenize(examples, self._tokenizer, self._max_length)
-        device = next(self._model.parameters()).device
-        outputs = run_batches(self.task, self._model, sequences, self._tokenizer.pad_id, device)
-        return self.task.join(outputs, len(sentences))
-
     def _split(self, text: str) -> tuple[str, ...]:
         words = text.split()
-        return tuple("".join(words)) if self.task.token_unit == "characters" else tuple(words)
+        return tuple("".join(words)) if self._token_unit == "characters" else tuple(words)
 
     def _words(self, tokens: tuple[str, ...], tags: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-        if self.task.scheme != "segmentation":
+        if self._scheme != "segmentation":
             return tuple(zip(tokens, tags, strict=True))
-        joint = "" if self.task.token_unit == "characters" else " "
+        joint = "" if self._token_unit == "characters" else " "
         return tuple((joint.join(tokens[start:end]), tag) for start, end, tag in word_spans(tags))

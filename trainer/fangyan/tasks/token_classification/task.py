@@ -17,6 +17,7 @@ from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_words
 from fangyan.errors import UserError
 from fangyan.models.packed import PackedModel
+from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
@@ -218,7 +219,15 @@ class TokenClassification(Task):
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TokenClassifier:
         """Return the model as a tagger."""
-        return TokenClassifier(self, model, tokenizer, max_length)
+        device = next(model.parameters()).device
+
+        def tag(sentences: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+            examples = [Example({"tokens": tokens}, "", "") for tokens in sentences]
+            sequences = self.tokenize(examples, tokenizer, max_length)
+            outputs = run_batches(self, model, sequences, tokenizer.pad_id, device)
+            return self.join(outputs, len(sentences))
+
+        return TokenClassifier(self, tag, self.scheme, self.token_unit)
 
     @override
     def export_config(self) -> dict[str, Any]:
