@@ -117,7 +117,7 @@ def cli(tmp_path, cli_in):
 
 @pytest.fixture(scope="session")
 def one_rank(tmp_path_factory, server):
-    """One rank with two micro-batches per step: the same ones, and the same dropout, as two ranks with one."""
+    """One rank with two micro-batches per step: what two ranks have one of each, with the same dropout."""
     cli = Cli(tmp_path_factory.mktemp("one"), server)
     cli.train("train.gradient_accumulation_steps=2")
     return cli

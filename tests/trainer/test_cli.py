@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 
-def test_help_shows_every_recipe_field(cli):
+def test_train_help_shows_every_recipe_field(cli):
     out, _ = cli("train", "--help")
-    for field in ("data.format", "engine.zero_stage", "train.batch_tokens", "freeze.layers"):
+    for field in ("data.format", "engine.zero_stage", "train.batch_tokens", "adaptation.freeze_layers"):
         assert field in out
     assert "--resume" in out
     assert "--local_rank" not in out
@@ -18,7 +18,8 @@ def test_help_shows_every_recipe_field(cli):
 def test_env(cli):
     """By the console script itself, where other tests save the time of its imports."""
     script = Path(sys.executable).with_name("fangyan")
-    out = subprocess.run([script, "env"], cwd=cli.folder, capture_output=True, text=True, check=True).stdout
+    command = [script, "env"]
+    out = subprocess.run(command, cwd=cli.folder, capture_output=True, encoding="utf-8", check=True).stdout
     for name in ("torch", "deepspeed", "bitsandbytes", "processor", "GPU"):
         assert name in out
 
@@ -30,44 +31,73 @@ def test_env(cli):
         (["data.format=conll", "data.train=none.conll"], "none.conll: no such file"),
         (["data.format=conll", "data.train=bad.conll"], "bad.conll:2: 3 columns, expected 2 (token, tag)"),
         (["task.labels=[B-n,I-n]"], "is not in the tag set of 2: B-n, I-n"),
-        (["model.path=empty"], "model.path: no token classifier can be loaded from the folder 'empty'"),
-        (["train.metric=f2"], "train.metric: 'f2' is no score of this task, expected one of token_accuracy"),
-        (["freeze.layers=9"], "freeze.layers: layer 9, but the model has layers 0-5"),
+        (
+            ["model.path=empty"],
+            "model.path: AutoModelForTokenClassification cannot be loaded from the folder 'empty'",
+        ),
+        (
+            ["train.metric=f2"],
+            "train.metric: 'f2' is no metric of this task, expected one of token_accuracy",
+        ),
+        (["adaptation.freeze_layers=9"], "adaptation.freeze_layers: layer 9, but the model has layers 0-5"),
+        (["optimizer.momentum=0.9"], "optimizer.momentum: unknown key of adamw"),
     ],
 )
-def test_mistakes(cli, overrides, message):
+def test_train_with_a_mistake(cli, overrides, message):
     (cli.folder / "empty").mkdir()
-    (cli.folder / "bad.conll").write_text("a\tO\nb\tO\tx\n")
+    (cli.folder / "bad.conll").write_text("a\tO\nb\tO\tx\n", encoding="utf-8")
     _, err = cli.train(*overrides, code=2)
     assert message in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_folders_that_are_not_runs_are_left_alone(cli):
+def test_train_leaves_folders_that_are_no_runs_alone(cli):
     (cli.folder / "run").mkdir()
-    (cli.folder / "run" / "thesis.txt").write_text("x")
+    (cli.folder / "run" / "thesis.txt").write_text("x", encoding="utf-8")
     _, err = cli.train(code=2)
     assert err.strip().endswith("holds files but no run, expected an empty or a new folder")
-    assert (cli.folder / "run" / "thesis.txt").exists()
-    (cli.folder / "file").write_text("x")
+    assert [path.name for path in (cli.folder / "run").iterdir()] == ["thesis.txt"]
+    (cli.folder / "file").write_text("x", encoding="utf-8")
     _, err = cli.train(code=2, run="file")
     assert "file: Not a directory" in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_loss_that_is_not_finite(cli):
+@pytest.mark.slow
+def test_train_with_a_loss_that_is_not_finite(cli):
     """Earlier checkpoints stay, and none is written after it."""
     _, err = cli.train("optimizer.lr=1e30", "train.gradient_clipping=0.0", "train.checkpoint_every=1", code=2)
-    assert "optimizer.lr: the loss is nan at step 2 with a rate of" in err
+    assert "optimizer.lr: the loss is nan at step 2 with a learning rate of" in err
     assert err.strip().count("\n") == 0
     steps = [path.name for path in (cli.folder / "run/checkpoints").glob("step-*")]
     assert steps == ["step-000001"]
 
 
-def test_predict_and_evaluate_need_a_run(cli):
+def test_predict_and_evaluate_without_a_run(cli):
     _, err = cli("predict", "nowhere", "text", code=2)
     assert err.strip() == "fangyan: nowhere: no such run"
-    _, err = cli("predict", str(cli.folder), code=2)
-    assert "predict needs sentences" in err
     _, err = cli("evaluate", str(cli.folder), code=2)
     assert "no exported model in it" in err
+
+
+def test_predict_takes_either_sentences_or_a_file(cli):
+    sentence = "predict needs either sentences, or --input with a file (- for standard input)"
+    _, err = cli("predict", str(cli.folder), code=2)
+    assert err.strip() == f"fangyan: {sentence}"
+    (cli.folder / "in.txt").write_text("食飯\n", encoding="utf-8")
+    out, err = cli("predict", str(cli.folder), "食飯", "--input", "in.txt", code=2)
+    assert err.strip() == f"fangyan: {sentence}"
+    assert out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--max-new-tokens", "max_new_tokens: is for models that write text, found a tagger"),
+        ("--temperature", "temperature: is for models that write text, found a tagger"),
+    ],
+)
+def test_predict_with_an_option_that_a_tagger_has_not(finished, option, message):
+    _, err = finished("predict", str(finished.folder / "run"), "食飯", option, "5", code=2)
+    assert err.strip() == f"fangyan: {message}"

@@ -1,19 +1,29 @@
 """Recipes: what may be said, and one sentence for what may not."""
 
+import fangyan
 import pytest
 from fangyan.errors import UserError
-from fangyan.recipe import Recipe, describe_fields, load_recipe, parse_layers
+from fangyan.recipe import RECIPES, Recipe, describe_fields, load_recipe
 
 MINIMAL = "name: x\ndata: {format: hkcancor}\n"
+TEXT = ("data.format=text", "data.train=a.txt")
 
 
 def write(tmp_path, text):
     path = tmp_path / "r.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def test_defaults_and_overrides(tmp_path):
+def refusal(path, overrides=None):
+    """The sentence that refuses a recipe."""
+    with pytest.raises(UserError) as error:
+        load_recipe(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_load_recipe_with_defaults_and_overrides(tmp_path):
     path = write(tmp_path, MINIMAL)
     recipe = load_recipe(
         path, ["train.epochs=3", "optimizer.lr=1e-3", "data.dev=[a,b]", "model.pretrained=false"]
@@ -21,20 +31,43 @@ def test_defaults_and_overrides(tmp_path):
     assert (recipe.train.epochs, recipe.optimizer.lr, recipe.model.pretrained) == (3, 1e-3, False)
     assert recipe.data.dev == ["a", "b"]
     assert str(recipe.folder) == "runs/x"
+    names = (recipe.task.name, recipe.objective.name, recipe.adaptation.name, recipe.optimizer.name)
+    assert names == ("token_classification", "cross_entropy", "full", "adamw")
 
 
-def test_a_written_recipe_reads_back(tmp_path):
-    recipe = load_recipe(write(tmp_path, MINIMAL), ["optimizer.betas=[0.9,0.98]", "freeze.layers=0-3"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.betas=[0.9,0.98]", "adaptation.freeze_layers=0-3"],
+        [
+            "adaptation.name=lora",
+            "adaptation.quantization=nf4",
+            "optimizer.name=sgd",
+            "optimizer.momentum=0.5",
+        ],
+        ["task.name=causal_lm", *TEXT, "objective.label_smoothing=0.1", "train.epochs=2"],
+    ],
+)
+def test_to_yaml_reads_back(tmp_path, overrides):
+    recipe = load_recipe(write(tmp_path, MINIMAL), overrides)
     assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
 
 
-def test_the_shipped_recipes_are_valid():
-    from pathlib import Path
-
-    recipes = sorted((Path(__file__).parents[2] / "trainer" / "fangyan" / "recipes").glob("*.yaml"))
-    assert recipes
-    for path in recipes:
-        assert load_recipe(path).name == path.stem
+def test_load_recipe_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert names == ["cantonese-lm", "cantonese-pos"]
+    for name in names:
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert recipe == load_recipe(RECIPES / f"{name}.yaml")
+    assert fangyan.load_recipe("cantonese-lm").task.name == "causal_lm"
+    expected = "cantonese: no such recipe, expected a file or one of cantonese-lm, cantonese-pos"
+    assert refusal("cantonese") == expected
+    # A file comes before a name; a name is no path.
+    write(tmp_path, MINIMAL).rename(tmp_path / "cantonese-lm")
+    assert load_recipe("cantonese-lm").name == "x"
+    assert "no such recipe" in refusal("../recipes/cantonese-lm")
 
 
 @pytest.mark.parametrize(
@@ -47,19 +80,136 @@ def test_the_shipped_recipes_are_valid():
         ("optimizer.lr=-1", "optimizer.lr: input should be greater than 0"),
         ("optimizer.lr=.nan", "optimizer.lr: input should be a finite number"),
         ("engine.zero_stage=4", "engine.zero_stage: input should be 0, 1, 2 or 3, found 4"),
-        ("freeze.layers=3-1", "freeze.layers: layers is '3-1', its range 3-1 runs backwards"),
-        ("freeze.layers=all", "freeze.layers: layers is 'all', expected numbers such as 3, 0-3 or 0,2,4"),
+        (
+            "adaptation.freeze_layers=3-1",
+            "adaptation.freeze_layers: layers is '3-1', its range 3-1 runs backwards",
+        ),
+        (
+            "adaptation.freeze_layers=all",
+            "adaptation.freeze_layers: layers is 'all', expected numbers such as 3, 0-3 or 0,2,4",
+        ),
         ("data.format=conll", "data: train is missing; format conll needs the files to train on"),
+        ("data.train=0.5", "data.train: train is 0.5, expected files; only dev and test may be fractions"),
         ("data.dev=1.5", "data.dev: "),
         ("name=a/b", "name: string should match pattern"),
         ("epochs", "override 'epochs': expected key.sub=value"),
+        ("optimizer.name=adam", "optimizer.name: found 'adam', expected one of 'adamw', "),
+        (
+            "task.name=tagging",
+            "task.name: found 'tagging', expected one of 'token_classification', 'causal_lm'",
+        ),
     ],
 )
-def test_mistakes(tmp_path, override, message):
-    with pytest.raises(UserError) as error:
-        load_recipe(write(tmp_path, MINIMAL), [override])
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+def test_load_recipe_with_a_wrong_field(tmp_path, override, message):
+    assert message in refusal(write(tmp_path, MINIMAL), [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.momentum=0.9"], "optimizer.momentum: unknown key of adamw; expected one of "),
+        (
+            ["optimizer.name=adamw8bit", "optimizer.alpha=5.0"],
+            "optimizer.alpha: unknown key of adamw8bit; expected one of ",
+        ),
+        (["optimizer.name=lion8bit", "optimizer.eps=1e-8"], "optimizer.eps: unknown key of lion8bit"),
+        (["optimizer.name=sgd", "optimizer.betas=[0.9,0.9]"], "optimizer.betas: unknown key of sgd"),
+        (["adaptation.rank=8"], "adaptation.rank: unknown key of full; expected one of name, freeze_"),
+        (
+            ["adaptation.name=ia3", "adaptation.rank=8"],
+            "adaptation.rank: unknown key of ia3; expected one of ",
+        ),
+        (
+            ["adaptation.name=lora", "adaptation.virtual_tokens=4"],
+            "adaptation.virtual_tokens: unknown key of",
+        ),
+        (["adaptation.name=lora", "adaptation.freeze_layers=3"], "adaptation.freeze_layers: unknown key of"),
+        (
+            ["adaptation.name=prompt_tuning", "adaptation.targets=all-linear", "train.packing=false"],
+            "adaptation.targets: unknown key of prompt_tuning",
+        ),
+        (["adaptation.quantization=nf4"], "adaptation.quantization: unknown key of full"),
+        (
+            ["adaptation.name=ia3", "adaptation.quantization=nf4"],
+            "adaptation.quantization: unknown key of ia3",
+        ),
+        (
+            ["adaptation.name=adalora", "adaptation.quantization=nf4"],
+            "adaptation.quantization: unknown key of adalora",
+        ),
+        (["task.name=causal_lm", *TEXT, "task.scheme=iob2"], "task.scheme: unknown key of causal_lm"),
+        (["task.name=causal_lm", *TEXT, "task.labels=[a]"], "task.labels: unknown key of causal_lm"),
+        (
+            ["task.name=causal_lm", *TEXT, "data.tokens=characters"],
+            "data.tokens: unknown key of text; expected one of ",
+        ),
+        (["data.format=conll", "data.train=a", "data.path=corpus"], "data.path: unknown key of conll"),
+        (["task.label_smoothing=0.1"], "task.label_smoothing: unknown key of token_classification"),
+        (
+            ["adaptation.name=lora", "adaptation.adapter_path=old", "adaptation.rank=8"],
+            "adaptation: rank is 8, but the adapter in adapter_path has its own; expected no rank",
+        ),
+        (
+            ["adaptation.name=lora", "adaptation.adapter_path=old", "adaptation.targets=[query]"],
+            "adaptation: targets is ['query'], but the adapter in adapter_path has its own",
+        ),
+        (
+            ["adaptation.name=dora", "adaptation.adapter_path=old", "adaptation.dropout=0.1"],
+            "adaptation: dropout is 0.1, but the adapter in adapter_path has its own",
+        ),
+        (
+            ["adaptation.name=prompt_tuning", "adaptation.adapter_path=a", "adaptation.virtual_tokens=4"],
+            "adaptation: virtual_tokens is 4, but the adapter in adapter_path has its own",
+        ),
+    ],
+)
+def test_load_recipe_with_a_field_without_effect(tmp_path, overrides, message):
+    assert message in refusal(write(tmp_path, MINIMAL), overrides)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
+    overrides = ["adaptation.name=lora", "adaptation.adapter_path=old"]
+    if quantization:
+        overrides.append(f"adaptation.quantization={quantization}")
+    recipe = load_recipe(write(tmp_path, MINIMAL), overrides)
+    assert recipe.adaptation.adapter_path == "old"
+    assert recipe.adaptation.base_quantization == quantization
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["adaptation.name=lora", "adaptation.quantization=bf16"],
+            "adaptation.quantization: input should be 'nf4', found 'bf16'",
+        ),
+        (
+            ["adaptation.name=prompt_tuning"],
+            "train.packing is true, but prompt_tuning puts its own tokens before every sentence; "
+            "expected train.packing=false",
+        ),
+        (
+            ["adaptation.name=adalora", "engine.zero_stage=2"],
+            "engine.zero_stage is 2, but adalora takes 0 at most",
+        ),
+        (
+            ["task.name=causal_lm"],
+            "data.format is hkcancor, which has no text; expected text, common_voice for this task",
+        ),
+        (
+            TEXT,
+            "data.format is text, which has no tokens and tags; expected hkcancor, conll, jsonl for ",
+        ),
+        (
+            ["adaptation.name=lora", "adaptation.rank=0"],
+            "adaptation.rank: input should be greater than or equal",
+        ),
+        (["engine.offload=optimizer"], "engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3"),
+    ],
+)
+def test_load_recipe_with_sections_that_do_not_fit(tmp_path, overrides, message):
+    assert message in refusal(write(tmp_path, MINIMAL), list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -68,28 +218,58 @@ def test_mistakes(tmp_path, override, message):
         ("name: x\ndata: {format: hkcancor\n", r"r.yaml:3: not a YAML recipe"),
         ("- a\n", "expected a YAML mapping"),
         ("data: {format: hkcancor}\n", "name: missing; this field is required"),
+        ("name: x\ndata: {train: a}\n", "data.format: missing; this field is required"),
         ("name: x\nname: y\ndata: {format: hkcancor}\n", "not a YAML recipe: found duplicate key name"),
+        (MINIMAL + "train: {epochs: 1, epochs: 2}\n", "not a YAML recipe: found duplicate key epochs"),
+        ("name: !!python/name:os.system x\ndata: {format: hkcancor}\n", "not a YAML recipe"),
     ],
 )
-def test_files_that_are_no_recipe(tmp_path, text, message):
-    with pytest.raises(UserError, match=message):
-        load_recipe(write(tmp_path, text))
+def test_load_recipe_of_a_file_that_is_none(tmp_path, text, message):
+    assert message in refusal(write(tmp_path, text))
 
 
-def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.yaml: no such recipe"):
-        load_recipe(tmp_path / "none.yaml")
+def test_load_recipe_that_is_not_utf8(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"name: \xff\n")
+    assert "r.yaml: not a YAML recipe" in refusal(path)
 
 
-def test_layers():
-    assert parse_layers(3) == [3]
-    assert parse_layers("0-3") == [0, 1, 2, 3]
-    assert parse_layers("0, 2,5-6") == [0, 2, 5, 6]
+def test_load_recipe_of_a_missing_file(tmp_path):
+    assert "none.yaml: no such recipe" in refusal(tmp_path / "none.yaml")
 
 
-def test_every_field_is_described():
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "0.1e-2", "+1e-3", "0.001", "1.0e-3"])
+def test_load_recipe_reads_a_number(tmp_path, number):
+    """YAML 1.1 takes 1e-3 for a string; 1.2, and whoever writes a recipe, for a number."""
+    path = write(tmp_path, MINIMAL + f"optimizer: {{lr: {number}}}\n")
+    assert load_recipe(path).optimizer.lr == 1e-3
+    assert load_recipe(path, [f"optimizer.lr={number}"]).optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e-3x", "-e3"])
+def test_load_recipe_leaves_other_text(tmp_path, text):
+    assert load_recipe(write(tmp_path, MINIMAL), [f"name=a.{text}"]).name == f"a.{text}"
+    assert "found " + repr(text) in refusal(write(tmp_path, MINIMAL), [f"optimizer.lr={text}"])
+
+
+def test_load_recipe_does_not_interpolate(tmp_path, monkeypatch):
+    """A folder may be called ${name}, and nothing of the environment gets into a recipe."""
+    monkeypatch.setenv("SECRET", "x")
+    path = write(tmp_path, MINIMAL + "run_dir: runs/${name}\nmodel: {path: '${oc.env:SECRET}'}\n")
+    recipe = load_recipe(path, ["data.path=${seed}"])
+    assert recipe.run_dir == "runs/${name}"
+    assert recipe.model.path == "${oc.env:SECRET}"
+    assert recipe.data.path == "${seed}"
+
+
+def test_describe_fields_has_every_field():
     rows = describe_fields()
     assert len(rows) > 30
     assert all(meaning for _, _, meaning in rows)
     assert ("seed", "0") in [row[:2] for row in rows]
     assert set(Recipe.model_fields) == {name.split(".")[0] for name, _, _ in rows}
+    names = [name for name, _, _ in rows]
+    assert len(names) == len(set(names))
+    for name in ("optimizer.momentum [sgd]", "objective.label_smoothing", "optimizer.lr", "adaptation.name"):
+        assert name in names
+    assert "adaptation.quantization [lora, dora]" in names

@@ -1,6 +1,5 @@
 """Kills, resumes and damaged checkpoints: losses exact, nothing finished lost."""
 
-import json
 import resource
 import shutil
 import signal
@@ -9,8 +8,10 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from fangyan.checkpoint import read_state
 from fangyan.errors import UserError
+from fangyan.training.checkpoint import read_state
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = {
     "one rank": (1, ("train.token_masking=0.05",)),
@@ -19,7 +20,7 @@ SETTINGS = {
 
 
 def kill_when(cli, condition, *arguments, ranks):
-    """Starts a run and kills it, all ranks at once, at the first moment that ``condition`` holds."""
+    """Start a run and kill it, all ranks at once, at the first moment that ``condition`` holds."""
     process = cli.start(*arguments, ranks=ranks, launcher=ranks > 1)
     try:
         while process.poll() is None and not condition():
@@ -37,8 +38,10 @@ def _kill_tree(pid):
             process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
+@pytest.mark.parametrize(
+    "name", ["one rank", pytest.param("two ranks, ZeRO 2, 8-bit", marks=pytest.mark.ranks)]
+)
+def test_train_resumes_a_killed_run_to_the_same_losses(cli, name):
     """Killed in mid-write, then between checkpoints; resumed each time; dropout is on."""
     ranks, overrides = SETTINGS[name]
     cli.train(*overrides, ranks=ranks, run="whole")
@@ -47,7 +50,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
     kill_when(cli, lambda: list(checkpoints.glob("step-000004.partial/*")), *arguments, ranks=ranks)
     assert read_state((checkpoints / "last").resolve()).step == 2
     metrics = cli.folder / "run" / "metrics.jsonl"
-    kill_when(cli, lambda: '"step": 5' in metrics.read_text(), *arguments, ranks=ranks)
+    kill_when(cli, lambda: '"step": 5' in metrics.read_text(encoding="utf-8"), *arguments, ranks=ranks)
     assert read_state((checkpoints / "last").resolve()).step >= 4
     out, _ = cli(*arguments, ranks=ranks, launcher=ranks > 1)
     assert "resuming" in out
@@ -55,19 +58,19 @@ def test_a_killed_run_goes_on_to_the_same_losses(cli, name):
     whole = cli.losses("whole")
     assert [step for step, _ in whole] == list(range(1, len(whole) + 1))
     assert cli.losses() == whole
-    records = [
-        [json.loads(line) for line in (cli.folder / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("run", "whole")
-    ]
-    assert records[0] == records[1]
+    assert cli.records() == cli.records("whole")
 
 
 @pytest.mark.parametrize(
-    ("ranks", "optimizer", "stage"), [(1, "adamw", 0), (2, "adamw8bit", 2)], ids=["one pass", "8-bit"]
+    ("ranks", "optimizer", "stage"),
+    [
+        pytest.param(1, "adamw", 0, id="one pass"),
+        pytest.param(2, "adamw8bit", 2, id="8-bit", marks=pytest.mark.ranks),
+    ],
 )
-def test_bf16_goes_on_exactly(cli, ranks, optimizer, stage):
+def test_train_resumes_bf16_exactly(cli, ranks, optimizer, stage):
     """From its float32 copies and its states, each rank from its own."""
-    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12)
+    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12, encoding="utf-8")
     data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll", "train.batch_tokens=15")
     options = (*data, "train.keep_checkpoints=9", f"optimizer.name={optimizer}")
     options += ("engine.precision=bf16", f"engine.zero_stage={stage}")
@@ -83,7 +86,8 @@ def half_done(cli):
     """A run of one epoch of two, with its two newest checkpoints."""
     cli.train("train.epochs=1")
     recipe = cli.folder / "run" / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text.replace("epochs: 1", "epochs: 2"), encoding="utf-8")
     return cli
 
 
@@ -91,7 +95,7 @@ def newest(cli):
     return (cli.folder / "run/checkpoints/last").resolve()
 
 
-def test_a_checkpoint_cut_short_is_passed_over(half_done):
+def test_train_passes_over_a_checkpoint_cut_short(half_done):
     cut = newest(half_done)
     file = next(cut.glob("*.pt"))
     file.write_bytes(file.read_bytes()[:1000])
@@ -109,17 +113,19 @@ def test_a_checkpoint_cut_short_is_passed_over(half_done):
     assert read_state(newest(half_done)).epoch == 2
 
 
-def test_only_the_same_run_is_resumed(half_done):
+def test_train_resumes_the_same_run_alone(half_done):
     _, err = half_done.train("optimizer.lr=5e-4", resume="auto", code=2)
     assert "the run has optimizer.lr=0.001, the recipe 0.0005; expected the same to resume" in err
     _, err = half_done.train(resume="nowhere", code=2)
     assert "--resume nowhere: no such checkpoint" in err
+    _, err = half_done.train("optimizer={name: sgd, lr: 1e-3}", resume="auto", code=2)
+    assert "the run has optimizer.name=adamw, the recipe sgd" in err
     shutil.rmtree(half_done.folder / "run" / "checkpoints")
     out, _ = half_done.train("train.epochs=1", resume="auto")
     assert "starting afresh" in out
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(half_done):
+def test_save_on_a_full_disk_leaves_the_last_checkpoint(half_done):
     """A limit on the size of a file stands for a full disk: the write itself fails."""
     before = newest(half_done)
     process = half_done.start(*half_done.train_arguments(resume="auto"))

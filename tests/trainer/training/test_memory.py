@@ -1,10 +1,12 @@
-"""What ``fangyan check`` says against what runs take."""
+"""What ``fangyan estimate-memory`` says against what runs take."""
 
 import re
 
 import pytest
-from fangyan.models import load_token_classifier
-from fangyan.recipe import Model
+from fangyan.models.loading import ModelConfig
+from fangyan.recipe import load_recipe
+from fangyan.tasks.token_classification.task import TokenClassification
+from fangyan.training.memory import estimate_memory
 from transformers import ElectraConfig
 
 SIZES = {"hidden_size": 512, "embedding_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048}
@@ -14,24 +16,25 @@ SIZES = {"hidden_size": 512, "embedding_size": 512, "num_hidden_layers": 8, "int
 def folder(tmp_path_factory):
     """A model large enough to be seen beside Python and its libraries."""
     folder = tmp_path_factory.mktemp("model")
-    model, tokenizer = load_token_classifier(Model(), ["a", "b"], seed=0)
+    task = TokenClassification(["a", "b"], "plain")
+    model, tokenizer = ModelConfig().load(task.auto_model, 0, task.model_kwargs())
     tokenizer.save_pretrained(folder)
-    ElectraConfig(**(model.config.to_diff_dict() | SIZES | {"num_attention_heads": 8})).save_pretrained(
-        folder
-    )
+    config = model.config.to_diff_dict() | SIZES | {"num_attention_heads": 8}
+    ElectraConfig(**config).save_pretrained(folder)
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
         (1, ()),
         (1, ("optimizer.name=adamw8bit", "engine.zero_stage=2", "engine.offload=optimizer")),
-        (2, ("engine.zero_stage=3",)),
+        pytest.param(2, ("engine.zero_stage=3",), marks=pytest.mark.ranks),
     ],
     ids=str,
 )
-def test_a_runs_peak_is_within_a_tenth(cli, folder, ranks, options):
+def test_estimate_memory_is_within_a_tenth_of_a_run(cli, folder, ranks, options):
     options = (
         f"model.path={folder}",
         "model.pretrained=false",
@@ -40,18 +43,37 @@ def test_a_runs_peak_is_within_a_tenth(cli, folder, ranks, options):
         *options,
     )
     options += ("train.checkpoint_every=null", "optimizer.layer_decay=1.0")
-    out, _ = cli("check", *cli.train_arguments(*options)[1:], "--ranks", str(ranks))
-    said = float(re.search(r"peak\D+([\d,]+) │\n", out)[1].replace(",", ""))
+    out, _ = cli("estimate-memory", *cli.train_arguments(*options)[1:], "--ranks", str(ranks))
+    estimated = float(re.search(r"peak\D+([\d,]+) │\n", out)[1].replace(",", ""))
     out, _ = cli.train(*options, ranks=ranks)
     measured = 1000 * float(re.search(r"peak memory ([\d.]+) GB", out)[1])
-    assert said == pytest.approx(measured, rel=0.1)
+    assert estimated == pytest.approx(measured, rel=0.1)
 
 
-def test_states_by_parameter(cli):
-    """Two bytes for a matrix's numbers, eight for those of embeddings, norms and biases."""
+@pytest.mark.slow
+def test_estimate_memory_of_optimizer_states(cli):
+    """Two bytes for a parameter of a matrix, eight for one of embeddings, norms and biases."""
     rows = {}
     for name in ("adamw", "adamw8bit"):
-        out, _ = cli("check", *cli.train_arguments(f"optimizer.name={name}", "freeze.embeddings=true")[1:])
+        options = (f"optimizer.name={name}", "adaptation.freeze_embeddings=true")
+        out, _ = cli("estimate-memory", *cli.train_arguments(*options)[1:])
         rows[name] = float(re.search(r"optimizer states\D+([\d.]+)", out)[1])
     assert rows["adamw"] == 8.0
     assert 2.03 < rows["adamw8bit"] < 2.1
+
+
+@pytest.mark.slow
+def test_estimate_memory_counts_nf4_weights_as_parameters(tmp_path):
+    """Half a byte each and their scales, but for the embeddings, norms and biases."""
+    (tmp_path / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 4, encoding="utf-8")
+    data = ["data.format=conll", f"data.train={tmp_path}/few.conll", f"data.dev={tmp_path}/few.conll"]
+    data += ["data.test=null", "adaptation.name=lora", "optimizer.layer_decay=1.0"]
+    items = []
+    for options in ([], ["adaptation.quantization=nf4"]):
+        estimate = estimate_memory(load_recipe("cantonese-pos", [*data, *options]), ranks=1)
+        items.append(next(item for item in estimate.items if item.name == "weights"))
+    plain, packed = items
+    assert packed.elements == plain.elements > 5.9e6
+    assert plain.nbytes / plain.elements == pytest.approx(4.0, rel=0.01)
+    # 4.7 of the 6 M parameters are in linear layers.
+    assert 0.9 < packed.nbytes / packed.elements < 2.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bitsandbytes.functional import create_dynamic_map
 from fangyan.errors import UserError
-from fangyan.reshard import Layout, layouts, move, move_state
+from fangyan.training.reshard import Layout, layouts, move, move_state
 from fangyan_kernels.optim8bit.reference import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +21,12 @@ def layout(numels, by_weight, ranks):
 
 
 def cut(whole, target):
-    """A vector as each rank has it."""
+    """Return a vector as each rank has it."""
     parts = []
     for rank in range(target.ranks):
         part = whole.new_zeros(target.size)
         for span in target.spans(rank):
-            part[span.place : span.place + span.stop - span.start] = whole[span.start : span.stop]
+            part[span.offset : span.offset + span.stop - span.start] = whole[span.start : span.stop]
         parts.append(part)
     return parts
 
@@ -37,7 +37,7 @@ def cut(whole, target):
     ranks=st.tuples(st.integers(1, 6), st.integers(1, 6)),
 )
 @settings(max_examples=200)
-def test_every_number_arrives(numels, by_weight, ranks):
+def test_move_keeps_every_element(numels, by_weight, ranks):
     old, new = (layout(numels, by_weight, count) for count in ranks)
     whole = torch.arange(1.0, sum(numels) + 1)
     parts = cut(whole, old)
@@ -60,7 +60,7 @@ def states(old, seed=0):
 
 @pytest.mark.parametrize("by_weight", [False, True])
 @pytest.mark.parametrize("numels", [(2048, 4096), (1024,)])  # four ranks have as many of 1,024 as a map has
-def test_codes_in_whole_blocks_move_as_they_are(by_weight, numels):
+def test_move_state_leaves_codes_in_whole_blocks(by_weight, numels):
     old, new = (layout(numels, by_weight, ranks) for ranks in (4, 2))
     _, before = states(old)
     there = [move_state(before, old, new, rank) for rank in range(new.ranks)]
@@ -72,18 +72,18 @@ def test_codes_in_whole_blocks_move_as_they_are(by_weight, numels):
 
 
 @pytest.mark.parametrize("by_weight", [False, True])
-def test_other_codes_are_rounded_once_more(by_weight):
+def test_move_state_rounds_other_codes_once_more(by_weight):
     old, new = (layout((1000, 37, 3001), by_weight, ranks) for ranks in (2, 3))
     whole, before = states(old)
     after = [move_state(before, old, new, rank)["__bnb_optimizer_quant_state__"] for rank in range(new.ranks)]
     for k, qmap in ((1, SIGNED), (2, UNSIGNED)):
         for part, state in zip(cut(whole[k - 1], new), after, strict=True):
             found = dequantize(state[f"state{k}"], state[f"absmax{k}"], qmap)
-            # Neighbouring codes are 0.014 of a block's largest number apart, or 0.007 without a sign.
+            # Neighbouring codes are 0.014 of a block's largest value apart, or 0.007 without a sign.
             assert (found - part).abs().max() <= 0.015 / k * part.abs().max()
 
 
-def test_averages_in_32_bits_and_ademamixs_two_rows():
+def test_move_state_of_32_bits_and_of_ademamixs_two_rows():
     old, new = (layout((300, 7), False, ranks) for ranks in (1, 3))
     rows = torch.stack([torch.arange(1.0, 309), -torch.arange(1.0, 309)])
     rows[:, 307:] = 0.0
@@ -106,12 +106,14 @@ def losses(cli):
 @pytest.mark.parametrize(
     ("stage", "ranks", "options"),
     [
-        (1, (2,), ("optimizer.name=lion8bit", "optimizer.lr=4e-4", "engine.offload=optimizer")),
+        (1, (2,), ("optimizer={name: lion8bit, lr: 4e-4, layer_decay: 0.85}", "engine.offload=optimizer")),
         (2, (3,), ("optimizer.name=ademamix8bit",)),
-        (3, (2, 4, 1), ("optimizer.name=adamw8bit", "freeze.layers=0-1")),
+        (3, (2, 4, 1), ("optimizer.name=adamw8bit", "adaptation.freeze_layers=0-1")),
     ],
 )
-def test_a_run_goes_on_with_other_ranks(cli, stage, ranks, options):
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_train_resumes_on_other_ranks(cli, stage, ranks, options):
     """Each from a checkpoint of the one before: the losses are one rank's, but for a rounding of states."""
     options = (*SHORT, *options, f"engine.zero_stage={stage}")
     cli.train(*options)
@@ -120,7 +122,7 @@ def test_a_run_goes_on_with_other_ranks(cli, stage, ranks, options):
     for step, count in enumerate(ranks, 1):
         checkpoint = cli.folder / "run/checkpoints" / f"step-{step:06d}"
         out, _ = cli.train(*options, ranks=count, resume=checkpoint)
-        assert f"is of {before} ranks: its weights and optimizer states were cut anew for {count}" in out
+        assert f"is of {before} ranks: its weights and optimizer states were resharded for {count}" in out
         assert losses(cli) == pytest.approx(expected, rel=1e-3)
         assert not list(checkpoint.parent.glob("*.partial"))
         before = count
@@ -128,7 +130,7 @@ def test_a_run_goes_on_with_other_ranks(cli, stage, ranks, options):
 
 
 @pytest.mark.parametrize("sizes", [([100], [40]), ([100, 100], [100]), ([100], [100, 100])])
-def test_a_checkpoint_of_another_model_is_refused(sizes):
+def test_layouts_of_another_model_are_refused(sizes):
     old, new = sizes
     with pytest.raises(
         UserError, match="run/step-1: its weights are not this model's, expected a checkpoint"

@@ -1,0 +1,169 @@
+"""A language model of ten sentences: its runs, its adapters and what it writes."""
+
+import json
+import math
+import threading
+
+import fangyan
+import pytest
+import torch
+from fangyan.data.example import Example
+from fangyan.tasks.causal_lm.task import CausalLM
+
+SENTENCES = """今日天氣好好
+我哋去飲茶啦
+你食咗飯未呀
+佢哋聽日返學
+呢度啲嘢好平
+我唔知點解會噉
+不如一齊去睇戲
+阿媽叫我買餸
+落雨收衫喇
+早晨，有冇位呀
+"""
+
+RECIPE = """
+name: ten
+task: {name: causal_lm}
+data: {format: text, train: ten.txt, dev: ten.txt}
+model: {path: cantonese-qwen3, pretrained: false}
+optimizer: {lr: 3.0e-3}
+schedule: {warmup: 0.05}
+train: {epochs: 25, batch_tokens: 64, log_every: 1}
+"""
+
+
+def test_metrics_by_hand():
+    """Perplexities per character and per sub-word, whatever the batches were."""
+    examples = [Example({"text": text}, "", "") for text in ("我哋", "飲茶啦")]
+    metrics = CausalLM().metrics(examples, [(3.0, 2), (4.0, 5)])
+    assert metrics == {
+        "character_perplexity": pytest.approx(math.exp(7 / 5)),
+        "subword_perplexity": pytest.approx(math.exp(7 / 7)),
+        "bits_per_character": pytest.approx(7 / 5 / math.log(2)),
+    }
+    assert metrics.keys() == set(CausalLM().metric_names)
+    assert CausalLM().metrics(examples, [(1e6, 1)])["subword_perplexity"] == math.inf
+    assert not CausalLM().greater_is_better
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory, cli_in):
+    cli = cli_in(tmp_path_factory.mktemp("lm"))
+    (cli.folder / "ten.txt").write_text(SENTENCES, encoding="utf-8")
+    (cli.folder / "lm.yaml").write_text(RECIPE, encoding="utf-8")
+    cli.out, _ = cli("train", "lm.yaml", "run_dir=run")
+    return cli
+
+
+@pytest.mark.slow
+def test_train_overfits_ten_sentences(language_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # away from the data
+    run = language_model.folder / "run"
+    scores = [r["character_perplexity"] for r in language_model.records() if r["kind"] == "evaluation"]
+    assert scores[0] > 1000
+    assert scores[-1] < 3
+    assert "character perplexity" in language_model.out
+    assert f"{scores[-1]:.2f}" in language_model.out
+    assert fangyan.evaluate(run)["character_perplexity"] == pytest.approx(scores[-1], rel=1e-4)
+    model = fangyan.load(run)
+    assert model.predict(["今日天"]) == ["氣好好"]
+    (continuation,) = model.stream(["我哋去飲"])
+    assert "".join(continuation.pieces()) == "我哋去飲茶啦"
+    out, _ = language_model("predict", str(run), "我哋去飲", "--max-new-tokens", "2")
+    assert out == "我哋去飲茶啦\n"
+    out, _ = language_model("predict", str(run), "落雨收", "--json")
+    assert json.loads(out) == {"text": "落雨收", "continuation": "衫喇"}
+
+
+@pytest.mark.slow
+def test_generate_with_options_out_of_bounds(language_model):
+    model = fangyan.load(language_model.folder / "run")
+    with pytest.raises(fangyan.UserError, match="max_new_tokens: 0, expected at least 1"):
+        model.predict(["今日"], max_new_tokens=0)
+    with pytest.raises(fangyan.UserError, match="temperature: -1, expected at least 0"):
+        model.predict(["今日"], temperature=-1.0)
+    assert len(model.predict(["今日天"], max_new_tokens=1)[0]) == 1
+    # Not the most likely sub-word alone, and the same by the same seed.
+    sampled = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        sampled.append(model.predict(["我"] * 8, max_new_tokens=8, temperature=3.0))
+    assert sampled[0] == sampled[1]
+    assert len(set(sampled[0])) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_generate_raises_what_the_model_does(language_model, monkeypatch):
+    """An error in the thread that generates reaches the reader, who would wait for ever."""
+    model = fangyan.load(language_model.folder / "run")
+
+    def fail(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("transformers.models.qwen3.modeling_qwen3.Qwen3Model.forward", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        model.predict(["今日天"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_generate_ends_where_the_reader_stops(language_model):
+    model = fangyan.load(language_model.folder / "run")
+    threads = threading.active_count()
+    pieces = model.generate("今日天", max_new_tokens=400, temperature=5.0)
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == threads
+
+
+@pytest.mark.slow
+def test_export_is_plain_transformers(language_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = language_model.folder / "run" / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.bos_token_id, *tokenizer("你食咗飯", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        following = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+    assert tokenizer.decode([following]) == "未"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_train_an_adapter_on_a_language_model(language_model, tmp_path, monkeypatch, quantization):
+    """Teaches the model of ten sentences an eleventh, of the same words."""
+    monkeypatch.chdir(tmp_path)  # away from the data, and from the base
+    folder = language_model.folder
+    (folder / "new.txt").write_text("佢哋今日去飲茶\n" * 10, encoding="utf-8")
+    run = f"lora-{quantization}"
+    options = ["model.path=run/model", "model.pretrained=true", "adaptation.name=lora", "train.epochs=8"]
+    options += ["data.train=new.txt", "data.dev=new.txt", f"run_dir={run}", "optimizer.lr=1e-2"]
+    options += ["train.batch_tokens=10"]
+    if quantization:
+        options.append(f"adaptation.quantization={quantization}")
+    language_model("train", "lm.yaml", *options)
+    config = json.loads((folder / run / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "../../run/model"
+    assert fangyan.evaluate(folder / run)["character_perplexity"] < 1.5
+    assert fangyan.load(folder / run).predict(["佢哋今"]) == ["日去飲茶"]
+    language_model("export", run, f"{run}-merged", "--merge")
+    assert fangyan.load(folder / f"{run}-merged").predict(["佢哋今"]) == ["日去飲茶"]
+    # A copy elsewhere finds the base in its own folder still.
+    language_model("export", run, str(tmp_path / "copy"))
+    assert fangyan.load(tmp_path / "copy").predict(["佢哋今"]) == ["日去飲茶"]
+
+
+@pytest.mark.slow
+def test_load_refuses_an_adapter_whose_base_was_trained_again(language_model):
+    """A run repeated in the same folder replaces the weights that an adapter works on."""
+    folder = language_model.folder
+    short = ("lm.yaml", "train.epochs=1")
+    language_model("train", *short, "run_dir=base")
+    options = ("model.path=base/model", "model.pretrained=true", "adaptation.name=lora", "run_dir=above")
+    language_model("train", *short, *options)
+    fangyan.load(folder / "above")
+    language_model("train", *short, "run_dir=base", "seed=1")
+    with pytest.raises(fangyan.UserError, match="other weights than the adapter was trained on"):
+        fangyan.load(folder / "above")

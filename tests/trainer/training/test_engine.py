@@ -1,0 +1,34 @@
+"""Precisions that a machine has not, or not fast."""
+
+import fangyan
+import pytest
+import torch
+from fangyan.training import engine
+from fangyan.training.config import EngineConfig
+from fangyan.training.engine import slow_precision
+from fangyan.training.trainer import Trainer
+
+
+def test_check_precision_of_bf16_on_a_gpu_without_it(monkeypatch):
+    """Before data or a model are loaded; it would be emulated, or a kernel would fail in the first step."""
+    recipe = fangyan.load_recipe("cantonese-pos", ["engine.precision=bf16", "data.train=[no-such]"])
+    monkeypatch.setattr(engine, "device", lambda: torch.device("cuda", 99))  # its capability is cached
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(fangyan.UserError, match=r"engine.precision is bf16, .* of 7.5; expected fp32"):
+        Trainer(recipe)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("has", ["avx512_bf16", "amx_bf16", "avx512_f"])
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "cuda"])
+def test_slow_precision(monkeypatch, precision, has, on_gpu):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, has: True})
+    monkeypatch.setattr(engine, "on_gpu", lambda: on_gpu)
+    messages = slow_precision(EngineConfig(precision=precision))
+    if (precision, has, on_gpu) == ("bf16", "avx512_f", False):
+        assert messages == [
+            "engine.precision: bf16 is slower than fp32 on this processor, "
+            "which has neither AVX512-BF16 nor AMX"
+        ]
+    else:
+        assert not messages

@@ -1,0 +1,42 @@
+"""What a run says of its steps."""
+
+import pytest
+import torch
+from fangyan.errors import UserError
+from fangyan.training.distributed import start_distributed
+from fangyan.training.logger import Logger, StepLog
+
+
+def test_step_log_says_skipped_parameters_once_per_step(tmp_path):
+    """By step, of all ranks together, when losses are read."""
+    start_distributed()
+    with Logger(tmp_path, active=True) as logger:
+        log = StepLog(logger)
+        log.add(6, 0, torch.tensor(2.0), 1e-3, num_skipped=0)
+        log.add(7, 0, torch.tensor(4.0), 1e-3, num_skipped=1234)
+        assert log.flush() == 3.0
+        log.add(8, 0, torch.tensor(5.0), 1e-3, num_skipped=0)
+        assert log.flush() == 5.0
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == ["step 7: 1,234 parameters skipped, their gradient is not finite"]
+
+
+def test_step_log_of_a_loss_that_is_not_finite(tmp_path):
+    start_distributed()
+    with Logger(tmp_path, active=True) as logger:
+        log = StepLog(logger)
+        log.add(6, 0, torch.tensor(2.0), 1e-3, num_skipped=0)
+        log.add(7, 0, torch.tensor(float("inf")), 1e-3, num_skipped=0)
+        with pytest.raises(UserError, match="optimizer.lr: the loss is inf at step 7 with a learning rate"):
+            log.flush()
+    records = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert records == ['{"kind": "train", "step": 6, "epoch": 0, "loss": 2.0, "lr": 0.001}']
+
+
+def test_logger_resumed_drops_later_records(tmp_path):
+    """And a line that a kill has cut short, with all after it."""
+    lines = ['{"kind": "train", "step": 1}', '{"kind": "train", "step": 2}', '{"kind": "tra']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with Logger(tmp_path, active=True, resume_step=1):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == lines[0] + "\n"

@@ -1,0 +1,121 @@
+"""A whole run, as its user sees it, and what it leaves behind."""
+
+import json
+import shutil
+
+import fangyan
+import pytest
+import torch
+from fangyan.models.packaged.electra import read_electra
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.slow
+
+
+def test_train_learns_and_says_so(finished):
+    folder = finished.folder / "run"
+    assert {p.name for p in folder.iterdir()} == {
+        "recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "log.txt", "splits",
+    }  # fmt: skip
+    assert {p.name for p in (folder / "splits").iterdir()} == {"dev.jsonl", "test.jsonl"}
+    records = finished.records()
+    scores = {(r["split"], r["step"]): r for r in records if r["kind"] == "evaluation"}
+    last = max(step for _, step in scores)
+    assert scores["test", 0]["joint_f1"] < 5 < 40 < scores["test-best", last]["joint_f1"]
+    losses = [loss for _, loss in finished.losses()]
+    assert losses[-1] < losses[0] / 1.5
+    assert "Before and after (percent)" in finished.out
+    assert f"{scores['test-best', last]['joint_f1']:.2f}" in finished.out
+    assert f"run folder: {folder}" in finished.out
+
+
+def test_train_writes_every_step_to_tensorboard(finished):
+    board = EventAccumulator(str(finished.folder / "run" / "tensorboard")).Reload()
+    events = board.Scalars("train/loss")
+    assert [(event.step, pytest.approx(event.value)) for event in events] == finished.losses()
+
+
+def test_train_stops_early_and_exports_the_best_checkpoint(cli):
+    """At such a rate the first epoch is the best: the run stops after it and exports it."""
+    out, _ = cli.train(
+        "optimizer.lr=0.02", "train.epochs=9", "train.early_stopping=1", "train.checkpoint_every=null"
+    )
+    epochs = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert 2 <= len(epochs) < 9
+    file = cli.folder / "run/checkpoints/last/state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))["state"]
+    assert state["finished"]
+    assert state["best_step"] < state["step"]
+    best = (cli.folder / "run/checkpoints/best").resolve().name
+    assert best == f"step-{state['best_step']:06d}"
+    exported = next(r for r in cli.records() if r.get("split") == "dev-best")
+    assert exported["joint_f1"] == pytest.approx(state["best_score"])
+    assert fangyan.evaluate(cli.folder / "run")["joint_f1"] == pytest.approx(state["best_score"])
+
+
+def test_train_leaves_frozen_parameters(cli):
+    frozen = ("adaptation.freeze_embeddings=true", "adaptation.freeze_layers=0-3")
+    cli.train(*frozen, "train.epochs=1", "optimizer={name: sgd, lr: 1e-3, layer_decay: 0.85}")
+    trained = load_file(cli.folder / "run/model/model.safetensors")
+    original = read_electra(pretrained=True).weights
+    same = {name for name in original if torch.equal(original[name], trained[name])}
+    assert {name for name in original if "word_embeddings" in name or ".layer.3." in name} <= same
+    assert not {name for name in original if ".layer.5." in name and "weight" in name} & same
+
+
+def test_train_keeps_an_earlier_run(cli):
+    cli.train("train.epochs=1")
+    (cli.folder / "run" / "mine.txt").write_text("x", encoding="utf-8")
+    out, _ = cli.train("train.epochs=1")
+    assert "the earlier run is kept as" in out
+    assert (cli.folder / "run.1" / "mine.txt").exists()
+    assert not (cli.folder / "run" / "mine.txt").exists()
+
+
+def test_train_resumes_no_checkpoint_of_another_run_folder(cli):
+    """Whose files would be written over, and whose recipe was never compared."""
+    cli.train("train.epochs=1")
+    earlier = {p: p.read_bytes() for p in (cli.folder / "run").rglob("*") if p.is_file()}
+    checkpoint = (cli.folder / "run/checkpoints/last").resolve()
+    _, err = cli.train("train.epochs=1", resume=checkpoint, run="other", code=2)
+    assert f"--resume {checkpoint}: a checkpoint of another run folder, expected one in" in err
+    assert f"run_dir={cli.folder / 'run'}" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (cli.folder / "other").exists()
+    # Nor where the other folder has a run of its own.
+    shutil.copytree(cli.folder / "run", cli.folder / "other", symlinks=True)
+    _, err = cli.train("train.epochs=1", resume=checkpoint, run="other", code=2)
+    assert "a checkpoint of another run folder" in err
+    assert {p: p.read_bytes() for p in (cli.folder / "run").rglob("*") if p.is_file()} == earlier
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_train_entities_from_the_users_own_files(cli, monkeypatch, packing):
+    """CoNLL in, padded or packed, with fractions held out: entity F1 out, and again from any folder."""
+    sentences = [
+        [("我", "O"), ("喺", "O"), (place, "B-LOC"), (suffix, "I-LOC"), ("住", "O")]
+        for place in "港九深廣佛中東西"
+        for suffix in "村城島市角"
+    ]
+    text = "\n".join("".join(f"{token}\t{tag}\n" for token, tag in sentence) for sentence in sentences)
+    (cli.folder / "places.conll").write_text(text, encoding="utf-8")
+    out, _ = cli.train(
+        "data.format=conll",
+        "data.train=places.conll",
+        "data.dev=0.2",
+        f"train.packing={packing}",
+        "train.epochs=8",
+        "optimizer.lr=2e-3",
+    )
+    assert "entity f1" in out
+    (prediction,) = fangyan.load(cli.folder / "run").predict(["我喺港村住"])
+    assert prediction.tags == ("O", "O", "B-LOC", "I-LOC", "O")
+    expected = next(r for r in cli.records() if r.get("split") == "dev-best")
+    (cli.folder / "places.conll").unlink()
+    (cli.folder / "elsewhere").mkdir()
+    (cli.folder / "run").rename(cli.folder / "elsewhere" / "moved")
+    monkeypatch.chdir(cli.folder / "elsewhere")
+    found = fangyan.evaluate("moved")
+    assert found == {name: pytest.approx(expected[name]) for name in found}
+    assert "entity_f1" in found
