@@ -1,7 +1,7 @@
 """Runs with adapters, as their user sees them."""
 
 import json
-import shutil
+import re
 import warnings
 
 import fangyan
@@ -58,21 +58,6 @@ def test_export_of_an_adapter_is_pefts_own(tagger, monkeypatch):
     assert all(weight.any() for name, weight in adapter(tagger).items() if "lora_B" in name)
 
 
-def test_load_of_an_adapter_that_was_moved(tagger, tmp_path, monkeypatch):
-    """A run folder, and an export, with the base inside: there is no path of this machine in them."""
-    expected = fangyan.load(tagger.folder / "run").predict(TEXTS)
-    metrics = fangyan.evaluate(tagger.folder / "run")
-    shutil.copytree(tagger.folder / "run", tmp_path / "archive" / "run", symlinks=True)
-    fangyan.export(tmp_path / "archive" / "run", tmp_path / "export")
-    (tmp_path / "export").rename(tmp_path / "renamed")
-    monkeypatch.chdir(tmp_path)
-    for folder in ("archive/run", "archive/run/model", "renamed"):
-        assert fangyan.load(folder).predict(TEXTS) == expected
-    assert fangyan.evaluate("archive/run") == metrics
-    for path in (tmp_path / "renamed").rglob("*.json"):
-        assert str(tagger.folder) not in path.read_text(encoding="utf-8"), path
-
-
 def test_load_refuses_an_adapter_on_other_weights(tagger, tmp_path):
     """Of the same shapes: nothing else would say that it is not the base it was trained on."""
     fangyan.export(tagger.folder / "run", tmp_path / "export")
@@ -113,10 +98,8 @@ def test_train_nf4_resumes_exactly(cli, stage):
     options += ("train.gradient_checkpointing=true", f"engine.zero_stage={stage}")
     options += ("optimizer.name=adamw8bit", "train.keep_checkpoints=9")
     out, _ = cli.train(*options)
-    frozen = int(
-        next(line for line in out.splitlines() if " frozen parameters; " in line).split()[-5].replace(",", "")
-    )
-    assert frozen > 5.8e6
+    frozen = re.search(r"([\d,]+) frozen parameters; ", out)[1]
+    assert int(frozen.replace(",", "")) > 5.8e6, "bytes of 4-bit weights are counted"
     whole = cli.losses()
     middle = cli.folder / "run/checkpoints/step-000004"
     assert sum(file.stat().st_size for file in middle.rglob("*.pt")) < 12e6, "frozen weights are in it"

@@ -1,7 +1,6 @@
 """A whole run, as its user sees it, and what it leaves behind."""
 
 import json
-import shutil
 
 import fangyan
 import pytest
@@ -71,23 +70,6 @@ def test_train_keeps_an_earlier_run(cli):
     assert "the earlier run is kept as" in out
     assert (cli.folder / "run.1" / "mine.txt").exists()
     assert not (cli.folder / "run" / "mine.txt").exists()
-
-
-def test_train_resumes_no_checkpoint_of_another_run_folder(cli):
-    """Whose files would be written over, and whose recipe was never compared."""
-    cli.train("train.epochs=1")
-    earlier = {p: p.read_bytes() for p in (cli.folder / "run").rglob("*") if p.is_file()}
-    checkpoint = (cli.folder / "run/checkpoints/last").resolve()
-    _, err = cli.train("train.epochs=1", resume=checkpoint, run="other", code=2)
-    assert f"--resume {checkpoint}: a checkpoint of another run folder, expected one in" in err
-    assert f"run_dir={cli.folder / 'run'}" in err
-    assert len(err.strip().splitlines()) == 1
-    assert not (cli.folder / "other").exists()
-    # Nor where the other folder has a run of its own.
-    shutil.copytree(cli.folder / "run", cli.folder / "other", symlinks=True)
-    _, err = cli.train("train.epochs=1", resume=checkpoint, run="other", code=2)
-    assert "a checkpoint of another run folder" in err
-    assert {p: p.read_bytes() for p in (cli.folder / "run").rglob("*") if p.is_file()} == earlier
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
