@@ -35,23 +35,18 @@ def byte_level_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>")
 
 
-def word_level_tokenizer(words, normalizer=None):
-    """A tokenizer of whole words between [CLS] and [SEP]."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: i for i, word in enumerate([*specials, *words])}
-    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+def word_level_tokenizer(words, special="[CLS]", unknown="[UNK]", normalizer=None):
+    """A tokenizer of whole words, with a special token before and after every sentence."""
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(["[PAD]", unknown, special, *words]))}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single=f"{special} $A {special}", special_tokens=[(special, vocabulary[special])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token=unknown, bos_token=special, eos_token=special
     )
 
 
@@ -65,18 +60,19 @@ def test_tokenize_words_surrounds_a_sentence_by_special_tokens(electra):
 
 
 @pytest.mark.parametrize("known", [["b"], ["a", "b"]], ids=["a is unknown", "a is a word"])
-def test_tokenizer_finds_special_tokens_by_the_mask(known):
-    """Not by their ids: where the word that it tries is unknown, its id is a special token's too."""
-    tokenizer = Tokenizer(word_level_tokenizer(known))
-    assert (tokenizer.prefix, tokenizer.suffix) == ([2], [3])
+@pytest.mark.parametrize("unknown", ["[UNK]", "<end>"])
+def test_tokenizer_finds_special_tokens_by_the_mask(known, unknown):
+    """Not by their ids: GPT-2's one special token begins and ends a text, and is the unknown word."""
+    tokenizer = Tokenizer(word_level_tokenizer(known, special="<end>", unknown=unknown))
+    special, unk, b = tokenizer.backend.convert_tokens_to_ids(["<end>", unknown, "b"])
+    assert (tokenizer.prefix, tokenizer.suffix) == ([special], [special])
     (sequence,) = tokenize_words(tokenizer, ("b", "zz", "b"), [5, 6, 7], 512)
-    b = tokenizer.backend.convert_tokens_to_ids("b")
-    assert sequence.input_ids == [2, b, 1, b, 3]
+    assert sequence.input_ids == [special, b, unk, b, special]
     assert sequence.labels == [IGNORE_INDEX, 5, 6, 7, IGNORE_INDEX]
 
 
 def test_tokenizer_without_any_subword_is_refused():
-    backend = word_level_tokenizer(["b"], tokenizers.normalizers.Replace("a", ""))
+    backend = word_level_tokenizer(["b"], normalizer=tokenizers.normalizers.Replace("a", ""))
     with pytest.raises(UserError, match="makes nothing but special tokens of 'a', expected sub-words"):
         Tokenizer(backend)
 
