@@ -2,8 +2,14 @@
 
 import fangyan
 import pytest
+from fangyan.adaptation import ADAPTATIONS
+from fangyan.adaptation.peft_model import PeftMethod
+from fangyan.data.formats import FORMATS
 from fangyan.errors import UserError
-from fangyan.recipe import RECIPES, Recipe, describe_fields, load_recipe
+from fangyan.objectives import OBJECTIVES
+from fangyan.optimizers import OPTIMIZERS
+from fangyan.recipe import RECIPES, Recipe, describe_fields, load_recipe, parse_recipe
+from fangyan.tasks import TASKS
 
 MINIMAL = "name: x\ndata: {format: hkcancor}\n"
 TEXT = ("data.format=text", "data.train=a.txt")
@@ -165,6 +171,47 @@ def test_load_recipe_with_a_wrong_field(tmp_path, override, message):
 )
 def test_load_recipe_with_a_field_without_effect(tmp_path, overrides, message):
     assert message in refusal(write(tmp_path, MINIMAL), overrides)
+
+
+FAMILIES = {
+    "task": TASKS,
+    "data": FORMATS,
+    "objective": OBJECTIVES,
+    "adaptation": ADAPTATIONS,
+    "optimizer": OPTIMIZERS,
+}
+FOREIGN = [
+    (section, name, field)
+    for section, family in FAMILIES.items()
+    for name, member in family.members.items()
+    for field in sorted({f for other in family.members.values() for f in other.model_fields})
+    if field not in member.model_fields
+]
+
+
+@pytest.mark.parametrize(("section", "name", "field"), FOREIGN)
+def test_parse_recipe_with_a_field_of_another_member(section, name, field):
+    """Whatever a family's members have, each refuses what only others have."""
+    content = {"name": "x", "data": {"format": "hkcancor"}}
+    content[section] = {FAMILIES[section].tag: name, field: None}
+    with pytest.raises(
+        UserError, match=rf"^recipe: {section}.{field}: unknown key of {name}; expected one of"
+    ):
+        parse_recipe(content)
+
+
+OTHER_VALUES = {"rank": 8, "alpha": 1.0, "rslora": True, "dropout": 0.1, "targets": ["query"]}
+OTHER_VALUES |= {"virtual_tokens": 4}
+
+
+@pytest.mark.parametrize("name", [n for n, m in ADAPTATIONS.members.items() if issubclass(m, PeftMethod)])
+def test_parse_recipe_with_any_setting_beside_adapter_path(name):
+    member = ADAPTATIONS.members[name]
+    for field in member.model_fields.keys() - {"name", "adapter_path", "quantization"}:
+        settings = {"name": name, "adapter_path": "old", field: OTHER_VALUES[field]}
+        content = {"name": "x", "data": {"format": "hkcancor"}, "adaptation": settings}
+        with pytest.raises(UserError, match=f"adaptation: {field} is .* expected no {field}"):
+            parse_recipe(content)
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])

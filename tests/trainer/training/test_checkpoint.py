@@ -118,7 +118,7 @@ def test_train_resumes_the_same_run_alone(half_done):
     assert "the run has optimizer.lr=0.001, the recipe 0.0005; expected the same to resume" in err
     _, err = half_done.train(resume="nowhere", code=2)
     assert "--resume nowhere: no such checkpoint" in err
-    _, err = half_done.train("optimizer={name: sgd, lr: 1e-3}", resume="auto", code=2)
+    _, err = half_done.train("optimizer={name: sgd, lr: 1e-3, layer_decay: 0.85}", resume="auto", code=2)
     assert "the run has optimizer.name=adamw, the recipe sgd" in err
     shutil.rmtree(half_done.folder / "run" / "checkpoints")
     out, _ = half_done.train("train.epochs=1", resume="auto")

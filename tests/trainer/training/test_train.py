@@ -91,7 +91,7 @@ def test_train_entities_from_the_users_own_files(cli, monkeypatch, packing):
         "optimizer.lr=2e-3",
     )
     assert "entity f1" in out
-    (prediction,) = fangyan.load(cli.folder / "run").predict(["我喺港村住"])
+    (prediction,) = fangyan.load(cli.folder / "run").predict(["我 喺 港 村 住"])
     assert prediction.tags == ("O", "O", "B-LOC", "I-LOC", "O")
     expected = next(r for r in cli.records() if r.get("split") == "dev-best")
     (cli.folder / "places.conll").unlink()
