@@ -204,7 +204,7 @@ Results forward(Tensor input_TH, Tensor weight_CH, std::optional<Tensor> bias_C,
     total = divisor ? *const_data<float>(*divisor) : total_weight(taken, target, class_weight, token_weight);
   const bool is_float = input_TH.scalar_type() == ScalarType::Float;
   const bool by_tiles =
-      num_valid > 0 && is_float && (variant == "tags" || (variant == "auto" && classes <= max_small_vocab()));
+      num_valid > 0 && is_float && (variant == "small_vocab" || (variant == "auto" && classes <= max_small_vocab()));
   if (!by_tiles && keeps_ignored(num_valid, tokens, classes, static_cast<float>(gradient_filter))) {
     taken.resize(tokens);
     std::iota(taken.begin(), taken.end(), 0);
