@@ -1,15 +1,14 @@
-"""What GPU ops cost their host, with no GPU: beside eager's calls on the same few numbers, in turns.
+"""The host's time for calls of GPU ops, with no GPU: beside eager's calls on the same small inputs, in turns.
 
-A step of a small model is a few microseconds of GPU per op: then the host decides. Ratios are claimed, with a
-third to spare; the microseconds are this machine's. Eager's calls are all C++: ours cost 3 times as much, and
-what a GPU saves by them has to be more.
+A step of a small model takes a GPU a few microseconds per op: then the host decides. Ratios are asserted,
+with a third to spare; the microseconds are this machine's. Eager's calls are all C++: ours cost 3 times as
+much, and a GPU has to save more than that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,8 @@ from fangyan_kernels.testing.launches import Launches, record_launches
 from torch import Tensor
 
 from fangyan_bench.harness.host import host_seconds
-from fangyan_bench.harness.suite import Suite, recorded_time, replay
+from fangyan_bench.harness.stats import ratio, summarize
+from fangyan_bench.harness.suite import Suite
 
 TOKENS, HIDDEN, RANK = 16, 16, 16  # larger ones of bfloat16 take a CPU 30 us
 
@@ -29,9 +29,10 @@ class Case:
     """A forward and backward of an op in bfloat16.
 
     Attributes:
-        ours, plain: given matrices by name, the calls to compare: plain is what the op takes the place of.
-        launches: kernels of ours, at most.
-        at_most: of the plain call's host time.
+        ours: our call, of matrices by name.
+        plain: what it replaces.
+        launches: how many kernels ours launches at most.
+        at_most: largest ratio to the plain call's host time.
     """
 
     ours: Callable[[dict[str, Tensor]], Tensor]
@@ -80,6 +81,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def launches() -> Iterator[Launches]:
+    """Record launches instead of making them, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a launch is one thread's work; so are products of this size
     try:
@@ -90,6 +92,7 @@ def launches() -> Iterator[Launches]:
 
 
 def matrices() -> dict[str, Tensor]:
+    """Return the operands of all cases."""
     generator = torch.Generator().manual_seed(0)
     sizes = {
         "x": (TOKENS, HIDDEN),
@@ -108,21 +111,11 @@ def matrices() -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.benchmark(timer=recorded_time)
 @pytest.mark.parametrize("name", CASES)
-def test_host(name: str, launches: Launches, suite: Suite, benchmark: Any) -> None:
+def test_host(name: str, launches: Launches, suite: Suite) -> None:
+    """Time the host's part of a forward and backward, and count its launches."""
     case, values = CASES[name], matrices()
-
-    def both(forward: Callable[[dict[str, Tensor]], Tensor]) -> Callable[[], None]:
-        def call() -> None:
-            for value in values.values():
-                value.grad = None
-            output = forward(values)
-            output.backward(torch.ones_like(output))
-
-        return call
-
-    ours, plain = both(case.ours), both(case.plain)
+    ours, plain = (_forward_and_backward(forward, values) for forward in (case.ours, case.plain))
     ours()
     launches.clear()
     ours()
@@ -131,12 +124,22 @@ def test_host(name: str, launches: Launches, suite: Suite, benchmark: Any) -> No
     assert not launches.variants
     rounds = [(host_seconds(ours, rounds=1), host_seconds(plain, rounds=1)) for _ in range(15)]
     times, beside = zip(*rounds, strict=True)
-    ratio = sorted(mine / other for mine, other in rounds)[len(rounds) // 2]
-    suite.lines.append(
-        f"host of {name}: {1e6 * sorted(times)[7]:.0f} us, {ratio:.2f}x of plain PyTorch's, "
+    found = ratio(times, beside)
+    suite.messages.append(
+        f"host of {name}: {1e6 * summarize(times).median:.0f} us, {found.median:.2f}x of plain PyTorch's, "
         f"{len(launched)} launches: {', '.join(launched)}"
     )
-    benchmark.group = "host, forward+backward, launches stubbed"
-    benchmark.extra_info.update(kind="host", op=name, launches=launched, plain=list(beside), ratio=ratio)
-    replay(benchmark, list(times))
-    assert ratio <= case.at_most, f"{name}: {ratio:.2f}x of plain PyTorch's host time"
+    suite.record("host", times, op=name, launches=launched, plain=summarize(beside), ratio=found)
+    assert found.median <= case.at_most, f"{name}: {found.median:.2f}x of plain PyTorch's host time"
+
+
+def _forward_and_backward(
+    forward: Callable[[dict[str, Tensor]], Tensor], values: dict[str, Tensor]
+) -> Callable[[], None]:
+    def call() -> None:
+        for value in values.values():
+            value.grad = None
+        output = forward(values)
+        output.backward(torch.ones_like(output))
+
+    return call

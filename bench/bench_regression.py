@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench_steps import settings
-from fangyan_bench.harness import compare
+from bench_steps import tagger_spec
+from fangyan_bench import regression
 from fangyan_bench.harness.suite import Suite
 from fangyan_bench.harness.timing import TimingBudget
 
@@ -14,8 +14,9 @@ FULL = TimingBudget(min_rounds=11, max_rounds=41, seconds=15.0)
 
 
 def test_no_regression(request: pytest.FixtureRequest, suite: Suite) -> None:
+    """Compare every implementation of ours, and a whole step, with the ref's."""
     ref = request.config.getoption("compare")
     timing_budget = QUICK if suite.quick else FULL
-    results = compare.compare(ref, compare.cases(suite.quick, settings()), timing_budget)
-    suite.lines += [*map(str, results), compare.summary(ref, results)]
-    assert not compare.failed(results), compare.summary(ref, results)
+    results = regression.compare(ref, regression.cases(suite.quick, tagger_spec()), timing_budget)
+    suite.messages += [*map(str, results), regression.summary(ref, results)]
+    assert not regression.failed(results), regression.summary(ref, results)

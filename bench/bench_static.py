@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from fangyan_kernels.testing.offline import ARCHITECTURES
 
-from fangyan_bench.harness import instructions, static
+from fangyan_bench import instructions, static
 
 
 def test_instruction_counts(request: pytest.FixtureRequest) -> None:
+    """Count the instructions of the C++ kernels; with ``--results`` they are committed."""
     if reason := instructions.missing():
         pytest.skip(reason)
     if request.config.getoption("results"):
@@ -22,6 +23,7 @@ def test_instruction_counts(request: pytest.FixtureRequest) -> None:
 
 
 def test_kernel_reports(request: pytest.FixtureRequest) -> None:
+    """Compile the Triton kernels for GPUs that are not here; with ``--results`` the reports are committed."""
     if request.config.getoption("results"):
         static.write("kernels.json", static.kernel_reports())
         return

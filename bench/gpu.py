@@ -1,9 +1,9 @@
-"""Fifteen minutes of a GPU into a table; docs/gpu.md says how to prepare for them.
+"""Turn fifteen minutes of a GPU into a table; docs/gpu.md says how to prepare for them.
 
     python bench/gpu.py FOLDER [--parts values,ops,steps] [--dry]
 
 Each part is a process, and writes FOLDER/PART.json and FOLDER/PART.md after every entry: whatever ends it,
-what it has measured is there. Where a part's process dies, another goes on without what killed it.
+its results so far are there. Where a part's process dies, another continues without what killed it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STARTS = 8  # of one part's processes: each may die of one implementation
 
 
 def environment(dry: bool) -> dict[str, str]:
-    """What a part's process runs with: this tree's sources, and what .gpu/ carries."""
+    """Return the environment of a part's process: this tree's sources, and what .gpu/ carries."""
     paths = [*map(str, PATHS), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -49,13 +49,13 @@ def environment(dry: bool) -> dict[str, str]:
 
 
 def command_of(part: str, folder: Path, seconds: float, dry: bool) -> list[str]:
-    """What a process of the part is started with."""
+    """Return the command of a part's process."""
     command = [sys.executable, "-m", "fangyan_bench.gpu", part, str(folder), "--seconds", f"{seconds:.1f}"]
     return command + ["--dry"] * dry
 
 
 def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
-    """Starts the part, and again while it dies and there is time."""
+    """Start the part, and again while it dies and there is time."""
     end = time.monotonic() + seconds
     log = folder / f"{part}.log"
     log.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
 
 
 def missing_gpu() -> str | None:
-    """Why nothing can be measured, or None. Asked in a process of its own, so that this one holds no GPU."""
+    """Return why nothing can be measured, or None; another process asks, so that this one holds no GPU."""
     asked = "import torch; print(torch.cuda.is_available())"
     answer = subprocess.run(
         [sys.executable, "-c", asked], env=environment(False), capture_output=True, text=True
@@ -99,7 +99,7 @@ def missing_gpu() -> str | None:
 
 
 def machine() -> dict[str, object]:
-    """Card, driver and versions, of whatever is there."""
+    """Return card, driver and versions of whatever is there."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         card = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
@@ -118,7 +118,7 @@ def machine() -> dict[str, object]:
 
 
 def _git_commit() -> str:
-    """Nothing in a copy of the tree that carries no git."""
+    """Return the commit, or "" in a copy of the tree that carries no git."""
     try:
         said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     except OSError:
@@ -127,6 +127,7 @@ def _git_commit() -> str:
 
 
 def main() -> None:
+    """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -156,7 +157,7 @@ def main() -> None:
 
 
 def _write_readme(folder: Path, about: dict[str, object], seconds: dict[str, float]) -> None:
-    """The folder's page: what ran where, then every part's own."""
+    """Write the folder's page: what ran where, then every part's own."""
     lines = [f"- {name}: {value}" for name, value in about.items() if value is not None and name != "seconds"]
     lines += [f"- {part}: {taken} s" for part, taken in seconds.items()]
     pages = [(folder / f"{part}.md").read_text() for part in PARTS if (folder / f"{part}.md").exists()]

@@ -1,42 +1,45 @@
-"""PyCantonese's own segmenter and tagger, refitted on a recipe's train part and scored on its test.
+"""PyCantonese's own segmenter and tagger, refitted on a recipe's train split and scored on its test split.
 
 Its shipped models have seen all of HKCanCor; refitted, they are a baseline for the same split.
 
-    python bench/pycantonese_baseline.py trainer/fangyan/recipes/cantonese-pos.yaml
+    python bench/pycantonese_baseline.py cantonese-pos
 """
+
+from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
-from fangyan.data import load_parts
-from fangyan.data.hkcancor import PUNCTUATION_TAG
-from fangyan.recipe import load_recipe
-from fangyan.tasks.scores import word_scores
 from pycantonese.pos_tagging import _POSTagger
 from pycantonese.pos_tagging.train_tagger import _TAGGER_PARAMETERS
 from pycantonese.word_segmentation.segmenter import _Segmenter, _split_punct, _split_script_boundary
 from rich.console import Console
 from rich.table import Table
 
+from fangyan_bench.trainer_access import PUNCTUATION_TAG, load_recipe, word_metrics
+
 Sentence = list[tuple[str, str]]
 
 
-def sentences(examples) -> list[Sentence]:
-    return [list(zip(example.tokens, example.tags, strict=True)) for example in examples]
+def sentences(examples: Iterable[Any]) -> list[Sentence]:
+    """Return every example as pairs of word and tag."""
+    return [list(zip(example.fields["tokens"], example.fields["tags"], strict=True)) for example in examples]
 
 
 def joint_tags(words: list[str], tags: list[str]) -> list[str]:
-    """A B-/I- tag a character."""
+    """Return one B-/I- tag per character."""
     return [
         f"{'I' if i else 'B'}-{tag}" for word, tag in zip(words, tags, strict=True) for i in range(len(word))
     ]
 
 
 def fit(train: list[Sentence]) -> tuple[_Segmenter, _POSTagger]:
-    """Fits both on the train part alone.
+    """Fit both on the train split alone.
 
-    The package goes on with unsupervised EM on other text. Here that is left out, because it makes
-    the segmenter worse: F1 89.6 with it, 91.5 without, in one run on the recipe's split.
+    The package continues with unsupervised EM on other text. That is left out here, because it makes the
+    segmenter worse: F1 89.6 with it, 91.5 without, in one run on the recipe's split.
     """
     segmenter = _Segmenter()
     segmenter.fit_segmented([[segmenter._encode(word) for word, _ in sentence] for sentence in train])
@@ -46,7 +49,7 @@ def fit(train: list[Sentence]) -> tuple[_Segmenter, _POSTagger]:
 
 
 def segment(segmenter: _Segmenter, texts: list[str]) -> list[list[str]]:
-    """As the package's ``segment``: the model, then punctuation and changes of script split off."""
+    """Segment as the package does: the model, then punctuation and changes of script are split off."""
     return [
         [part for word in words for piece in _split_punct(word) for part in _split_script_boundary(piece)]
         for words in segmenter.predict(texts)
@@ -54,7 +57,7 @@ def segment(segmenter: _Segmenter, texts: list[str]) -> list[list[str]]:
 
 
 def tag(tagger: _POSTagger, sentences: list[list[str]]) -> list[list[str]]:
-    """The package gives a punctuation mark itself as its tag; the corpus has one code for all."""
+    """Tag, with the corpus's one code for punctuation: the package's tag of a mark is the mark itself."""
     return [
         [PUNCTUATION_TAG if found == word else found for word, found in zip(words, tags, strict=True)]
         for words, tags in zip(sentences, tagger.predict(sentences), strict=True)
@@ -62,16 +65,17 @@ def tag(tagger: _POSTagger, sentences: list[list[str]]) -> list[list[str]]:
 
 
 def main() -> None:
+    """Fit, score and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, ["data.tokens=words"])
-    parts = {name: sentences(examples) for name, examples in load_parts(recipe.data, recipe.seed).items()}
-    segmenter, tagger = fit(parts["train"])
+    splits = {name: sentences(examples) for name, examples in recipe.data.load(recipe.seed).items()}
+    segmenter, tagger = fit(splits["train"])
 
-    test = parts["test"]
+    test = splits["test"]
     gold_words = [[word for word, _ in sentence] for sentence in test]
     gold = [joint_tags([w for w, _ in sentence], [t for _, t in sentence]) for sentence in test]
     on_gold_words = tag(tagger, gold_words)
@@ -83,7 +87,7 @@ def main() -> None:
     words = segment(segmenter, ["".join(sentence) for sentence in gold_words])
     assert all("".join(left) == "".join(right) for left, right in zip(words, gold_words, strict=True))
     predicted = list(itertools.starmap(joint_tags, zip(words, tag(tagger, words), strict=True)))
-    scores = word_scores(gold, predicted)
+    scores = word_metrics(gold, predicted)
 
     table = Table("score (percent, test)", "pycantonese, refitted")
     table.add_row("pos accuracy, gold words given", f"{100 * right / sum(map(len, test)):.2f}")

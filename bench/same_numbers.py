@@ -204,7 +204,7 @@ def first_difference(base: dict[str, Any], new: dict[str, Any]) -> str | None:
 
 def base_tree(base: str, stack: ExitStack) -> Path:
     """Return the tree of a commit, with its extension built."""
-    from fangyan_bench.harness.compare import checked_out  # not in the processes of other trees
+    from fangyan_bench.regression import checked_out  # not in the processes of other trees
 
     return Path(base).resolve() if Path(base).is_dir() else stack.enter_context(checked_out(base))
 

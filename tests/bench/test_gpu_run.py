@@ -25,7 +25,7 @@ from fangyan_bench.gpu.record import Budget, Record
 from fangyan_bench.gpu.steps import ENTRIES as STEPS
 from fangyan_bench.harness.machine import PeakRates
 from fangyan_bench.harness.op import Cost, Implementation, Op, Shape, function
-from fangyan_bench.harness.registry import find_op, missing_ops, ops
+from fangyan_bench.registry import find_op, missing_ops, ops
 from gpu import DEFAULT, GRACE, PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +43,12 @@ def inputs(shape, generator):
 SHAPE = Shape("small", {"T": 8})
 OP = Op(
     name="square",
+    module=__name__,
     shapes=(SHAPE,),
     inputs=inputs,
     reference=square,
     implementations=(Implementation("eager", "baseline", function(square)),),
-    cost=lambda shape, pass_name: Cost(1.0, 1.0),
+    cost=lambda _shape, _pass_name: Cost(1.0, 1.0),
 )
 
 
@@ -67,7 +68,8 @@ def entry(*implementations, name="small"):
     return Entry("square", replace(SHAPE, name=name), ("eager",), implementations)
 
 
-def test_every_part_writes_though_a_process_is_killed(tmp_path):
+@pytest.mark.slow
+def test_gpu_run_with_a_killed_process(tmp_path):
     """The whole run as a command; its ops part is killed at its first result, and goes on with the others."""
     command = [sys.executable, "bench/gpu.py", str(tmp_path), "--dry", "--parts", ",".join(PARTS)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -96,7 +98,7 @@ def test_every_part_writes_though_a_process_is_killed(tmp_path):
     )
 
 
-def test_a_peer_that_raises_is_named_and_the_others_are_timed(tmp_path, monkeypatch):
+def test_measure_peer_that_raises(tmp_path, monkeypatch):
     peers = (
         Implementation("peer", "peer", function(raising)),
         Implementation("fangyan", "ours", function(square)),
@@ -116,7 +118,7 @@ def test_a_peer_that_raises_is_named_and_the_others_are_timed(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_without_a_gpu_nothing_is_run(tmp_path):
+def test_gpu_run_without_a_gpu(tmp_path):
     command = [sys.executable, gpu.__file__, str(tmp_path / "out")]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 1
@@ -124,7 +126,7 @@ def test_without_a_gpu_nothing_is_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatch):
+def test_measure_after_a_process_died(tmp_path, monkeypatch):
     entry_of_all = entry(Implementation("fangyan", "ours", function(square)))
     other = entry(name="other")
     record = Record(tmp_path, "ops")
@@ -137,7 +139,8 @@ def test_whoever_killed_the_process_is_left_out_by_the_next(tmp_path, monkeypatc
     assert entries[str(other)]["reason"] == "its process died or hung while it was timed"
 
 
-def test_a_process_that_hangs_is_replaced_by_one_without_its_contender(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_run_part_with_a_hanging_implementation(tmp_path, monkeypatch, capsys):
     """It ends itself when its entry's time is over, though Python's own lock is never given back."""
     command = [sys.executable, "-m", "hanging_part", str(tmp_path)]
     monkeypatch.setattr(gpu, "command_of", lambda *_: command)
@@ -155,7 +158,7 @@ def test_a_process_that_hangs_is_replaced_by_one_without_its_contender(tmp_path,
         assert found["implementations"]["fangyan"]["graph"] > 0
 
 
-def test_a_part_that_hangs_is_ended_with_all_that_it_has_started(tmp_path, monkeypatch, capsys):
+def test_run_part_that_hangs_outside_its_entries(tmp_path, monkeypatch, capsys):
     """Outside its entries, where nothing watches it: the run goes on with the next part."""
     started = tmp_path / "started"
     code = f"""
@@ -177,7 +180,7 @@ hanging_part.hang()
     assert not alive
 
 
-def test_compilation_that_hangs_is_ended_in_its_time(monkeypatch):
+def test_warm_up_that_hangs(monkeypatch):
     monkeypatch.setattr(warm, "_work", hanging_part.compile_one_and_hang)
     start = time.monotonic()
     found = warm.warm_up(dry=True, seconds=4.0)
@@ -186,8 +189,8 @@ def test_compilation_that_hangs_is_ended_in_its_time(monkeypatch):
     assert found["not in time"] == len(warm.tasks(DRY_ENTRIES)) - 1 > 0
 
 
-def test_who_loses_the_gpu_is_left_out_though_all_fail_after(tmp_path, monkeypatch):
-    def losing(trials, pass_name, timing_budget, failed):
+def test_measure_after_the_gpu_was_lost(tmp_path, monkeypatch):
+    def losing(_trials, _pass_name, _timing_budget, failed):
         failed.update(peer="an illegal memory access", eager="an illegal memory access")
         return {}
 
@@ -203,7 +206,7 @@ def test_who_loses_the_gpu_is_left_out_though_all_fail_after(tmp_path, monkeypat
     assert list(found["implementations"]) == ["eager"]
 
 
-def test_what_does_not_fit_is_skipped_and_said_to_be(tmp_path, monkeypatch):
+def test_measure_skips_what_does_not_fit(tmp_path, monkeypatch):
     entries, page = measured(tmp_path, [entry()], monkeypatch, seconds=0.5)
     assert entries["square/small-T8-float32"]["state"] == "skipped"
     assert "needs 2 s, 0 s are left" in page
@@ -212,7 +215,7 @@ def test_what_does_not_fit_is_skipped_and_said_to_be(tmp_path, monkeypatch):
     assert budget.needed(10.0) == pytest.approx(25.0)
 
 
-def test_the_plan_fits_the_minutes():
+def test_planned_seconds_fit_the_parts():
     """Entries times warm-up and rounds, at an H100's nominal ceilings: eight minutes, three a part."""
     planned = [planned_seconds(e, floor(find_op(e.op), e.shape, NOMINAL)[0]) for e in ENTRIES]
     assert sum(planned) + WARM_UP_SECONDS + START_SECONDS <= PARTS["ops"]
@@ -222,17 +225,17 @@ def test_the_plan_fits_the_minutes():
     assert len(set(map(str, ENTRIES))) == len(ENTRIES)
 
 
-def test_an_op_is_missing_only_for_want_of_a_package():
+def test_missing_ops_lack_a_package():
     assert all(reason.startswith("ModuleNotFoundError") for reason in missing_ops().values()), missing_ops()
 
 
-def test_entries_name_contenders_that_there_are():
+def test_entries_name_known_implementations():
     pytest.importorskip("bitsandbytes")
     for e in (*ENTRIES, *DRY_ENTRIES):
         assert len(e.implementations(find_op(e.op))) == len(e.names) + len(e.more), str(e)
 
 
-def test_predictions_are_of_shapes_and_contenders_that_there_are():
+def test_predictions_name_known_shapes_and_implementations():
     for key, prediction in predictions().items():
         op_name, _, rest = key.partition("/")
         shape, _, implementation = rest.partition(" ")  # ours, where none is named
@@ -249,13 +252,13 @@ def test_predictions_are_of_shapes_and_contenders_that_there_are():
         assert len(prediction["why"]) > 20, key
 
 
-def test_predictions_of_an_entry_are_by_contender(monkeypatch):
+def test_of_entry_by_implementation(monkeypatch):
     found = {"op/a-T8": 1, "op/a-T8 K step": 2, "op/a-T80": 3}
     monkeypatch.setattr(predictions_module, "predictions", lambda: found)
     assert predictions_module.of_entry("op/a-T8") == {"fangyan": 1, "K step": 2}
 
 
-def test_a_prediction_is_missed_by_a_factor():
+def test_compare_missed_by():
     prediction = {"over": "eager", "ratio": [0.5, 0.8], "why": ""}
     assert compare(prediction, 0.6, {"eager": 1.0})["missed_by"] == 1.0
     assert compare(prediction, 1.6, {"eager": 1.0})["missed_by"] == pytest.approx(2.0)
@@ -263,7 +266,7 @@ def test_a_prediction_is_missed_by_a_factor():
     assert compare(prediction, 1.0, {"floor": 1.0})["measured"] is None
 
 
-def test_what_the_numbers_decide():
+def test_decisions():
     def row(graph, eager=None, role="ours", kernels=()):
         return {"graph": graph, "eager": eager or graph, "role": role, "kernels": list(kernels)}
 

@@ -13,7 +13,7 @@ from fangyan_bench.harness import memory
 from fangyan_bench.harness.check import WrongValues, check, expected
 from fangyan_bench.harness.machine import cache_bytes
 from fangyan_bench.harness.op import CALL, Cost, Implementation, Op, Shape, compiled, function
-from fangyan_bench.harness.statistics import median_interval, ratio, slope
+from fangyan_bench.harness.stats import median_interval, ratio, slope
 from fangyan_bench.harness.suite import Suite
 from fangyan_bench.harness.timing import (
     NotCompiled,
@@ -24,7 +24,8 @@ from fangyan_bench.harness.timing import (
     interleave,
     reset_compiled,
 )
-from fangyan_bench.steps.largest import largest
+from fangyan_bench.registry import find_op
+from fangyan_bench.steps.largest_model import largest_model
 
 SHAPE = Shape("small", {"T": 8, "H": 4})
 
@@ -39,11 +40,12 @@ def square(x):
 
 OP = Op(
     name="square",
+    module=__name__,
     shapes=(SHAPE,),
     inputs=inputs,
     reference=square,
     implementations=(Implementation("eager", "baseline", function(square)),),
-    cost=lambda shape, pass_name: Cost(1.0, 1.0),
+    cost=lambda _shape, _pass_name: Cost(1.0, 1.0),
 )
 
 
@@ -51,16 +53,16 @@ class Detached(torch.autograd.Function):
     """Right values, and a gradient of zeros: a peer has been timed so."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(_ctx, x):
         return square(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(_ctx, _gradient):
         return torch.zeros(8, 4)
 
 
 @pytest.mark.parametrize(
-    ("call", "complaint"),
+    ("call", "message"),
     [
         (lambda x: square(x) * 1.001, "value is off by"),
         (lambda x: square(x).reshape(1), "value has shape (1,), expected ()"),
@@ -68,14 +70,14 @@ class Detached(torch.autograd.Function):
         (Detached.apply, "gradient 0 is zero"),
     ],
 )
-def test_wrong_values_are_not_timed(call, describe_error):
+def test_check_wrong_values(call, message):
     with pytest.raises(WrongValues) as caught:
         check(Implementation("peer", "peer", function(call)), expected(OP, SHAPE))
-    assert describe_error in str(caught.value)
+    assert message in str(caught.value)
     assert "peer" in str(caught.value)
 
 
-def test_a_wrong_baseline_is_not_its_own_budget():
+def test_check_wrong_baseline():
     wrong = replace(
         OP, implementations=(Implementation("eager", "baseline", function(lambda x: 1.1 * square(x))),)
     )
@@ -83,7 +85,7 @@ def test_a_wrong_baseline_is_not_its_own_budget():
         check(wrong.baseline, expected(wrong, SHAPE))
 
 
-def test_gradients_of_a_tensor_start_from_the_same_noise_in_every_dtype():
+def test_check_tensor_valued_op():
     op = replace(
         OP,
         reference=lambda x: x * x,
@@ -92,12 +94,12 @@ def test_gradients_of_a_tensor_start_from_the_same_noise_in_every_dtype():
     check(op.baseline, expected(op, SHAPE))
 
 
-def test_right_values_pass():
+def test_check_right_values():
     other = Implementation("other", "peer", function(lambda x: (x**2).sum()))
     assert all(check(implementation, expected(OP, SHAPE)) < 1e-6 for implementation in (OP.baseline, other))
 
 
-def test_contenders_take_turns_and_slow_ones_show():
+def test_interleave_takes_turns():
     order = []
 
     def sleeping(name, seconds):
@@ -121,7 +123,7 @@ def test_contenders_take_turns_and_slow_ones_show():
 
 
 def raising(error):
-    def call(x):
+    def call(_x):
         raise error
 
     return function(call)
@@ -134,7 +136,7 @@ def measured(*others):
         return op, suite, suite.op(op, SHAPE)
 
 
-def test_a_peer_that_raises_costs_no_other_its_times():
+def test_suite_peer_that_raises():
     late = 0
 
     def fails_late(x):
@@ -157,20 +159,20 @@ def test_a_peer_that_raises_costs_no_other_its_times():
     assert found.errors["ours"] < 1e-6
 
 
-def test_too_little_memory_is_no_fault_but_ours():
+def test_suite_out_of_memory():
     short = raising(torch.OutOfMemoryError("CUDA out of memory"))
     _, _, found = measured(Implementation("peer", "peer", short), Implementation("ours", "ours", short))
     assert found.missing == {"peer": "it needs more memory than there is"}
     assert list(found.failed) == ["ours"]
 
 
-def test_without_the_baseline_there_is_no_ratio():
+def test_suite_ratio_without_baseline():
     op, suite, found = measured(Implementation("ours", "ours", function(square)))
     del found.times["forward"]["eager"]
     assert suite.ratio(op, SHAPE, "forward", "ours") is None
 
 
-def test_torch_compile_compiles_every_shape(monkeypatch):
+def test_compiled_compiles_every_shape(monkeypatch):
     """More shapes than a function may have variants; the plain one never takes its place in silence."""
     implementation = Implementation("torch.compile", "baseline", function(compiled(square)), compiled=True)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # 25 s less than inductor
@@ -191,7 +193,7 @@ def test_torch_compile_compiles_every_shape(monkeypatch):
     reset_compiled()
 
 
-def test_a_backward_is_timed_without_its_forward():
+def test_trial_backward_excludes_forward():
     def call(x):
         time.sleep(0.01)
         return square(x)
@@ -204,14 +206,14 @@ def test_a_backward_is_timed_without_its_forward():
     )
 
 
-def test_input_sets_exceed_the_cache():
+def test_input_sets_exceed_cache():
     shape = Shape("large", {"T": 1 << 20, "H": 4})
     sets = input_sets(OP, shape)
     assert len(sets) == 32 or sum(x.nbytes for (x,) in sets) > cache_bytes("cpu")
     assert not torch.equal(sets[0][0], sets[1][0])
 
 
-def test_ratios_are_reported_only_beyond_the_spread():
+def test_ratio_clear_only_beyond_the_spread():
     rng = np.random.default_rng(0)
     noisy = 1 + 0.1 * rng.standard_normal((2, 40))
     assert not ratio(noisy[0], noisy[1]).clear
@@ -219,7 +221,7 @@ def test_ratios_are_reported_only_beyond_the_spread():
     assert ratio([2.0] * 5, [1.0] * 5).median == 2.0
 
 
-def test_median_interval_holds_the_median():
+def test_median_interval_contains_the_median():
     values = 1 + 0.05 * np.random.default_rng(1).standard_normal(31)
     low, high = median_interval(values, 0.99)
     assert low < np.median(values) < high
@@ -231,10 +233,8 @@ def test_slope_of_a_power():
     assert slope(sizes, [size**1.5 for size in sizes]) == pytest.approx(1.5)
 
 
-def test_peak_memory_is_measured_in_a_process_of_its_own():
-    from fangyan_bench.harness.registry import ops
-
-    op = ops()["adamw"]
+def test_peak_memory_in_its_own_process():
+    op = find_op("adamw")
     shape = replace(op.shapes[0], sizes={"P": 4_000_000})
     measured = memory.peak_memory(op, shape, op.baseline)
     # A copy of the parameters and two states of 4 bytes each; for-each makes temporaries beside them.
@@ -251,13 +251,13 @@ def test_high_water_mark(megabytes):
 
 
 @pytest.mark.parametrize("limit", [0, 3, 4, 5, 57, 60, 255, 256, 1000])
-def test_the_largest_that_fits(limit):
+def test_largest_model_at_any_limit(limit):
     tried = []
 
     def fits(layers):
         tried.append(layers)
         return layers <= limit
 
-    assert largest(fits, step=4, most=256) == min(limit // 4 * 4, 256)
+    assert largest_model(fits, step=4, most=256) == min(limit // 4 * 4, 256)
     assert len(tried) == len(set(tried)) <= 14  # each is a process of its own
     assert max(tried) <= 256

@@ -9,8 +9,8 @@ from fangyan_kernels.testing.offline import SHARED_LIMIT, OfflineKernel, compile
 
 from fangyan_bench.harness.check import WrongValues, check, expected
 from fangyan_bench.harness.op import Shape
-from fangyan_bench.harness.registry import find_op
 from fangyan_bench.peers import k_step
+from fangyan_bench.registry import find_op
 
 OP = find_op("lora_linear")
 # Tiles that end within and at the tensors' edges; more tiles than programs; more steps than stages; ranks of
@@ -26,55 +26,55 @@ def device(monkeypatch):
             pytest.skip(k_step.missing("cuda"))
         return "cuda"
     gluon_here.simulate(monkeypatch, k_step)
-    monkeypatch.setattr(k_step, "_multiprocessors", lambda device: 3)
+    monkeypatch.setattr(k_step, "_multiprocessors", lambda _device: 3)
     return "cpu"
 
 
-def check_contender(device, sizes, dtype):
+def check_implementation(device, sizes, dtype):
     shape = Shape("k-step", dict(zip("TKNR", sizes, strict=True), P=0), device, dtype)
     check(OP.implementation("K step"), expected(OP, shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda s: "x".join(map(str, s)))
-def test_values_and_gradients(device, sizes, dtype):
-    check_contender(device, sizes, dtype)
+def test_k_step_values_and_gradients(device, sizes, dtype):
+    check_implementation(device, sizes, dtype)
 
 
 def late(monkeypatch):
     """Results are overwritten before they are written out."""
-    monkeypatch.setattr(k_step.tma, "store_wait", lambda pendings: None)
+    monkeypatch.setattr(k_step.tma, "store_wait", lambda _pendings: None)
 
 
 def unwaited(monkeypatch):
     """Operands are read before they have been loaded."""
-    monkeypatch.setattr(k_step.mbarrier, "wait", lambda barrier, phase: None)
+    monkeypatch.setattr(k_step.mbarrier, "wait", lambda _barrier, _phase: None)
 
 
 def early(monkeypatch):
     """A stage is given back while the product that reads it is under way."""
     arrive = k_step.mbarrier.arrive
-    monkeypatch.setattr(k_step.mbarrier, "arrive", lambda barrier, pred=True: arrive(barrier, True))
+    monkeypatch.setattr(k_step.mbarrier, "arrive", lambda barrier, **_: arrive(barrier, True))
 
 
 @simulated
 @pytest.mark.parametrize("fault", [late, unwaited, early], ids=lambda fault: fault.__name__)
-def test_the_simulation_finds(fault, device, monkeypatch):
+def test_simulation_finds_a_fault(fault, device, monkeypatch):
     monkeypatch.setattr(gluon_here, "PATIENCE", 1.0)
     fault(monkeypatch)
     with pytest.raises((WrongValues, AssertionError)):
-        check_contender(device, SHAPES[0], torch.bfloat16)
+        check_implementation(device, SHAPES[0], torch.bfloat16)
 
 
 @simulated
-def test_a_machine_without_hopper_says_so():
+def test_missing_without_hopper():
     assert k_step.missing("cpu") == "its kernel is made of Hopper's wgmma and TMA"
 
 
 @pytest.mark.skipif(triton_here.INTERPRETED, reason="an interpreter compiles nothing")
-def test_launches(monkeypatch):
+def test_k_step_launches(monkeypatch):
     """Two per call, and one variant each however many tokens there are."""
-    monkeypatch.setattr(k_step, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(k_step, "_multiprocessors", lambda _device: 132)
     with record_launches() as launches:
         for tokens in (1, 48, 200):
             sizes = (tokens, 64), (128, 64), (16, 64), (128, 16)
@@ -87,7 +87,7 @@ def test_launches(monkeypatch):
 @pytest.mark.skipif(triton_here.INTERPRETED, reason="an interpreter compiles nothing")
 @pytest.mark.parametrize("block_r", [16, 64])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_compiled_for_hopper(transposed, block_r):
+def test_k_step_compiled_for_hopper(transposed, block_r):
     def operand(*block):
         return f"tensordesc<bf16{list(block)},{k_step.LAYOUT!r}>"
 

@@ -1,6 +1,6 @@
 """Comparison of compiler reports and instruction counts with the committed ones."""
 
-from fangyan_bench.harness.static import grown_counts, worse_reports
+from fangyan_bench.static import grown_counts, worse_reports
 
 NAME = "op/product/sm_80"
 REPORT = {
@@ -38,8 +38,8 @@ def test_worse_reports_names_what_is_worse():
 
 def test_worse_reports_of_a_kernel_that_no_longer_fits():
     heavy = REPORT | {"shared": 200 << 10}
-    (describe_error,) = worse_reports({NAME: heavy}, {NAME: heavy})
-    assert "the chip has" in describe_error
+    (message,) = worse_reports({NAME: heavy}, {NAME: heavy})
+    assert "the chip has" in message
 
 
 def test_worse_reports_without_a_committed_report():

@@ -10,7 +10,7 @@ def hang(*_):
     ctypes.PyDLL(None).pause()
 
 
-def compile_one_and_hang(dry, first, step, answers):
+def compile_one_and_hang(_dry, _first, _step, answers):
     """A process of the compilation beforehand: its first implementation is ready, its second never."""
     answers.put((0, None))
     answers.close()
@@ -40,7 +40,9 @@ def main(folder):
         Implementation("peer", "peer", function(hang)),
         Implementation("fangyan", "ours", function(square)),
     )
-    op = Op("square", shapes, inputs, square, implementations, lambda shape, which: Cost(1.0, 1.0))
+    op = Op(
+        "square", __name__, shapes, inputs, square, implementations, lambda _shape, _pass_name: Cost(1.0, 1.0)
+    )
     everyone, without = ("eager", "peer", "fangyan"), ("eager", "fangyan")
     entries = [Entry(op.name, shape, who) for shape, who in zip(shapes, (everyone, without), strict=True)]
     ops.ops = lambda: {op.name: op}

@@ -1,1 +1,1 @@
-"""A run on a GPU that is there for minutes: its parts, its budget, and what it leaves behind."""
+"""A run on a GPU that is rented for minutes: its parts, its budget, and what it leaves behind."""

@@ -13,6 +13,7 @@ from fangyan_bench.gpu.record import Record
 
 
 def main() -> None:
+    """Run the part that the command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=("values", "ops", "steps", "largest"))
     parser.add_argument("folder", type=Path)

@@ -1,4 +1,4 @@
-"""What the numbers decide: which change comes next, and which goal is met; by Python's own library alone."""
+"""What the results decide: which change comes next, and which goal is met; needs Python alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEP_GOALS = {"tagger, BERT-base": ("HF Trainer, equal tokens", 2.0)}
 
 
 def decisions(part: str, entries: Mapping[str, Row]) -> list[str]:
-    """Sentences, most urgent first; of a part's entries that are done."""
+    """Return sentences on a part's finished entries, most urgent first."""
     done = {name: entry for name, entry in entries.items() if entry["state"] == "done"}
     if part == "values":
         wrong = sum(entry["state"] == "failed" for entry in entries.values())
@@ -78,7 +78,7 @@ def _peers(done: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _k_step(done: Mapping[str, Row]) -> Iterator[str]:
-    """The low-rank term as one more K step against ours, each over the frozen layer timed beside it."""
+    """Compare the low-rank term as one more K step with ours, each over the frozen layer timed beside it."""
     for name, entry in done.items():
         theirs = _over_frozen(entry, K_STEP)
         ours = _over_frozen(done.get(name.replace("/k-step-", "/attention-")), OURS)
@@ -93,7 +93,7 @@ def _over_frozen(entry: Row | None, who: str) -> float | None:
 
 
 def _crossover(done: Mapping[str, Row]) -> Iterator[str]:
-    """The fewest classes from which the kernels for large vocabularies are the faster ones."""
+    """Report from how many classes the kernels for large vocabularies are faster."""
     faster: dict[int, bool] = {}
     for name, entry in done.items():
         classes = re.search(r"tags-T65536-H1024-C(\d+)-L100-bfloat16", name)
@@ -116,7 +116,7 @@ def _alignment(done: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _slow(done: Mapping[str, Row]) -> Iterator[str]:
-    """Kernels of ours that take most of what an entry loses to its floor."""
+    """Report kernels of ours that take most of what an entry loses to its floor."""
     for name, entry in done.items():
         ours = entry["implementations"].get(OURS)
         for kernel in (ours["kernels"] if ours else [])[:1]:
@@ -139,7 +139,7 @@ def _step_goals(done: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _seconds(entry: Row | None, who: str) -> float | None:
-    """The graph's time, or eager calls' where it cannot be captured."""
+    """Return the graph's time, or that of eager calls if it cannot be captured."""
     found = entry["implementations"].get(who) if entry else None
     seconds: float | None = (found["graph"] or found["eager"]) if found else None
     return seconds

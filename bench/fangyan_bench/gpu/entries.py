@@ -1,4 +1,4 @@
-"""What a GPU run measures of the ops, most valuable first, and how many seconds each is planned to take."""
+"""What a GPU run measures of the ops, most valuable first, and the seconds planned for each."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ DRAWING = 1.0  # of an entry: inputs, and the truth in float64
 
 @dataclass(frozen=True)
 class Entry:
-    """An op at a shape, and who computes it.
+    """An op at a shape, and its implementations.
 
     Attributes:
+        op: its name.
+        shape: to run at.
         names: implementations that the op declares.
         more: implementations for this run alone.
     """
@@ -36,14 +38,16 @@ class Entry:
         return f"{self.op}/{self.shape}"
 
     def implementations(self, op: Op) -> list[Implementation]:
+        """Return the entry's implementations."""
         return [c for c in op.implementations if c.name in self.names] + list(self.more)
 
 
 def planned_seconds(entry: Entry, call_seconds: float) -> float:
-    """Warm-up and rounds of every implementation.
+    """Return the seconds of warm-up and rounds of all implementations.
 
     Args:
-        call_seconds: of a forward and backward at the floor; a implementation is planned at three times that.
+        entry: what to plan.
+        call_seconds: of a forward and backward at the floor; three times that is planned.
     """
     implementations = len(entry.names) + len(entry.more)
     sample = max(SAMPLE_SECONDS, 3 * call_seconds)

@@ -1,4 +1,4 @@
-"""A CUDA graph of a implementation's calls, which leaves the host out; and the kernels that the time goes to."""
+"""CUDA graphs of an implementation's calls, which leave the host out, and the kernels that take the time."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from typing_extensions import override
 
-from fangyan_bench.harness.timing import SAMPLE_SECONDS, Trial, clock
+from fangyan_bench.harness.timing import SAMPLE_SECONDS, Timed, Trial, clock
 
 Calls = Callable[[], None]
 
 
 class AsksTheHost(Exception):
-    """A call waits for the GPU, so that no graph of it can be captured; nothing has been tried."""
+    """A call waits for the GPU, so that no graph of it can be captured; no capture has been tried."""
 
 
-class Replay:
+class Replay(Timed):
     """A pass over all sets of inputs, captured once; has the methods of ``timing.Timed``.
 
-    Where there is no GPU it makes the calls, so that a rehearsal takes the same way.
+    Where there is no GPU it makes the calls themselves, so that a rehearsal runs the same code.
     """
 
     def __init__(self, trial: Trial, pass_name: str, device: str):
@@ -27,14 +28,16 @@ class Replay:
         self._replay: Calls = _capture(calls) if device == "cuda" else calls
         self._clock, self._sets, self._replays = clock(device), trial.sets, 1
 
+    @override
     def calibrate(self, pass_name: str) -> float:
         self._run(1)
         seconds = max(self._run(1), 1e-9)
         self._replays = max(1, round(SAMPLE_SECONDS / seconds))
         return seconds * self._replays
 
+    @override
     def sample(self, pass_name: str) -> float:
-        """Seconds of one call."""
+        """Return the seconds of one call."""
         return self._run(self._replays) / self._replays / self._sets
 
     def _run(self, replays: int) -> float:
@@ -48,7 +51,7 @@ class Replay:
 
 
 def _capture(calls: Calls) -> Calls:
-    """Warmed up on the stream of the capture (PyTorch, CUDA semantics, "CUDA Graphs").
+    """Capture the calls, warmed up on the stream of the capture (PyTorch, CUDA semantics, "CUDA Graphs").
 
     Raises:
         AsksTheHost: found out beforehand: a capture that fails leaves the allocator unable to free memory.
@@ -79,10 +82,16 @@ def _capture(calls: Calls) -> Calls:
 
 
 def kernels(calls: Calls, count: int, device: str, most: int = 12) -> list[dict[str, Any]]:
-    """The kernels that a call's time goes to, longest first: name, seconds and launches per call.
+    """Profile the kernels that a call's time goes to.
 
     Args:
         calls: makes ``count`` calls.
+        count: how many.
+        device: ``cuda``, or ``cpu`` for a rehearsal.
+        most: how many kernels to return.
+
+    Returns:
+        Name, seconds and launches per call of each kernel, longest first.
     """
     from torch.profiler import ProfilerActivity, profile
 

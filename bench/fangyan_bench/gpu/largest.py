@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fangyan_bench.gpu.record import Budget, Record
-from fangyan_bench.gpu.steps import OURS, RECIPE
+from fangyan_bench.gpu.steps import BF16, OURS, RECIPE
 from fangyan_bench.harness.timing import describe_error
 
-CARD_GIB = 24.0  # GiB, of a card that people have
+CARD_GIB = 24.0  # memory of a card that people have
 STEP, MOST = 16, 256  # layers: each try is a process that builds the model, 10 to 40 s
 TRY = 40.0  # seconds
 
@@ -16,7 +16,7 @@ class OutOfTime(Exception):
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
-    """In 4 bits first: it is what a small card is for."""
+    """Search for every base and implementation, in 4 bits first: that is what small cards are for."""
     budget = Budget(seconds)
     for base in ("nf4", "bf16"):
         for name in (OURS, "PEFT"):
@@ -33,7 +33,7 @@ def run(record: Record, seconds: float, dry: bool) -> None:
 
 
 def _search(record: Record, entry: str, name: str, base: str, budget: Budget, dry: bool) -> None:
-    from fangyan_bench.steps import largest
+    from fangyan_bench.steps import largest_model
 
     tried: list[str] = []
 
@@ -43,14 +43,13 @@ def _search(record: Record, entry: str, name: str, base: str, budget: Budget, dr
         elif budget.left < TRY:
             raise OutOfTime(f"{', '.join(tried) or 'nothing tried'}; {budget.left:.0f} s are left")
         else:
-            settings = f"{RECIPE} engine.precision=bf16"
-            enough = largest.trains(name, base, layers, CARD_GIB, settings)
+            enough = largest_model.fits_in_memory(name, base, layers, CARD_GIB, RECIPE, (BF16,))
         tried.append(f"{layers} layers {'fit' if enough else 'do not'}")
         return enough
 
     try:
-        layers = largest.largest(fits, step=STEP, most=MOST)
+        layers = largest_model.largest_model(fits, step=STEP, most=MOST)
     except OutOfTime as error:
         record.put(entry, "skipped", reason=str(error))
         return
-    record.put(entry, "done", layers=layers, billions=largest.parameters(layers) / 1e9, tried=tried)
+    record.put(entry, "done", layers=layers, billions=largest_model.parameters(layers) / 1e9, tried=tried)

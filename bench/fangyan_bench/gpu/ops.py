@@ -1,4 +1,4 @@
-"""The ops part: every entry's implementations in turns, as CUDA graphs and as eager calls, and what it means."""
+"""The ops part: every entry's implementations in turns, as CUDA graphs and as eager calls."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fangyan_bench.gpu.warm import warm_up
 from fangyan_bench.harness.machine import PeakRates, gpu_lost, measure_peak_rates
 from fangyan_bench.harness.memory import peak_memory
 from fangyan_bench.harness.op import Implementation, Op, Shape
-from fangyan_bench.harness.registry import missing_ops, ops
 from fangyan_bench.harness.suite import OpMeasurements, prepare
 from fangyan_bench.harness.timing import Timed, TimingBudget, Trial, describe_error, input_sets, interleave
+from fangyan_bench.registry import missing_ops, ops
 
 WARM_UP_SECONDS = 40.0  # in parallel processes, at most
 START_SECONDS = 8.0  # imports, ceilings
@@ -31,7 +31,7 @@ DRY_TIMING_BUDGET = TimingBudget(2, 2, 0.1)
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
-    """Entries in order, until the seconds are over; what the record has already is not repeated."""
+    """Measure the entries in order until the seconds are over; what the record has is not repeated."""
     budget = Budget(seconds)
     entries = DRY_ENTRIES if dry else ENTRIES
     if "compilation" not in record.about:
@@ -56,10 +56,15 @@ def measure(
     timing_budget: TimingBudget,
     watch: bool,
 ) -> None:
-    """Each entry that fits; whatever one of them raises, the next has its turn.
+    """Measure each entry that fits the time; whatever one of them raises, the next has its turn.
 
     Args:
-        watch: end this process where an entry hangs; whoever started it starts another.
+        entries: in order.
+        record: receives the results.
+        budget: seconds that are left.
+        peak_rates: of the card.
+        timing_budget: of every entry.
+        watch: end this process if an entry hangs; its parent starts another.
     """
     for entry in entries:
         name = str(entry)
@@ -97,7 +102,7 @@ def measure(
 
 
 def floor(op: Op, shape: Shape, peak_rates: PeakRates) -> tuple[float, str]:
-    """Seconds of the op's bytes or operations at the measured ceilings, whichever is more, and which."""
+    """Return the seconds of the op's bytes or operations at the peak rates, whichever is more, and which."""
     cost = op.cost(shape, op.passes[-1])
     moving = cost.bytes / peak_rates.bytes_per_second
     computing = cost.flops / peak_rates.flops[shape.dtype]
@@ -163,7 +168,7 @@ def _interleaved(
     failed: dict[str, str],
     blame: Callable[[str | None], None],
 ) -> dict[str, list[float]]:
-    """Rounds of all; where the GPU is lost in them, who failed first is to blame for the others' failing."""
+    """Time all; if the GPU is lost meanwhile, the first to fail is to blame for all that fail after it."""
     before = set(failed)
     times = interleave(trials, pass_name, timing_budget, failed)
     if gpu_lost():
@@ -174,7 +179,7 @@ def _interleaved(
 
 
 def _memory(op: Op, shape: Shape, implementation: Implementation) -> int | None:
-    """On the CPU, where it takes a process, it is nothing to rehearse."""
+    """Return the peak memory on a GPU; on the CPU it takes a process, and is not rehearsed."""
     try:
         return peak_memory(op, shape, implementation) if shape.device == "cuda" else None
     except Exception:
@@ -189,7 +194,7 @@ def _kernels(trial: Trial, pass_name: str, device: str) -> list[dict[str, Any]]:
 
 
 def _add_ratios(implementations: dict[str, Row], baseline: str, least: float) -> None:
-    """Over the floor, and over the baseline: of graphs, or of eager calls where either has no graph."""
+    """Add ratios over the floor and over the baseline: of graphs, or of eager calls if either has none."""
     plain = implementations.get(baseline)
     for found in implementations.values():
         found["over_floor"] = (found["graph"] or found["eager"]) / least
@@ -198,7 +203,7 @@ def _add_ratios(implementations: dict[str, Row], baseline: str, least: float) ->
 
 
 def _predicted(name: str, implementations: Mapping[str, Row], least: float) -> Row:
-    """Of every implementation that something was predicted of."""
+    """Compare every prediction of the entry with what was measured."""
     found: Row = {}
     for who, prediction in of_entry(name).items():
         if who in implementations:

@@ -1,4 +1,4 @@
-"""A plugin of pytest: a line of JSON per test, as soon as it has ended."""
+"""A plugin of pytest that writes one line of JSON per test, as soon as it has ended."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names the file."""
     parser.addoption("--outcomes", metavar="FILE", type=Path, help="one line of JSON per test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the plugin in the process that all results are reported to."""
     # Workers of pytest-xdist report to the process that started them.
     if config.getoption("outcomes") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Outcomes(config.getoption("outcomes")))

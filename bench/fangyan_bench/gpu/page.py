@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 
 
 def page(part: str, about: Row, entries: Mapping[str, Row]) -> str:
-    """All that the part has to say so far."""
+    """Return all results of a part so far."""
     text = f"# {part}\n\n" + "".join(f"- {name}: {_said(value)}\n" for name, value in about.items())
     text += {"values": _values, "steps": _steps, "largest": _largest}.get(part, _ops)(entries)
     left_out = [
@@ -28,6 +28,7 @@ def page(part: str, about: Row, entries: Mapping[str, Row]) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """Return seconds with three digits in a fitting unit."""
     if seconds is None:
         return ""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
@@ -37,14 +38,17 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: float | None) -> str:
+    """Return bytes as MB or GB."""
     return "" if number is None else f"{number / 1e6:,.0f} MB" if number < 1e9 else f"{number / 1e9:,.2f} GB"
 
 
 def times(value: float | None) -> str:
+    """Return a factor."""
     return "" if value is None else f"{value:.2f}x"
 
 
 def table(headings: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a Markdown table, all columns but the first aligned to the right."""
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
     return "\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 

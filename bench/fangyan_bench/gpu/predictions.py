@@ -11,21 +11,22 @@ PREDICTIONS = Path(__file__).parents[2] / "predictions.json"
 
 
 def predictions() -> dict[str, Any]:
-    """By ``OP/SHAPE``, or ``OP/SHAPE CONTENDER``: ``over`` what, ``ratio`` from and to, and ``why``."""
+    """Return, by ``OP/SHAPE`` or ``OP/SHAPE IMPLEMENTATION``: ``over`` what, ``ratio`` range, ``why``."""
     found: dict[str, Any] = json.loads(PREDICTIONS.read_text()) if PREDICTIONS.exists() else {}
     return found
 
 
 def of_entry(name: str) -> dict[str, Any]:
-    """An entry's predictions, by implementation."""
+    """Return an entry's predictions, by implementation."""
     found = {key: value for key, value in predictions().items() if f"{key} ".startswith(f"{name} ")}
     return {key.removeprefix(name).strip() or "fangyan": value for key, value in found.items()}
 
 
 def compare(prediction: Mapping[str, Any], own: float, others: Mapping[str, float]) -> dict[str, Any]:
-    """The measured ratio beside the predicted one.
+    """Compare the measured ratio with the predicted one.
 
     Args:
+        prediction: ``over`` and ``ratio``.
         own: seconds of the implementation that it is of.
         others: seconds by what a prediction may be over: the floor, or a implementation's name.
 

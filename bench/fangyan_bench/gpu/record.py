@@ -30,10 +30,11 @@ class Record:
         self.entries: dict[str, Row] = found.get("entries", {})
 
     def finished(self, name: str) -> bool:
-        return self.entries.get(name, {}).get("state", "running") != "running"
+        """Return whether an entry needs no further work."""
+        return bool(self.entries.get(name, {}).get("state", "running") != "running")
 
     def killers(self, name: str) -> dict[str, str]:
-        """Implementations that a process died of while they were made ready, with a sentence each."""
+        """Return the implementations that a process died of while preparing them, with a sentence each."""
         entry = self.entries.get(name, {})
         killers: dict[str, str] = dict(entry.get("killers", {}))
         if entry.get("state") == "running" and entry.get("implementation"):
@@ -41,21 +42,22 @@ class Record:
         return killers
 
     def died_timing(self, name: str) -> bool:
-        """Whether a process died in the entry when all its implementations had been made ready."""
+        """Return whether a process died in the entry after all its implementations had been prepared."""
         entry = self.entries.get(name, {})
         return entry.get("state") == "running" and not entry.get("implementation")
 
     def running(self, name: str, implementation: str | None, killers: Row) -> None:
-        """Says who is to blame if nothing follows, and who has been."""
+        """Record which implementation is to blame if nothing follows, and which have been."""
         self.entries[name] = {"state": "running", "implementation": implementation, "killers": killers}
         self._write_json()
 
     def put(self, name: str, state: str, **values: Any) -> None:
-        """An entry's results; both files are whole when this returns."""
+        """Record an entry's results; both files are whole when this returns."""
         self.entries[name] = {"state": state, **values}
         self.write()
 
     def write(self) -> None:
+        """Write both files."""
         self._write_json()
         _replace(self._page, page(self._part, self.about, self.entries))
 
@@ -75,19 +77,21 @@ class Budget:
 
     @property
     def left(self) -> float:
+        """Return the seconds that are left."""
         return self._end - time.monotonic()
 
     def needed(self, estimate: float) -> float:
-        """Seconds that an entry of this estimate takes at this machine's pace."""
+        """Return the seconds that an entry of this estimate takes at this machine's pace."""
         return estimate * max(1.0, self._taken / self._estimated) if self._estimated else estimate
 
     def took(self, estimate: float, seconds: float) -> None:
+        """Learn from an entry that has ended."""
         self._estimated += estimate
         self._taken += seconds
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text)
     beside.replace(path)

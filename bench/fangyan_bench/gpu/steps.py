@@ -1,22 +1,23 @@
-"""The steps part: whole training steps, each implementation in a process of its own, and the memory they take."""
+"""The steps part: time and memory of whole training steps, each implementation in its own process."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from fangyan_bench.gpu.record import Budget, Record, Row
 from fangyan_bench.harness.machine import measure_peak_rates
-from fangyan_bench.harness.statistics import ratio
-from fangyan_bench.harness.stepping import ROOT, StepResult, measure_steps
+from fangyan_bench.harness.stats import ratio
+from fangyan_bench.harness.steps import StepResult, StepSpec, measure_steps
 from fangyan_bench.harness.timing import TimingBudget, describe_error
 
-RECIPE = ROOT / "trainer" / "fangyan" / "recipes" / "cantonese-pos.yaml"
+RECIPE = "cantonese-pos"
+BF16 = "engine.precision=bf16"
 OURS = "fangyan"
 TIMING_BUDGET = TimingBudget(min_rounds=3, max_rounds=9, seconds=8.0)
 DRY_TIMING_BUDGET = TimingBudget(1, 1, 0.1)
@@ -27,37 +28,35 @@ class StepEntry:
     """A model's whole step.
 
     Attributes:
-        step: the file in ``steps/``.
-        recipe: what the step is opened with; ``{settings}`` is the recipe, ``{bert}`` a BERT-base's folder.
-        names: implementations; ours among them.
+        name: of the entry.
+        spec: the step.
+        implementations: by name; ours among them.
         planned: seconds: processes and models start, then warm-up and rounds.
+        bert_base: whether the recipe's model is replaced by one of BERT-base's size.
     """
 
     name: str
-    step: str
-    recipe: str
-    names: tuple[str, ...]
+    spec: StepSpec
+    implementations: tuple[str, ...]
     planned: float
+    bert_base: bool = False
 
 
-# As many tokens a step as keep a large card busy; both sides take as many.
-_TOKENS = "train.batch_tokens=16384"
+# As many tokens per step as keep a large card busy, for both sides.
+_TAGGER = StepSpec("tagger", RECIPE, (BF16, "train.batch_tokens=16384"))
+_TAGGERS = ("HF Trainer, equal tokens", "fangyan without its kernels", OURS)
 ENTRIES = (
-    StepEntry(
-        "tagger, BERT-base",
-        "tagger",
-        f"{{settings}} engine.precision=bf16 model.path={{bert}} {_TOKENS}",
-        ("HF Trainer, equal tokens", "fangyan without its kernels", OURS),
-        60.0,
-    ),
-    StepEntry("Qwen3 8B, LoRA", "lora_lm", "8B|{settings} engine.precision=bf16", ("PEFT", OURS), 50.0),
-    StepEntry("Qwen3 8B, NF4", "lora_lm", "8B, NF4|{settings} engine.precision=bf16", ("PEFT", OURS), 60.0),
+    StepEntry("tagger, BERT-base", _TAGGER, _TAGGERS, 60.0, bert_base=True),
+    StepEntry("Qwen3 8B, LoRA", StepSpec("lora_lm", RECIPE, (BF16,), "8B"), ("PEFT", OURS), 50.0),
+    StepEntry("Qwen3 8B, NF4", StepSpec("lora_lm", RECIPE, (BF16,), "8B, NF4"), ("PEFT", OURS), 60.0),
 )
-DRY_ENTRIES = (StepEntry("tagger, ELECTRA", "tagger", "{settings} train.batch_tokens=64", (OURS,), 10.0),)
+DRY_ENTRIES = (
+    StepEntry("tagger, ELECTRA", StepSpec("tagger", RECIPE, ("train.batch_tokens=64",)), (OURS,), 10.0),
+)
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
-    """Every model that fits; without what the trainer needs, all of them are missing."""
+    """Measure every model that fits the time; without the trainer's dependencies, all are missing."""
     budget = Budget(seconds)
     peak_rates = measure_peak_rates()
     torch.cuda.empty_cache()  # the implementations' processes share the card
@@ -81,20 +80,23 @@ def run(record: Record, seconds: float, dry: bool) -> None:
 
 
 def _measure(entry: StepEntry, timing_budget: TimingBudget, peak: float) -> Row:
-    from fangyan_bench.steps.tagger import load_setup, write_bert_base
+    # Without the trainer's dependencies this raises ImportError, and the entry is missing.
+    from fangyan_bench.steps.common import PADDED_LENGTH
+    from fangyan_bench.steps.tagger import write_bert_base
+    from fangyan_bench.trainer_access import load_setup
 
-    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        if "{bert}" in entry.recipe:
-            write_bert_base(Path(folder), load_setup(str(RECIPE)))
-        recipe = entry.recipe.format(settings=RECIPE, bert=folder)
-        results = measure_steps(entry.step, recipe, entry.names, timing_budget, failed)
-    if not results:
-        raise RuntimeError(f"no implementation has ended a step: {failed}")
-    ours = results.get(OURS)
+        spec = entry.spec
+        if entry.bert_base:
+            write_bert_base(Path(folder), load_setup(RECIPE, (), PADDED_LENGTH))
+            spec = replace(spec, overrides=(*spec.overrides, f"model.path={folder}"))
+        measured = measure_steps(spec, entry.implementations, timing_budget)
+    if not measured.results:
+        raise RuntimeError(f"no implementation has ended a step: {measured.failed}")
+    ours = measured.results.get(OURS)
     return {
-        "implementations": {name: _row(result, ours, peak) for name, result in results.items()},
-        "failed": failed,
+        "implementations": {name: _row(each, ours, peak) for name, each in measured.results.items()},
+        "failed": measured.failed,
     }
 
 

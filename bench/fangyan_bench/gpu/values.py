@@ -20,7 +20,7 @@ DRY = ["tests/kernels/linear_cross_entropy", "-k", "test_bad_arguments or test_c
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:
-    """All tests that end in time; what pytest itself says is in ``pytest.log``."""
+    """Run the tests until the time is over; pytest's own output is in ``pytest.log``."""
     outcomes = record.folder / "outcomes.jsonl"
     outcomes.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *(DRY if dry else CHOSEN), "-q", "-p", "no:cacheprovider"]
@@ -48,7 +48,7 @@ def run(record: Record, seconds: float, dry: bool) -> None:
 
 
 def _read(outcomes: Path, record: Record) -> None:
-    """The outcomes so far; the last line may be half written."""
+    """Record the outcomes so far; the last line may be half written."""
     if not outcomes.exists():
         return
     lines = outcomes.read_text().splitlines(keepends=True)

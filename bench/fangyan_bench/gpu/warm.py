@@ -8,7 +8,6 @@ import queue
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from fangyan_bench.gpu.entries import DRY_ENTRIES, ENTRIES, Entry
@@ -29,13 +28,13 @@ Task = tuple[Entry, str]
 
 
 def tasks(entries: Sequence[Entry]) -> list[Task]:
-    """Every implementation with something to compile, in the entries' order."""
+    """Return every implementation with something to compile, in the entries' order."""
     names = {str(entry): (*entry.names, *(c.name for c in entry.more)) for entry in entries}
     return [(entry, name) for entry in entries for name in names[str(entry)] if name not in COMPILED_ALREADY]
 
 
 def warm_up(dry: bool, seconds: float) -> dict[str, Any]:
-    """Calls every implementation once; gives how long it took, and what was not done in time or failed.
+    """Call every implementation once; return how long it took, and what failed or was not done in time.
 
     Each process has every n-th task: one that dies takes no other's with it.
     """
@@ -84,21 +83,20 @@ def _work(dry: bool, first: int, step: int, answers: Any) -> None:
 
 
 def _call(entry: Entry, name: str) -> None:
-    """Forward and backward at the size that values are checked at, and at the size that is timed."""
+    """Call forward and backward at the sizes that are checked, and at those that are timed."""
     import torch
 
     from fangyan_bench.harness.memory import run_once
     from fangyan_bench.harness.op import make_inputs
-    from fangyan_bench.harness.registry import find_op
     from fangyan_bench.harness.timing import reset_compiled
+    from fangyan_bench.registry import find_op
 
     op = find_op(entry.op)
     implementation = next(c for c in entry.implementations(op) if c.name == name)
     if implementation.missing(entry.shape):
         return
     reset_compiled()
-    checked = {dim: min(size, op.checked_at.get(dim, size)) for dim, size in entry.shape.sizes.items()}
-    for shape in (replace(entry.shape, sizes=checked), entry.shape):
+    for shape in (op.shape_to_check(entry.shape), entry.shape):
         run_once(op, shape, implementation, make_inputs(op, shape, 0))
     if torch.cuda.is_available():
         torch.cuda.synchronize()

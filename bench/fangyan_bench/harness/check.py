@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,32 +14,32 @@ from fangyan_bench.harness.op import Implementation, Inputs, Op, Shape, leaves, 
 
 
 class WrongValues(Exception):
-    """A implementation computes something else; its times would mean nothing."""
+    """An implementation computes something else; its times would mean nothing."""
 
 
 def upstream_gradient(value: Tensor) -> Tensor:
-    """The gradient that every backward starts from: one for a loss, fixed noise for a tensor."""
+    """Return the gradient that every backward starts from: one for a loss, fixed noise for a tensor."""
     if value.ndim == 0:
         return torch.ones_like(value)
     generator = torch.Generator(value.device).manual_seed(7)
     noise = torch.randn(value.shape, generator=generator, device=value.device)
-    # The same numbers in every dtype: a generator draws others for each.
+    # The same values in every dtype: a generator draws others for each.
     return noise.bfloat16().to(value.dtype)
 
 
 def evaluate(
     call: Callable[[], Any], inputs: Inputs, differentiable: bool, calls: int = 1
 ) -> dict[str, Tensor]:
-    """The value of the last call, and the gradients of the inputs that have one."""
-    parts = leaves(inputs)
-    for leaf in parts:
+    """Return the value of the last call, and the gradients of the inputs that have one."""
+    params = leaves(inputs)
+    for leaf in params:
         leaf.grad = None
     for _ in range(calls):
         value = call()
     results = {"value": value.detach().clone()}
     if differentiable:
         value.backward(upstream_gradient(value))
-        for number, leaf in enumerate(parts):
+        for number, leaf in enumerate(params):
             assert leaf.grad is not None
             results[f"gradient {number}"] = leaf.grad.detach().clone()
             leaf.grad = None
@@ -47,7 +47,7 @@ def evaluate(
 
 
 def reference_results(op: Op, shape: Shape, seed: int) -> dict[str, Tensor]:
-    """The same in float64, from the same numbers."""
+    """Evaluate the reference in float64, on the same values."""
     wide = tuple(_widen(value) for value in make_inputs(op, shape, seed))
     return evaluate(lambda: op.reference(*wide), wide, "backward" in op.passes)
 
@@ -63,7 +63,15 @@ def _widen(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Expected:
-    """What values are compared with, all of the same inputs: in float64, and the baseline's own."""
+    """What values are compared with, all of the same inputs.
+
+    Attributes:
+        op: whose results they are.
+        shape: at which they were computed.
+        seed: of the inputs.
+        exact: value and gradients of the reference, in float64.
+        plain: those of the baseline, in the shape's dtype.
+    """
 
     op: Op
     shape: Shape
@@ -73,9 +81,8 @@ class Expected:
 
 
 def expected(op: Op, shape: Shape, seed: int = 0) -> Expected:
-    """The truth and the baseline's results, at the shape or at the sizes that the op is checked at."""
-    sizes = {dim: min(size, op.checked_at.get(dim, size)) for dim, size in shape.sizes.items()}
-    shape = replace(shape, sizes=sizes)
+    """Return the reference's and the baseline's results, at the sizes that the op is checked at."""
+    shape = op.shape_to_check(shape)
     return Expected(
         op, shape, seed, reference_results(op, shape, seed), _results(op, shape, op.baseline, seed)
     )
@@ -87,13 +94,13 @@ def _results(op: Op, shape: Shape, implementation: Implementation, seed: int) ->
 
 
 def check(implementation: Implementation, against: Expected) -> float:
-    """The implementation's error is at most twice the baseline's, plus one rounding step.
+    """Check that an implementation's error is at most twice the baseline's, plus one rounding step.
 
-    Both are measured against float64, and the baseline's own is bounded. A gradient of nothing but
-    zeros is wrong whatever its error: a peer has been timed so.
+    Both are measured against float64, and the baseline's own is bounded. A gradient of zeros alone is wrong
+    whatever its error: a peer has been timed with one.
 
     Returns:
-        The largest error of a value or gradient, relative to the truth's norm.
+        The largest error of a value or gradient, relative to the reference's norm.
 
     Raises:
         WrongValues: naming what differs, and by how much.

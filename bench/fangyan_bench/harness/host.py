@@ -14,7 +14,7 @@ from typing import Any
 
 
 def host_seconds(call: Callable[[], Any], rounds: int = 15, calls: int = 60) -> float:
-    """Median over rounds of the seconds that one call takes, the first calls aside."""
+    """Return the median over rounds of the seconds that one call takes, the first calls aside."""
     for _ in range(5):
         call()
     seconds = []

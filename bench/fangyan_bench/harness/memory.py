@@ -1,9 +1,10 @@
-"""Peak memory of a call: the allocator's on a GPU, a fresh process' high-water mark on the CPU."""
+"""Peak memory of a call: the allocator's on a GPU, a fresh process's high-water mark on the CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import multiprocessing
 import re
 from multiprocessing.connection import Connection
@@ -14,14 +15,16 @@ import torch
 from fangyan_bench.harness.check import upstream_gradient
 from fangyan_bench.harness.op import Implementation, Inputs, Op, Shape, leaves, make_inputs
 
-MINUTES = 5
+MINUTES = 5  # until a process that measures is given up
+# What implementations import: the process that all others are forked from has it already.
+PRELOADED = ("fangyan_bench.trainer_access", "peft")
 
 
 def peak_memory(op: Op, shape: Shape, implementation: Implementation) -> int:
-    """Bytes that forward and backward take at most, beyond the inputs.
+    """Measure the bytes that a forward and backward allocate at most, beyond the inputs.
 
-    Of an op without a backward: preparing and calling it, because what such an op keeps between
-    calls, such as an optimizer's states, is what it is chosen by.
+    An op without a backward is measured from its preparation on: what it keeps between calls, such as an
+    optimizer's states, is what it is chosen by.
 
     Raises:
         RuntimeError: if the measuring process died.
@@ -30,9 +33,10 @@ def peak_memory(op: Op, shape: Shape, implementation: Implementation) -> int:
         return _on_cuda(op, shape, implementation)
     # The server has imported torch but never started a thread: a fork of it is safe, and quick.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fangyan.models.packed", "peft"])
+    context.set_forkserver_preload(list(PRELOADED))
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, op.name, str(shape), implementation.name))
+    arguments = (sender, op.module, str(shape), implementation.name)
+    process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
     try:
@@ -46,11 +50,9 @@ def peak_memory(op: Op, shape: Shape, implementation: Implementation) -> int:
         process.join()
 
 
-def _measure(sender: Connection, op_name: str, shape_text: str, implementation_name: str) -> None:
-    from fangyan_bench.harness.registry import find_op, find_shape
-
-    op = find_op(op_name)
-    shape, implementation = find_shape(op, shape_text), op.implementation(implementation_name)
+def _measure(sender: Connection, module: str, shape_text: str, implementation_name: str) -> None:
+    op: Op = importlib.import_module(module).OP
+    shape, implementation = op.shape(shape_text), op.implementation(implementation_name)
     inputs = make_inputs(op, shape, 0)
     # Libraries load and threads start in the first call: neither is the op's own memory.
     run_once(op, shape, implementation, inputs)
@@ -60,6 +62,7 @@ def _measure(sender: Connection, op_name: str, shape_text: str, implementation_n
 
 
 def run_once(op: Op, shape: Shape, implementation: Implementation, inputs: Inputs) -> None:
+    """Prepare and call an implementation, and differentiate it if its op is differentiable."""
     for leaf in leaves(inputs):
         leaf.grad = None
     value = implementation.prepare(shape, inputs)()
@@ -81,7 +84,7 @@ def _on_cuda(op: Op, shape: Shape, implementation: Implementation) -> int:
 
 
 def reset_peak() -> int:
-    """Gives freed memory back, starts a new high-water mark, and gives the bytes in use."""
+    """Return freed memory to the system, start a new high-water mark, and return the bytes in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -89,10 +92,13 @@ def reset_peak() -> int:
 
 
 def high_water_mark() -> int:
-    """The most bytes in use since :func:`reset_peak`."""
+    """Return the most bytes in use since :func:`reset_peak`."""
     return _status("VmHWM")
 
 
 def _status(field: str) -> int:
     text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
+    found = re.search(rf"{field}:\s+(\d+) kB", text)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field}, expected Linux's")
+    return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""Interleaved timing: every implementation takes its turn in every round, so that drift hits all alike."""
+"""Interleaved timing: every implementation takes its turn in every round, so that drift affects all alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLE_SECONDS = 0.02  # a shorter sample is lost in the clock and the interpret
 
 @dataclass(frozen=True)
 class TimingBudget:
-    """How long to look at a pass of all implementations: rounds, within a time."""
+    """How long a pass of all implementations is timed: rounds, within so many seconds."""
 
     min_rounds: int
     max_rounds: int
@@ -35,12 +35,12 @@ QUICK = TimingBudget(min_rounds=5, max_rounds=15, seconds=1.0)
 
 
 def full(device: str) -> TimingBudget:
-    """A GPU is quieter, and has more shapes to go through in the minutes that it is there."""
+    """Return the budget of a full run: a GPU is quieter, has more shapes, and is rented by the minute."""
     return TimingBudget(min_rounds=7, max_rounds=31, seconds=1.0 if device == "cuda" else 6.0)
 
 
 def input_sets(op: Op, shape: Shape) -> list[Inputs]:
-    """As many sets of inputs as it takes to exceed the cache, 32 at most, so that none is found there."""
+    """Make as many sets of inputs as exceed the cache, 32 at most, so that none is found there."""
     first = make_inputs(op, shape, 0)
     enough = 2 * cache_bytes(shape.device)
     sets = min(MAX_SETS, max(1, -(-enough // max(1, size_in_bytes(first)))))
@@ -48,7 +48,7 @@ def input_sets(op: Op, shape: Shape) -> list[Inputs]:
 
 
 class Trial:
-    """A implementation made ready on the sets of inputs, which implementations share."""
+    """An implementation made ready on the sets of inputs, which implementations share."""
 
     def __init__(self, op: Op, shape: Shape, implementation: Implementation, sets: Sequence[Inputs]):
         self._declared = op, shape, implementation
@@ -61,7 +61,7 @@ class Trial:
         self._calls = 1
 
     def calibrate(self, pass_name: str) -> float:
-        """Chooses how many calls make a sample; gives the seconds that a sample takes."""
+        """Choose how many calls make a sample; return the seconds that a sample takes."""
         self.run(pass_name, 1)
         start = time.perf_counter()
         seconds = max(self.run(pass_name, 1), 1e-9)
@@ -71,15 +71,15 @@ class Trial:
         return whole * self._calls
 
     def sample(self, pass_name: str) -> float:
-        """Seconds of one call."""
+        """Return the seconds of one call."""
         return self.run(pass_name, self._calls)
 
     def peak_memory(self) -> int:
-        """Bytes of one call, measured apart."""
+        """Return the bytes of one call, measured in a process of its own."""
         return peak_memory(*self._declared)
 
     def call_each(self, pass_name: str) -> Callable[[], None]:
-        """A function that makes one call on every set of inputs, untimed: what a graph captures."""
+        """Return a function that makes one call on every set of inputs, untimed: what a graph captures."""
 
         def calls() -> None:
             for _ in range(self._sets):
@@ -89,10 +89,11 @@ class Trial:
 
     @property
     def sets(self) -> int:
+        """How many sets of inputs there are."""
         return self._sets
 
     def run(self, pass_name: str, calls: int) -> float:
-        """Seconds of one call, over some; each takes the next set of inputs."""
+        """Return the seconds of one call, averaged over some; each takes the next set of inputs."""
         clock = self._clock()
         for _ in range(calls):
             _PASSES[pass_name](*next(self._items), clock)
@@ -100,14 +101,14 @@ class Trial:
 
 
 class NotCompiled(Exception):
-    """What should have been compiled ran as it is; its times would be eager's."""
+    """What should have been compiled ran eagerly, and so would its times be."""
 
 
 def first_call_seconds(op: Op, shape: Shape, implementation: Implementation, inputs: Inputs) -> float:
-    """Preparing and calling for the first time, forward and backward: with loading and compilation.
+    """Time preparation and first call, forward and backward, with loading and compilation.
 
     Raises:
-        NotCompiled: if a compiled implementation's graph is none of the compiler's.
+        NotCompiled: if torch.compile compiled nothing for an implementation that it should compile.
     """
     graphs = _compiled_graphs() if implementation.compiled else 0
     start = time.perf_counter()
@@ -121,7 +122,7 @@ def first_call_seconds(op: Op, shape: Shape, implementation: Implementation, inp
 
 
 def reset_compiled() -> None:
-    """Before another shape: torch.compile has a limit of variants per function."""
+    """Forget compiled variants before another shape: torch.compile has a limit of them per function."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
@@ -135,9 +136,11 @@ def _compiled_graphs() -> int:
 class Timed(Protocol):
     """What can take its turn: a :class:`Trial` here or in a worker, or steps of a training."""
 
-    def calibrate(self, pass_name: str) -> float: ...
+    def calibrate(self, pass_name: str) -> float:
+        """Choose how many calls make a sample; return the seconds that a sample takes."""
 
-    def sample(self, pass_name: str) -> float: ...
+    def sample(self, pass_name: str) -> float:
+        """Return the seconds of one call."""
 
 
 def interleave(
@@ -146,10 +149,16 @@ def interleave(
     timing_budget: TimingBudget,
     failed: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds a call, a list a implementation, one number a round; the order changes every round.
+    """Time all trials in turns; the order changes every round.
 
     Args:
-        failed: if given, a implementation that raises is entered here and drops out, and the others go on.
+        trials: by name.
+        pass_name: what to time.
+        timing_budget: rounds and seconds.
+        failed: if given, a trial that raises is entered here and drops out, and the others continue.
+
+    Returns:
+        By trial, the seconds of one call, one per round.
     """
 
     def turn(name: str, take: Callable[[str], float]) -> float | None:
@@ -166,12 +175,11 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name, seconds in lengths.items() if seconds is not None}
     if not times:
         return {}
-    wanted = max(
-        timing_budget.min_rounds, min(timing_budget.max_rounds, int(timing_budget.seconds / round_seconds))
-    )
+    affordable = int(timing_budget.seconds / round_seconds)
+    rounds = max(timing_budget.min_rounds, min(timing_budget.max_rounds, affordable))
     deadline = time.perf_counter() + timing_budget.seconds
     shuffle = random.Random(0).shuffle
-    for done in range(wanted):
+    for done in range(rounds):
         if done >= timing_budget.min_rounds and time.perf_counter() > deadline:
             break
         order = list(times)
@@ -186,7 +194,7 @@ def interleave(
 
 
 def describe_error(error: Exception) -> str:
-    """An error in one line of at most 300 characters: compilers' own go on for pages."""
+    """Return an error as one line of at most 300 characters: compilers' own fill pages."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300]
 
@@ -194,12 +202,15 @@ def describe_error(error: Exception) -> str:
 class Clock(Protocol):
     """Adds up the seconds of the calls that it is given."""
 
-    def time(self, call: Callable[[], Any]) -> None: ...
+    def time(self, call: Callable[[], Any]) -> None:
+        """Make a call, and add its seconds."""
 
-    def seconds(self) -> float: ...
+    def seconds(self) -> float:
+        """Return the seconds of all calls."""
 
 
 def clock(device: str) -> Callable[[], Clock]:
+    """Return the class of clocks for a device."""
     return _CudaClock if device == "cuda" else _CpuClock
 
 
@@ -243,24 +254,24 @@ class _CudaClock:
         return float(sum(start.elapsed_time(end) for start, end in self._events)) / 1e3
 
 
-def _call(call: Callable[[], Any], parts: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
+def _call(call: Callable[[], Any], _params: list[Tensor], _gradient: Tensor | None, clock: Any) -> None:
     # A forward too: its graph is recorded, as in training.
     clock.time(call)
 
 
-def _backward(call: Callable[[], Any], parts: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
+def _backward(call: Callable[[], Any], params: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
     value: Tensor = call()
-    _forget_gradients(parts)
+    _forget_gradients(params)
     clock.time(lambda: value.backward(gradient))
 
 
-def _both(call: Callable[[], Any], parts: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
-    _forget_gradients(parts)
+def _both(call: Callable[[], Any], params: list[Tensor], gradient: Tensor | None, clock: Any) -> None:
+    _forget_gradients(params)
     clock.time(lambda: call().backward(gradient))
 
 
-def _forget_gradients(parts: list[Tensor]) -> None:
-    for leaf in parts:
+def _forget_gradients(params: list[Tensor]) -> None:
+    for leaf in params:
         leaf.grad = None
 
 

@@ -1,8 +1,8 @@
 """A frozen linear layer with a low-rank adapter: y = x W' + s (D * x) A' B'.
 
 T tokens, K in, N out, R rank, P percent of dropout. The layer's weight has no gradient; x, A and B have.
-Hu et al. 2021 (arXiv 2106.09685); s = alpha / R with alpha = 2 R. Everyone drops other elements, so
-values are compared without dropout; what ours drops is its tests' matter.
+Hu et al. 2021 (arXiv 2106.09685); s = alpha / R with alpha = 2 R. Implementations drop different elements, so
+that values are compared without dropout; the op's tests check what ours drops.
 """
 
 from __future__ import annotations
@@ -49,40 +49,46 @@ SHAPES = (
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
-    tokens, inner, outer, rank = (shape[dim] for dim in "TKNR")
+    """Return x, the frozen weight, A and B."""
+    tokens, in_features, out_features, rank = (shape[dim] for dim in "TKNR")
 
     def noise(*sizes: int, scale: float) -> Tensor:
         return (scale * torch.randn(*sizes, generator=generator, device=shape.device)).to(shape.dtype)
 
     return (
-        noise(tokens, inner, scale=1.0).requires_grad_(),
-        noise(outer, inner, scale=inner**-0.5),
-        nn.Parameter(noise(rank, inner, scale=inner**-0.5)),
-        nn.Parameter(noise(outer, rank, scale=rank**-0.5)),
+        noise(tokens, in_features, scale=1.0).requires_grad_(),
+        noise(out_features, in_features, scale=in_features**-0.5),
+        nn.Parameter(noise(rank, in_features, scale=in_features**-0.5)),
+        nn.Parameter(noise(out_features, rank, scale=rank**-0.5)),
     )
 
 
 def reference(x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    """Compute the layer without dropout."""
     return F.linear(x_TK, weight_NK) + SCALE * F.linear(F.linear(x_TK, a_RK), b_NR)
 
 
 def adapted(dropout: float, x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    """Compute the layer as plain PyTorch writes it."""
     low_TR = F.linear(F.dropout(x_TK, dropout), a_RK)
     return F.linear(x_TK, weight_NK) + SCALE * F.linear(low_TR, b_NR)
 
 
 def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare the layer as plain PyTorch writes it."""
     dropout = shape["P"] / 100
     return lambda: adapted(dropout, *values)
 
 
-def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    """What a layer without an adapter costs: the floor of them all."""
+def frozen(_shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare the layer without an adapter, which bounds all others from below."""
     x_TK, weight_NK, *_ = values
     return lambda: F.linear(x_TK, weight_NK)
 
 
 def ours(**options: Any) -> Callable[[Shape, Inputs], Callable[[], Any]]:
+    """Return the ``prepare`` of our op under these options."""
+
     def prepare(shape: Shape, values: Inputs) -> Callable[[], Any]:
         dropout = shape["P"] / 100
         return lambda: lora_linear(*values, scaling=SCALE, dropout=dropout, **options)
@@ -94,11 +100,13 @@ _compiled = compiled(adapted)
 
 
 def compiled_whole(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare the layer under torch.compile."""
     dropout = shape["P"] / 100
     return lambda: _compiled(dropout, *values)
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare PEFT's layer."""
     from peft.tuners.lora import Linear
 
     base = nn.Linear(shape["K"], shape["N"], bias=False, device="meta")
@@ -107,7 +115,7 @@ def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
 
 
 def peft_layer(kind: Any, base: nn.Module, shape: Shape, values: Inputs) -> Callable[[], Any]:
-    """One of PEFT's LoRA layers around a frozen one, with the inputs' adapter."""
+    """Prepare one of PEFT's LoRA layers around a frozen one, with the inputs' adapter."""
     from peft import LoraConfig
 
     x_TK, _, a_RK, b_NR = values
@@ -118,10 +126,12 @@ def peft_layer(kind: Any, base: nn.Module, shape: Shape, values: Inputs) -> Call
 
 
 def no_dropout(shape: Shape) -> str | None:
+    """Return why an implementation without dropout cannot run, or None."""
     return "it has no dropout" if shape["P"] else None
 
 
-def no_peft(shape: Shape) -> str | None:
+def no_peft(_shape: Shape) -> str | None:
+    """Return why PEFT is missing, or None."""
     return None if find_spec("peft") else "peft is not installed"
 
 
@@ -167,22 +177,26 @@ class _Augmented(torch.autograd.Function):
         return grad_x_TK, grad_low_TR.T @ input_TC[:, :inner], grad_b_NR, None, None
 
 
-def augmented(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    """x and W are in the wider matrices from the start, as if the layer before had written x there."""
+def augmented(_shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare K-augmentation, x and W in the wider matrices already, as if the layer before wrote x there."""
     x_TK, weight_NK, a_RK, b_NR = values
     with torch.no_grad():
         input_TC = torch.cat([x_TK, x_TK.new_empty(len(x_TK), len(a_RK))], 1)
         weight_NC = torch.cat([weight_NK, b_NR], 1)
-    return lambda: _Augmented.apply(x_TK, a_RK, b_NR, input_TC, weight_NC)
+    apply: Callable[..., Any] = _Augmented.apply
+    return lambda: apply(x_TK, a_RK, b_NR, input_TC, weight_NC)
 
 
-def k_step(shape: Shape, values: Inputs) -> Callable[[], Any]:
+def k_step(_shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare the low-rank term as one more K step of the product."""
     from fangyan_bench.peers.k_step import KStep
 
-    return lambda: KStep.apply(*values, SCALE)
+    apply: Callable[..., Any] = KStep.apply
+    return lambda: apply(*values, SCALE)
 
 
 def no_k_step(shape: Shape) -> str | None:
+    """Return why the K step cannot run, or None."""
     from fangyan_bench.peers.k_step import missing
 
     if shape["R"] % 8:
@@ -191,17 +205,19 @@ def no_k_step(shape: Shape) -> str | None:
 
 
 def cost(shape: Shape, pass_name: str) -> Cost:
-    """One GEMM with W each way, the low-rank products, and x, W and the results moved once a pass."""
-    tokens, inner, outer, rank = (shape[dim] for dim in "TKNR")
+    """Count one GEMM with W each way, the low-rank products, and x, W and the results moved once per pass."""
+    tokens, in_features, out_features, rank = (shape[dim] for dim in "TKNR")
     element = torch.empty((), dtype=shape.dtype).element_size()
-    big, low = 2.0 * tokens * inner * outer, 2.0 * tokens * rank * (inner + outer)
-    moved = element * (tokens * (inner + outer) + inner * outer)
+    dense = 2.0 * tokens * in_features * out_features
+    low_rank = 2.0 * tokens * rank * (in_features + out_features)
+    moved = element * (tokens * (in_features + out_features) + in_features * out_features)
     passes = {"forward": (1, 1, 1), "backward": (1, 2, 1), "forward+backward": (2, 3, 2)}[pass_name]
-    return Cost(bytes=passes[2] * moved, flops=passes[0] * big + passes[1] * low)
+    return Cost(bytes=passes[2] * moved, flops=passes[0] * dense + passes[1] * low_rank)
 
 
 OP = Op(
     name="lora_linear",
+    module=__name__,
     shapes=SHAPES,
     inputs=inputs,
     reference=reference,
@@ -219,7 +235,7 @@ OP = Op(
     cost=cost,
     checked_at={"P": 0, "T": 2048},
     scaling={"R": (4, 8, 16, 32, 64)},
-    claims=(
+    expected_speedups=(
         ExpectedSpeedup("fangyan", "attention-T2048-K256-N256-R8-P0", "forward+backward", 1.0),
         ExpectedSpeedup("fangyan", "attention-T2048-K256-N256-R8-P10", "forward+backward", 1.1),
     ),

@@ -1,7 +1,7 @@
 """A frozen 4-bit linear layer with a low-rank adapter: y = x W' + s (D * x) A' B', W stored as NF4.
 
 T tokens, K in, N out, R rank, P percent of dropout. Dettmers et al. 2023 (arXiv 2305.14314), the scales
-nested as QLoRA has them. The bar is the same layer with its weight in the dtype of x.
+nested as in QLoRA. It is compared with the same layer with its weight in the dtype of x.
 """
 
 from __future__ import annotations
@@ -33,41 +33,45 @@ SHAPES = (
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    """Return the plain layer's inputs, its weight quantized."""
     x_TK, weight_NK, a_RK, b_NR = plain_inputs(shape, generator)
     settings = {"quant_type": "nf4", "compress_statistics": True, "requires_grad": False}
     return x_TK, Params4bit(weight_NK.cpu(), **settings).to(shape.device), a_RK, b_NR
 
 
 def reference(x_TK: Tensor, weight: Any, a_RK: Tensor, b_NR: Tensor) -> Tensor:
+    """Compute the layer with its weight dequantized."""
     return adapted(0.0, x_TK, dequantize(weight, torch.float32).to(x_TK.dtype), a_RK, b_NR)
 
 
 def eager(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare the layer as plain PyTorch writes it, dequantizing in every call."""
     x_TK, weight, a_RK, b_NR = values
     dropout = shape["P"] / 100
     return lambda: adapted(dropout, x_TK, dequantize_4bit(weight.data, weight.quant_state), a_RK, b_NR)
 
 
-def frozen(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    """What bitsandbytes' layer costs without an adapter."""
+def frozen(_shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare bitsandbytes' layer without an adapter."""
     x_TK, weight, *_ = values
     return lambda: F.linear(x_TK, dequantize_4bit(weight.data, weight.quant_state))
 
 
-def frozen_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    """What the layer costs with its weight in the dtype of x, and no adapter."""
+def frozen_plain(_shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare the layer with its weight in the dtype of x, and no adapter."""
     x_TK, weight, *_ = values
     dense = dequantize(weight)
     return lambda: F.linear(x_TK, dense)
 
 
 def ours_plain(shape: Shape, values: Inputs) -> Callable[[], Any]:
-    """The weight in the dtype of x, four times as large in bfloat16."""
+    """Prepare our op with the weight in the dtype of x, four times as large in bfloat16."""
     x_TK, weight, a_RK, b_NR = values
     return ours()(shape, (x_TK, dequantize(weight), a_RK, b_NR))
 
 
 def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
+    """Prepare PEFT's layer around bitsandbytes'."""
     from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 
     base = Linear4bit(shape["K"], shape["N"], bias=False, compute_dtype=shape.dtype, device="meta")
@@ -76,7 +80,7 @@ def peft(shape: Shape, values: Inputs) -> Callable[[], Any]:
 
 
 def cost(shape: Shape, pass_name: str) -> Cost:
-    """As of the plain layer, but for the bytes of its weight, half a byte a number."""
+    """Count what the plain layer costs, with half a byte per element of its weight."""
     plain = plain_cost(shape, pass_name)
     reads = 2 if pass_name == "forward+backward" else 1
     saved = shape["N"] * shape["K"] * (torch.empty((), dtype=shape.dtype).element_size() - 0.5)
@@ -85,6 +89,7 @@ def cost(shape: Shape, pass_name: str) -> Cost:
 
 OP = Op(
     name="lora_linear_nf4",
+    module=__name__,
     shapes=SHAPES,
     inputs=inputs,
     reference=reference,

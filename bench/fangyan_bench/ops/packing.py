@@ -1,26 +1,27 @@
 """A step's sentences through one encoder layer: padded, and packed side by side.
 
-S sentences of HKCanCor, H hidden. From the token lists to the loss and its gradients: laying out,
-attention, the layer and the head. What is compared is the layout; model, tokens and loss are the
-same.
+S sentences of HKCanCor, H hidden. From the token lists to the loss and its gradients: laying out, attention,
+the layer and the head. What is compared is the layout; model, tokens and loss are the same.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
-from fangyan.data.encode import IGNORE, Window
-from fangyan.data.hkcancor import corpus_folder, read_conversation
-from fangyan.data.packing import collate
-from fangyan.models.packed import Layout, PackedModel
 from torch import Tensor, nn
 from transformers import BertConfig, BertForTokenClassification
 
 from fangyan_bench.harness.op import Cost, ExpectedSpeedup, Implementation, Inputs, Op, Shape
+from fangyan_bench.trainer_access import (
+    IGNORE_INDEX,
+    Layout,
+    TokenizedSequence,
+    hkcancor_lengths,
+    packed_loss,
+)
 
 CLASSES, PAD = 9, 0
 PADDED_LENGTH = 128
@@ -32,25 +33,20 @@ SHAPES = (
 )
 
 
-@cache
-def lengths() -> list[int]:
-    """Sub-words of every utterance, with the two special tokens."""
-    files = sorted(corpus_folder().glob("*.cha"))
-    return [len(example.tokens) + 2 for path in files for example in read_conversation(path, characters=True)]
-
-
-def sentences(count: int, seed: int) -> list[Window]:
-    """Real lengths, drawn tokens and targets: what is in them costs nothing."""
+def sentences(count: int, seed: int) -> list[TokenizedSequence]:
+    """Return sequences of real lengths with random tokens and labels, which change no time."""
     rng = random.Random(seed)
-    windows = []
-    for length in rng.choices([length for length in lengths() if length <= PADDED_LENGTH], k=count):
+    sequences = []
+    lengths = [length for length in hkcancor_lengths() if length <= PADDED_LENGTH]
+    for length in rng.choices(lengths, k=count):
         ids = [rng.randrange(1, 1000) for _ in range(length)]
-        targets = [IGNORE, *(rng.randrange(CLASSES) for _ in range(length - 2)), IGNORE]
-        windows.append(Window(ids, list(range(1, length - 1)), 0, (0, length - 2), targets))
-    return windows
+        labels = [IGNORE_INDEX, *(rng.randrange(CLASSES) for _ in range(length - 2)), IGNORE_INDEX]
+        sequences.append(TokenizedSequence(ids, labels, 0))
+    return sequences
 
 
 def build(shape: Shape) -> Any:
+    """Return the model without weights."""
     config = BertConfig(
         vocab_size=1000,
         hidden_size=shape["H"],
@@ -66,6 +62,8 @@ def build(shape: Shape) -> Any:
 
 
 def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    """Return sentences and the model's weights."""
+
     def weight(name: str, like: Tensor) -> nn.Parameter:
         noise = 0.02 * torch.randn(like.shape, generator=generator, device=shape.device)
         one = name.endswith("LayerNorm.weight")
@@ -77,7 +75,7 @@ def inputs(shape: Shape, generator: torch.Generator) -> Inputs:
 
 
 def loaded(shape: Shape, weights: tuple[Tensor, ...]) -> Any:
-    """The model around these very weights, so that their gradients can be compared."""
+    """Return the model around these very weights, so that their gradients can be compared."""
     model = build(shape)
     for (name, _), weight in zip(list(model.named_parameters()), weights, strict=True):
         module, _, attribute = name.rpartition(".")
@@ -90,42 +88,47 @@ def loaded(shape: Shape, weights: tuple[Tensor, ...]) -> Any:
 
 
 def layout(name: Layout) -> Callable[[Shape, Inputs], Callable[[], Tensor]]:
+    """Return the ``prepare`` of one of the trainer's layouts."""
+
     def prepare(shape: Shape, values: Inputs) -> Callable[[], Tensor]:
-        windows, *weights = values
-        packed = PackedModel(loaded(shape, tuple(weights)), CLASSES, name)
-        return lambda: packed(collate(windows, PAD, packed.row_width).to(torch.device(shape.device)))
+        sequences, *weights = values
+        loss = packed_loss(loaded(shape, tuple(weights)), name, PAD)
+        return lambda: loss(sequences)
 
     return prepare
 
 
 def padded_to_128(shape: Shape, values: Inputs) -> Callable[[], Tensor]:
-    """What the usual tutorial does."""
-    windows, *weights = values
+    """Pad every sentence to 128 tokens, as tutorials do."""
+    sequences, *weights = values
     model = loaded(shape, tuple(weights))
 
     def call() -> Tensor:
-        ids = torch.full((len(windows), PADDED_LENGTH), PAD)
-        targets = torch.full((len(windows), PADDED_LENGTH), IGNORE)
-        for row, window in enumerate(windows):
-            ids[row, : len(window.input_ids)] = torch.tensor(window.input_ids)
-            targets[row, : len(window.targets)] = torch.tensor(window.targets)
-        ids, targets = ids.to(shape.device), targets.to(shape.device)
+        ids = torch.full((len(sequences), PADDED_LENGTH), PAD)
+        labels = torch.full((len(sequences), PADDED_LENGTH), IGNORE_INDEX)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence.input_ids)] = torch.tensor(sequence.input_ids)
+            labels[row, : len(sequence.labels)] = torch.tensor(sequence.labels)
+        ids, labels = ids.to(shape.device), labels.to(shape.device)
         logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits
         return torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
+            logits.float().flatten(0, 1), labels.flatten(), reduction="sum"
         )
 
     return call
 
 
-def reference(windows: list[Window], *weights: Tensor) -> Tensor:
-    shape = Shape("truth", {"S": len(windows), "H": weights[0].shape[1]}, weights[0].device.type)
-    return layout("padded")(shape, (windows, *weights))()
+def reference(sequences: list[TokenizedSequence], *weights: Tensor) -> Tensor:
+    """Return the loss with one sentence per row."""
+    sizes = {"S": len(sequences), "H": weights[0].shape[1]}
+    shape = Shape("reference", sizes, weights[0].device.type)
+    return layout("padded")(shape, (sequences, *weights))()
 
 
 def cost(shape: Shape, pass_name: str) -> Cost:
-    """Products with the layer's weights over the real tokens alone; weights and gradients moved once."""
-    weights, tokens = 12.0 * shape["H"] ** 2, shape["S"] * sum(lengths()) / len(lengths())
+    """Count products with the layer's weights over the real tokens, weights and gradients moved once."""
+    lengths = hkcancor_lengths()
+    weights, tokens = 12.0 * shape["H"] ** 2, shape["S"] * sum(lengths) / len(lengths)
     passes = {"forward": 1, "backward": 2, "forward+backward": 3}[pass_name]
     element = torch.empty((), dtype=shape.dtype).element_size()
     return Cost(bytes=passes * element * weights, flops=passes * 2.0 * tokens * weights)
@@ -133,18 +136,19 @@ def cost(shape: Shape, pass_name: str) -> Cost:
 
 OP = Op(
     name="packing",
+    module=__name__,
     shapes=SHAPES,
     inputs=inputs,
     reference=reference,
     implementations=(
         Implementation("padded to 128", "baseline", padded_to_128),
         Implementation("padded to the longest", "baseline", layout("padded")),
-        # Held by the norm, 6.5e-7 as measured: most terms of the baseline's sums are zeros, of padding, which
-        # round nothing. By the largest error it misses twice the baseline's by 2%, in one of 65,536 elements.
+        # Held to its norm, 6.5e-7 as measured: most terms of the baseline's sums are zeros, of padding, which
+        # round nothing. Its largest error exceeds twice the baseline's by 2%, in one of 65,536 elements.
         Implementation("fangyan rows", "ours", layout("rows"), tolerance=1e-6),
         Implementation("fangyan variable-length", "ours", layout("varlen")),
     ),
     cost=cost,
     scaling={"S": (16, 32, 64, 128)},
-    claims=(ExpectedSpeedup("fangyan rows", "layer", "forward+backward", 3.0),),
+    expected_speedups=(ExpectedSpeedup("fangyan rows", "layer", "forward+backward", 3.0),),
 )

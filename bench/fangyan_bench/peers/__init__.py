@@ -1,1 +1,1 @@
-"""Other people's algorithms that no package here offers, written anew to be measured beside ours."""
+"""Other people's algorithms that no package here offers, written here to be measured beside ours."""

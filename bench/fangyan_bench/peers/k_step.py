@@ -52,7 +52,7 @@ LAUNCH = {"num_warps": 4, "maxnreg": 168}
 
 @gluon.jit
 def place(i_tile, out):
-    """The first row and column of a tile."""
+    """Return the first row and column of a tile."""
     tiles_m, tiles_n = gl.cdiv(out.shape[0], BLOCK_M), gl.cdiv(out.shape[1], BLOCK_N)
     first = i_tile // (GROUP * tiles_n) * GROUP
     height = min(tiles_m - first, GROUP)
@@ -62,7 +62,7 @@ def place(i_tile, out):
 
 @gluon.jit
 def fetch(step, left, right, o_m, o_n, o_k, buffers, barriers, TRANSPOSED: gl.constexpr):
-    """Fill a stage, once both warpgroups have done with what it held."""
+    """Fill a stage once both warpgroups have finished with what it held."""
     p_left, p_right, _ = buffers
     empty, full = barriers
     i = step % STAGES
@@ -91,7 +91,7 @@ def produce(left, right, low, tail, out, buffers, barriers, TRANSPOSED: gl.const
 
 @gluon.jit
 def accumulate(total, step, first, i_half, buffers, barriers, TRANSPOSED: gl.constexpr, TERMS: gl.constexpr):
-    """Add the product of a stage's first terms, and give the stage before it back."""
+    """Add the product of a stage's first terms, and return the stage before it."""
     p_left, p_right, _ = buffers
     empty, full = barriers
     i = step % STAGES
@@ -134,7 +134,7 @@ def consume(i_half, inner, rank, out, buffers, barriers, TRANSPOSED: gl.constexp
 
 @gluon.jit
 def product(left, right, low, tail, out, TRANSPOSED: gl.constexpr, BLOCK_R: gl.constexpr):
-    """out = left right + low tail, all of them TMA descriptors.
+    """Compute out = left right + low tail, all of them TMA descriptors.
 
     TRANSPOSED: right and tail are stored with a row per column of ``out``, as a linear layer's weight is.
     """
@@ -160,14 +160,14 @@ def product(left, right, low, tail, out, TRANSPOSED: gl.constexpr, BLOCK_R: gl.c
 
 
 def missing(device: str) -> str | None:
-    """Why the kernel cannot run there, or None."""
+    """Return why the kernel cannot run there, or None."""
     if device == "cuda" and torch.cuda.get_device_capability()[0] == 9:
         return None
     return "its kernel is made of Hopper's wgmma and TMA"
 
 
 def multiply(left_MK: Tensor, right: Tensor, low_MR: Tensor, tail: Tensor, transposed: bool) -> Tensor:
-    """left (M, K) @ right + low (M, R) @ tail: a new (M, N).
+    """Return left (M, K) @ right + low (M, R) @ tail, a new (M, N).
 
     ``right`` is (K, N) and ``tail`` (R, N), or (N, K) and (N, R) if ``transposed``. All are of one 16-bit
     dtype and have rows of whole 16 bytes, as TMA wants them.
@@ -204,6 +204,7 @@ class KStep(torch.autograd.Function):
     def forward(
         ctx: Any, x_TK: Tensor, weight_NK: Tensor, a_RK: Tensor, b_NR: Tensor, scaling: float
     ) -> Tensor:
+        """Compute y, (T, N)."""
         low_TR = _scaled_product(x_TK, a_RK.T, scaling)
         ctx.save_for_backward(x_TK, weight_NK, a_RK, b_NR, low_TR)
         ctx.scaling = scaling
@@ -211,6 +212,7 @@ class KStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of x, A and B."""
         x_TK, weight_NK, a_RK, b_NR, low_TR = ctx.saved_tensors
         grad_TN = grad_TN.contiguous()
         grad_low_TR = _scaled_product(grad_TN, b_NR, ctx.scaling)
@@ -219,6 +221,6 @@ class KStep(torch.autograd.Function):
 
 
 def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """scaling * (left @ right), rounded once."""
+    """Return scaling * (left @ right), rounded once."""
     out = left.new_empty((len(left), right.shape[1]))
     return out.addmm_(left, right, beta=0, alpha=scaling)

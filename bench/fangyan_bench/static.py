@@ -5,30 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import triton
 from fangyan_kernels.testing.offline import ARCHITECTURES, SHARED_LIMIT, compile_offline
 
-from fangyan_bench.harness import instructions
-from fangyan_bench.harness.registry import ops
+from fangyan_bench import instructions
+from fangyan_bench.harness.machine import BENCH
+from fangyan_bench.registry import ops
 
-FOLDER = Path(__file__).parents[1] / "results" / "static"
-GROWTH = 1.02  # of a count: less is the compiler's mood
+FOLDER = BENCH / "results" / "static"
+GROWTH = 1.02  # tolerance on instruction counts: below it is compiler noise
 
 
 def instruction_counts() -> dict[str, Any]:
-    """What is committed as ``instructions.json``."""
+    """Return what is committed as ``instructions.json``."""
     return {"compiler": instructions.compiler(), "counts": instructions.count_instructions()}
 
 
-# Of each generation one; tests/kernels compile for all of them.
+# One of each generation; tests/kernels compile for all of them.
 QUICK_ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 
 
 def kernel_reports(architectures: Iterable[str] = ARCHITECTURES) -> dict[str, Any]:
-    """What is committed as ``kernels.json``, or its part of some architectures."""
+    """Return what is committed as ``kernels.json``, or its part of some architectures."""
     reports = {
         f"{op.name}/{kernel.name}/{architecture}": asdict(compile_offline(kernel, architecture))
         for op in ops().values()
@@ -41,7 +41,7 @@ def kernel_reports(architectures: Iterable[str] = ARCHITECTURES) -> dict[str, An
 
 
 def grown_counts(committed: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
-    """A sentence for every kernel that executes more than it did, or that is not committed."""
+    """Return a sentence for every kernel that executes more than it did, or that is not committed."""
     problems = []
     for name, count in found.items():
         before = committed.get(name)
@@ -53,7 +53,7 @@ def grown_counts(committed: Mapping[str, int], found: Mapping[str, int]) -> list
 
 
 def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """A sentence for every kernel that spills, no longer fits, lost its tensor cores, or grew."""
+    """Return a sentence for every kernel that spills, no longer fits, lost its tensor cores, or grew."""
     here = {name.rpartition("/")[2] for name in found}
     gone = [name for name in committed if name.rpartition("/")[2] in here and name not in found]
     problems = [f"{name}: it no longer fits the chip, or is no longer declared" for name in gone]
@@ -92,15 +92,25 @@ def worse_reports(committed: Mapping[str, Any], found: Mapping[str, Any]) -> lis
 
 
 def _limit(name: str) -> int:
-    """Bytes of shared memory that a block of a report's chip can have."""
+    """Return the bytes of shared memory that a block of a report's chip can have."""
     return SHARED_LIMIT[name.rpartition("/")[2]]
 
 
 def read(name: str) -> dict[str, Any]:
-    committed: dict[str, Any] = json.loads((FOLDER / name).read_text())
+    """Return what is committed under a name."""
+    committed: dict[str, Any] = json.loads((FOLDER / name).read_text(encoding="utf-8"))
     return committed
 
 
 def write(name: str, content: Mapping[str, Any]) -> None:
+    """Write what is to be committed under a name, one line per entry of its tables."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / name).write_text(json.dumps(content, indent=1) + "\n")
+    fields = [f"{json.dumps(key)}: {_lines(value)}" for key, value in content.items()]
+    (FOLDER / name).write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
+
+
+def _lines(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return json.dumps(value)
+    entries = [f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in value.items()]
+    return "{\n" + ",\n".join(entries) + "\n}"

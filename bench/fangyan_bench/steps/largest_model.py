@@ -1,7 +1,9 @@
 """The largest causal model whose LoRA trains within a card's memory; every try is a process of its own.
 
-    python -m fangyan_bench.steps.largest --implementation fangyan --base nf4 --layers 36 --gigabytes 24 RECIPE …
-on a GPU, with bench/ on the Python path, exits with 3 where the memory was not enough.
+    python -m fangyan_bench.steps.largest_model --implementation fangyan --base nf4 --layers 36
+        --gigabytes 24 RECIPE [key=value ...]
+
+runs on a GPU, with bench/ on the Python path, and exits with 3 where the memory was not enough.
 """
 
 from __future__ import annotations
@@ -10,24 +12,29 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from fangyan_bench.harness.machine import device
+from fangyan_bench.harness.machine import BENCH, ROOT, device
+from fangyan_bench.steps.common import PADDED_LENGTH
 from fangyan_bench.steps.lora_lm import OURS, SIZES, LoraLm
-from fangyan_bench.steps.tagger import load_setup
+from fangyan_bench.trainer_access import load_setup
 
-BENCH = Path(__file__).parents[2]
 NOT_ENOUGH = 3  # exit status
 STEPS = 2  # the second has the optimizer's states
 
 
-def largest(fits: Callable[[int], bool], step: int, most: int) -> int:
-    """The largest multiple of ``step``, up to ``most``, that fits, where all smaller ones do; 0 if none."""
+def largest_model(fits: Callable[[int], bool], step: int, most: int) -> int:
+    """Return the largest number of layers that fits, or 0, by doubling and then halving.
+
+    Args:
+        fits: whether a number of layers does; if it does, so do all smaller ones.
+        step: what the number is a multiple of.
+        most: its upper limit.
+    """
     low, high = 0, step
     while high <= most and fits(high):
         low, high = high, 2 * high
@@ -38,23 +45,17 @@ def largest(fits: Callable[[int], bool], step: int, most: int) -> int:
     return low
 
 
-def trains(implementation: str, base: str, layers: int, gigabytes: float, recipe: str) -> bool:
-    """Whether some steps of a model of so many layers of an 8B model's size end within the memory.
+def fits_in_memory(
+    implementation: str, base: str, layers: int, gigabytes: float, recipe: str, overrides: Sequence[str]
+) -> bool:
+    """Return whether some steps of a model with so many layers of an 8B model's size end within the memory.
 
     Raises:
         RuntimeError: if they end in another way.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "fangyan_bench.steps.largest",
-        "--implementation",
-        implementation,
-        "--base",
-        base,
-    ]
-    command += ["--layers", str(layers), "--gigabytes", str(gigabytes), *recipe.split()]
-    paths = [BENCH, BENCH.parent / "kernels", BENCH.parent / "trainer", os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "fangyan_bench.steps.largest_model", "--implementation", implementation]
+    command += ["--base", base, "--layers", str(layers), "--gigabytes", str(gigabytes), recipe, *overrides]
+    paths = [BENCH, ROOT / "kernels", ROOT / "trainer", os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, NOT_ENOUGH):
@@ -63,13 +64,14 @@ def trains(implementation: str, base: str, layers: int, gigabytes: float, recipe
 
 
 def parameters(layers: int) -> int:
-    """Of a model of so many layers, embeddings and head included."""
+    """Return the parameters of a model with so many layers, embeddings and head included."""
     config = Qwen3Config(**SIZES["8B"].config | {"num_hidden_layers": layers})
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def main() -> None:
+    """Train some steps of one model, and exit with whether its memory was enough."""
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
@@ -80,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size = SIZES["8B" if arguments.base == "bf16" else "8B, NF4"]
     size = replace(size, config=size.config | {"num_hidden_layers": arguments.layers})
-    setup = load_setup(" ".join([arguments.recipe, *arguments.overrides]))
+    setup = load_setup(arguments.recipe, arguments.overrides, PADDED_LENGTH)
     if device() == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.gigabytes * 2**30 / total))
@@ -88,7 +90,7 @@ def main() -> None:
         model = LoraLm(setup, size, fused=arguments.implementation == OURS)
         trained: list[int] = []
 
-        def observe(tokens: int, rows: int) -> bool:
+        def observe(tokens: int, _rows: int) -> bool:
             trained.append(tokens)
             return False
 

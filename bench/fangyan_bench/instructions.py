@@ -3,7 +3,7 @@
 Valgrind presents an AVX2 processor whatever the machine has, and one thread runs, so that a count
 changes only with the kernel and its compiler.
 
-    python -m fangyan_bench.harness.instructions OP …      (what count_instructions starts)
+    python -m fangyan_bench.instructions OP …      (what count_instructions starts)
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fangyan_bench.harness.registry import find_op, ops
+from fangyan_bench.harness.machine import BENCH
+from fangyan_bench.registry import find_op, ops
 
 EXTENSION = "fangyan_kernels/_C"
 
 
 def missing() -> str | None:
-    """Why instructions cannot be counted here, or None."""
+    """Return why instructions cannot be counted here, or None."""
     return None if shutil.which("valgrind") else "valgrind is not installed"
 
 
 def compiler() -> str:
-    """The compiler that builds the extension here: counts of another are not comparable."""
+    """Return the compiler that builds the extension here: counts of another are not comparable."""
     return subprocess.run(["c++", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
 
 
 def count_instructions() -> dict[str, int]:
-    """Instructions inside the extension, by op, implementation and shape; a forward and a backward each."""
+    """Count the extension's instructions in a forward and a backward, by op, shape and implementation."""
     counted = [op.name for op in ops().values() if op.counted]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder, "callgrind")
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={dump}"]
         done = subprocess.run(
-            [*command, sys.executable, "-m", "fangyan_bench.harness.instructions", *counted],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+            [*command, sys.executable, "-m", "fangyan_bench.instructions", *counted],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCH)},
             capture_output=True,
             text=True,
         )
@@ -51,7 +52,7 @@ def count_instructions() -> dict[str, int]:
 
 
 def inside(dump: Path, extension: str = EXTENSION) -> int:
-    """Instructions of a Callgrind file that ran in the extension's own code."""
+    """Count the instructions of a Callgrind file that ran in the extension's own code."""
     names: dict[str, str] = {}
     here, skip, total = False, False, 0
     for line in dump.read_text().splitlines():
