@@ -217,7 +217,7 @@ def add_lora(model: Any, dropout: float, dtype: torch.dtype, kernels: Kernels) -
 
 def quantize_nf4(model: Any, dtype: torch.dtype) -> None:
     """Replace the linear layers that are not quantized yet by 4-bit ones."""
-    quantize(model, None, dtype)
+    quantize(model, [], dtype)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -150,11 +151,11 @@ def predict(
     interactive = input == Path("-")
     for prediction in load(run).stream(text or _lines(input), interactive=interactive, options=options):
         if as_json:
-            print(json.dumps(prediction.record(), ensure_ascii=False), flush=interactive)
+            print(json.dumps(prediction.record(), ensure_ascii=False), flush=True)
             continue
         for piece in prediction.pieces():
             print(piece, end="", flush=True)
-        print()
+        print(flush=True)
 
 
 def _lines(path: Path | None) -> Iterable[str]:
@@ -190,6 +191,10 @@ def env() -> None:
     Console().print(table)
 
 
+# Errors that need not name a file to be the machine's.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
 def main() -> None:
     """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
     try:
@@ -197,10 +202,12 @@ def main() -> None:
     except UserError as error:
         # What every rank meets is said once per machine.
         _fail(str(error), silent=error.on_every_rank and os.environ.get("LOCAL_RANK", "0") != "0")
+    except BrokenPipeError:  # whoever read the output has gone
+        os._exit(0)
     except OSError as error:
-        if error.filename is None:  # not about a file that the user named: a bug
+        if error.filename is None and error.errno not in _DISK:
             raise
-        _fail(f"{error.filename}: {error.strerror or error}")
+        _fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("\nfangyan: interrupted; train --resume auto resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import pydantic
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
@@ -40,6 +42,10 @@ class OneOf:
         self.tag = tag
         self.default = default
 
+    def default_member(self) -> Any:
+        """Return the default member with its defaults."""
+        return self.members[str(self.default)]()
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Accept any member of the family, chosen by its tag."""
         choices = {name: handler.generate_schema(member) for name, member in self.members.items()}
@@ -60,9 +66,10 @@ def family_of(field: pydantic.fields.FieldInfo) -> OneOf | None:
 def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
     """Return the first problem of a recipe in one sentence: field, what was found, what was expected."""
     first = error.errors()[0]
-    field, section = _walk(first["loc"], root)
+    field, section, member = _walk(first["loc"], root)
     if first["type"] == "extra_forbidden":
-        return f"{field}: unknown key{_of(section)}; expected one of {', '.join(section.model_fields)}"
+        of = f" of {member}" if member else ""
+        return f"{field}: unknown key{of}; expected one of {', '.join(section.model_fields)}"
     if first["type"] == "missing":
         return f"{field}: missing; this field is required"
     if first["type"] == "union_tag_not_found":
@@ -77,33 +84,78 @@ def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}, found {repr(first['input'])[:80]}"
 
 
-def _of(section: type[Config]) -> str:
-    """Name the member of a family that does not know a key."""
-    for name in ("name", "format"):
-        if name in section.model_fields and get_origin(section.model_fields[name].annotation) is Literal:
-            return f" of {_tag(section, name)}"
-    return ""
-
-
 def _tag(member: type[Config], field: str) -> str:
     """Return the one value of a ``Literal`` field."""
     return str(get_args(member.model_fields[field].annotation)[0])
 
 
-def _walk(location: Iterable[int | str], section: type[Config]) -> tuple[str, type[Config]]:
-    """Return an error's dotted field, without the tags of families, and the section that holds it."""
+def _walk(location: Iterable[int | str], section: type[Config]) -> tuple[str, type[Config], str | None]:
+    """Return an error's dotted field without tags, the section that holds it, and the family's member."""
     names: list[str] = []
+    member: str | None = None
     steps = iter(location)
     for step in steps:
-        # A plain union adds its branch to the location: keep what names a field or an index.
-        if isinstance(step, int) or str(step).isidentifier():
-            names.append(str(step))
         info = section.model_fields.get(str(step))
         if info is None:
+            # An unknown key, or the index of a list; a plain union adds its branch to the location.
+            if isinstance(step, int) or (step.isidentifier() and step not in ("int", "str", "float", "list")):
+                names.append(str(step))
             continue
+        names.append(str(step))
         family = family_of(info)
         if family is not None:
-            section = family.members.get(str(next(steps, None)), section)
+            member = str(next(steps, ""))
+            section = family.members.get(member, section)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, Config):
-            section = info.annotation
-    return ".".join(names), section
+            section, member = info.annotation, None
+    return ".".join(names), section, member
+
+
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 that reads 1e-3 as a number, as YAML 1.2 does, dates as strings, and no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping whose keys are all different."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        double = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if double is not None:
+            raise yaml.constructor.ConstructorError(
+                problem=f"found duplicate key {double}", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what :class:`_Loader` reads back: strings that it takes for numbers are quoted."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    character: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
+    ]
+    for character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text."""
+    return yaml.load(text, _Loader)
+
+
+def dump_yaml(tree: Any) -> str:
+    """Return a tree as YAML that :func:`parse_yaml` reads back."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def yaml_error(error: Exception) -> str:
+    """Return what is wrong with a YAML text, after ``:line`` where that is known."""
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{f':{mark.line + 1}' if mark else ''}: not a YAML recipe: {reason}"

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The error that is shown to users."""
 
 
 class UserError(Exception):

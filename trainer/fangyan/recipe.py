@@ -13,21 +13,17 @@ from pydantic import Field
 
 from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.adaptation import Adaptation
-from fangyan.adaptation.full import Full
-from fangyan.config import Config, OneOf, error_sentence, family_of
+from fangyan.config import Config, OneOf, dump_yaml, error_sentence, family_of, parse_yaml, yaml_error
 from fangyan.data.formats import FORMATS
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
 from fangyan.objectives import OBJECTIVES
-from fangyan.objectives.cross_entropy import CrossEntropy
 from fangyan.objectives.objective import Objective
 from fangyan.optimizers import OPTIMIZERS
-from fangyan.optimizers.adamw import AdamW
 from fangyan.optimizers.optimizer import OptimizerConfig
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
-from fangyan.tasks.token_classification.task import TokenClassificationConfig
 from fangyan.training.config import EngineConfig, ScheduleConfig, TrainConfig
 
 # Recipes that come with the package, by name.
@@ -40,19 +36,19 @@ class Recipe(Config):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(..., description="Names the run.")
     run_dir: str | None = Field(None, description="The run folder; by default runs/<name>.")
     seed: int = Field(0, description="Of the head's weights, the data order, dropout and fractional splits.")
-    task: Annotated[TaskConfig, TASKS] = Field(default_factory=TokenClassificationConfig)
+    task: Annotated[TaskConfig, TASKS] = Field(default_factory=TASKS.default_member)
     data: Annotated[DataConfig, FORMATS]
     model: ModelConfig = Field(default_factory=ModelConfig)
-    objective: Annotated[Objective, OBJECTIVES] = Field(default_factory=CrossEntropy)
-    adaptation: Annotated[Adaptation, ADAPTATIONS] = Field(default_factory=Full)
-    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(default_factory=AdamW)
+    objective: Annotated[Objective, OBJECTIVES] = Field(default_factory=OBJECTIVES.default_member)
+    adaptation: Annotated[Adaptation, ADAPTATIONS] = Field(default_factory=ADAPTATIONS.default_member)
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(default_factory=OPTIMIZERS.default_member)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
 
     @pydantic.model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
-        method = getattr(self.adaptation, "name")  # noqa: B009  (each subclass has it as a Literal)
+        method = self.adaptation.name
         if self.train.packing and not self.adaptation.supports_packing:
             raise ValueError(
                 f"train.packing is true, but {method} puts its own tokens before every sentence; "
@@ -63,12 +59,16 @@ class Recipe(Config):
             raise ValueError(f"engine.zero_stage is {stage}, but {method} takes {largest} at most")
         if self.engine.offload == "optimizer" and stage == 0:
             raise ValueError("engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3")
-        needed = set(self.task.fields)
-        if not needed <= set(self.data.fields):
-            fitting = [n for n, member in FORMATS.members.items() if needed <= set(_fields(member))]
+        missing = [field for field in self.task.fields if field not in self.data.fields]
+        if missing:
+            fitting = [
+                name
+                for name, member in FORMATS.members.items()
+                if issubclass(member, DataConfig) and set(self.task.fields) <= set(member.fields)
+            ]
             raise ValueError(
-                f"data.format is {self.data.format_name}, which has no {' and '.join(self.task.fields)}; "
-                f"expected {', '.join(fitting)} for this task"
+                f"data.format is {self.data.format}, which has no {' and '.join(missing)}; "
+                f"expected {', '.join(fitting) or 'a format that has'} for {self.task.name}"
             )
         return self
 
@@ -79,16 +79,7 @@ class Recipe(Config):
 
     def to_yaml(self) -> str:
         """Return the recipe with every default, as :func:`load_recipe` reads it."""
-        tree = self.model_dump(mode="json")
-        for name, field in type(self).model_fields.items():
-            if family := family_of(field):  # the tag first: it says what the others mean
-                tree[name] = {family.tag: tree[name][family.tag], **tree[name]}
-        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-def _fields(member: type[Config]) -> tuple[str, ...]:
-    assert issubclass(member, DataConfig)
-    return member.fields
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -103,16 +94,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     file = find_recipe(path)
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-        if not isinstance(content, dict):
-            raise UserError(f"{file}: expected a YAML mapping of recipe fields")
-        for override in overrides or []:
-            _override(content, override)
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{file}{line}: not a YAML recipe: {reason}") from None
+        raise UserError(f"{file}{yaml_error(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a YAML mapping of recipe fields")
+    for override in overrides or []:
+        _override(content, override)
     return parse_recipe(content, str(file))
 
 
@@ -141,37 +129,20 @@ def parse_recipe(content: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 def _override(content: dict[str, Any], override: str) -> None:
     """Set one field of a recipe's tree."""
-    match = re.match(r"^([\w.]+)=(.*)$", override, flags=re.DOTALL)
+    match = re.match(r"^(\w+(?:\.\w+)*)=(.*)\Z", override, flags=re.DOTALL)
     if not match:
         raise UserError(f"override {override!r}: expected key.sub=value")
+    try:
+        value = parse_yaml(match[2])
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}{yaml_error(error)}") from None
     *sections, key = match[1].split(".")
     for section in sections:
-        inner = content.get(section)
+        inner = content.setdefault(section, {})
         if not isinstance(inner, dict):
-            inner = content[section] = {}
+            raise UserError(f"override {override!r}: {section} is {inner!r}, expected a section")
         content = inner
-    content[key] = yaml.load(match[2], _Loader)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping whose keys are all different."""
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        double = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if double is not None:
-            raise yaml.constructor.ConstructorError(
-                problem=f"found duplicate key {double}", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    content[key] = value
 
 
 def describe_fields() -> list[tuple[str, str, str]]:

@@ -70,7 +70,7 @@ def build(name, method, layout="rows", kernels="auto", rounded=False, **settings
     head = None if causal else head_name(model, classes)
     before = copy.deepcopy(model)
     if rounded:
-        quantize(model, head, torch.float32)
+        quantize(model, [head] if head else [], torch.float32)
         dequantize(model)
     adapted = ADAPTATIONS.members[method](**settings).apply(
         model,
@@ -199,7 +199,7 @@ def test_quantize_by_type_and_dequantize():
     assert len(layers) == 12
     assert all(layer.weight.dtype == torch.uint8 for layer in layers)
     plain = copy.deepcopy(before)
-    quantize(plain, "classifier", torch.float32)
+    quantize(plain, ["classifier"], torch.float32)
     assert type(plain.classifier) is nn.Linear
     dequantize(plain)
     for name, module in before.named_modules():

@@ -6,7 +6,7 @@ from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
 from fangyan.models.packaged.cantonese_qwen3 import read_cantonese_qwen3
 from fangyan.models.packaged.electra import read_electra
-from fangyan.models.structure import fingerprint, max_length
+from fangyan.models.structure import fingerprint, max_length, new_modules
 from fangyan.tasks.causal_lm.task import CausalLM
 from fangyan.tasks.token_classification.task import TokenClassification
 from safetensors.torch import load_file, save_file
@@ -53,15 +53,17 @@ def test_load_pretrained_and_random_have_the_same_shape():
 
 
 def test_fingerprint_tells_weights_apart():
-    """The body's, not the head's: that is random until an adapter replaces it."""
+    """All but those of new modules, which are random until an adapter replaces them."""
     model, _ = load()
-    found = fingerprint(model)
-    assert found == fingerprint(load(seed=1)[0])
-    random, other = (fingerprint(load(pretrained=False, seed=seed)[0]) for seed in (0, 1))
+    new = new_modules(model, "classifier")
+    assert new == ["classifier"]
+    found = fingerprint(model, new)
+    assert found == fingerprint(load(seed=1)[0], new)
+    random, other = (fingerprint(load(pretrained=False, seed=seed)[0], new) for seed in (0, 1))
     assert len({found, random, other}) == 3
     with torch.no_grad():
         model.electra.encoder.layer[5].output.dense.bias[0] += 1e-3
-    assert fingerprint(model) != found
+    assert fingerprint(model, new) != found
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_step_log_says_skipped_parameters_once_per_step(tmp_path):
         log.add(8, 0, torch.tensor(5.0), 1e-3, num_skipped=0)
         assert log.flush() == 5.0
     lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
-    assert lines == ["step 7: 1,234 parameters skipped, their gradient is not finite"]
+    assert lines == ["step 7: elements skipped, whose gradient is not finite: 1,234"]
 
 
 def test_step_log_of_a_loss_that_is_not_finite(tmp_path):

@@ -107,7 +107,7 @@ def test_fit_says_skipped_parameters_once(recipe, tmp_path):
     assert result.steps > 3
     log = (folder.path / "log.txt").read_text(encoding="utf-8").splitlines()
     said = [line for line in log if line.startswith("step ")]
-    assert said == ["step 2: 1 parameters skipped, their gradient is not finite"]
+    assert said == ["step 2: elements skipped, whose gradient is not finite: 1"]
     lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [record["step"] for record in map(json.loads, lines) if record["kind"] == "train"]
     assert steps == list(range(1, result.steps + 1))

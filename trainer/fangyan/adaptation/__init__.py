@@ -1,4 +1,4 @@
-"""Which parameters learn. A new method is a file here, and a line below."""
+"""Which parameters learn. Add a module here and register it below."""
 
 from fangyan.adaptation.full import Full
 from fangyan.adaptation.lora import Dora, Lora

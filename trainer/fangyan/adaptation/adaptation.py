@@ -1,4 +1,4 @@
-"""What a method of adaptation is to the trainer."""
+"""The interface of a method of adaptation."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Adaptation(Config, ABC):
         largest_zero_stage: the highest stage of DeepSpeed's ZeRO that it works with.
     """
 
+    name: str
     trains_base_weights: ClassVar[bool]
     supports_packing: ClassVar[bool] = True
     largest_zero_stage: ClassVar[int] = 3

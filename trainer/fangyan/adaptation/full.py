@@ -29,7 +29,7 @@ class Full(Adaptation):
     @pydantic.field_validator("freeze_layers")
     @classmethod
     def _check_layers(cls, value: int | str | None) -> int | str | None:
-        if isinstance(value, str):
+        if value is not None:
             parse_layers(value)
         return value
 

@@ -21,14 +21,14 @@ class LowRankMethod(TargetedMethod, ABC):
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead, which suits large ranks.")
     dropout: Fraction = Field(0.0, description="Dropout of an adapter's input in training.")
 
-    def low_rank_arguments(self, model: Any, new_head: str | None) -> dict[str, Any]:
+    def low_rank_arguments(self, model: Any, new: list[str]) -> dict[str, Any]:
         """Return what PEFT's configurations of such methods have in common."""
         return {
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
-            "target_modules": self.target_modules(model, new_head),
-            **trained_whole(new_head),
+            "target_modules": self.target_modules(model, new),
+            **trained_whole(new),
         }
 
     @override
@@ -61,23 +61,24 @@ class Lora(QuantizableMethod):
     peft_type: ClassVar[str] = "LORA"
 
     @override
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
         """Return a ``LoraConfig``."""
         import peft
 
-        return peft.LoraConfig(r=self.rank, **self.low_rank_arguments(model, new_head), **common)
+        return peft.LoraConfig(r=self.rank, **self.low_rank_arguments(model, new), **common)
 
 
 class Dora(QuantizableMethod):
     """LoRA with learned magnitudes (Liu et al. 2024, arXiv 2402.09353), by PEFT."""
 
     name: Literal["dora"] = "dora"
+    uses_dora: ClassVar[bool] = True
     peft_type: ClassVar[str] = "LORA"
 
     @override
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
         """Return a ``LoraConfig`` with DoRA."""
         import peft
 
-        arguments = self.low_rank_arguments(model, new_head)
+        arguments = self.low_rank_arguments(model, new)
         return peft.LoraConfig(r=self.rank, use_dora=True, **arguments, **common)

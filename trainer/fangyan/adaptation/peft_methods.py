@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from fangyan.adaptation.lora import LowRankMethod
 from fangyan.adaptation.peft_model import PeftMethod, TargetedMethod, trained_whole
+from fangyan.errors import UserError
 
 
 class AdaLora(LowRankMethod):
@@ -21,7 +22,7 @@ class AdaLora(LowRankMethod):
     largest_zero_stage: ClassVar[int] = 0
 
     @override
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
         """Return an ``AdaLoraConfig``: a tenth of the steps to warm up, the last third at the final rank."""
         import peft
 
@@ -32,7 +33,7 @@ class AdaLora(LowRankMethod):
             tfinal=total_steps // 3,
             deltaT=max(1, total_steps // 100),
             total_step=total_steps,
-            **self.low_rank_arguments(model, new_head),
+            **self.low_rank_arguments(model, new),
             **common,
         )
 
@@ -49,14 +50,12 @@ class IA3(TargetedMethod):
     peft_type: ClassVar[str] = "IA3"
 
     @override
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
         """Return an ``IA3Config``."""
         import peft
 
-        targets = self.target_modules(model, new_head)
-        return peft.IA3Config(
-            target_modules=targets, feedforward_modules=[], **trained_whole(new_head), **common
-        )
+        targets = self.target_modules(model, new)
+        return peft.IA3Config(target_modules=targets, feedforward_modules=[], **trained_whole(new), **common)
 
 
 class PromptMethod(PeftMethod, ABC):
@@ -68,6 +67,19 @@ class PromptMethod(PeftMethod, ABC):
         20, description="Virtual tokens before every sentence."
     )
 
+    def prompt_arguments(self, new: list[str]) -> dict[str, int]:
+        """Return what PEFT's configurations of prompts have in common.
+
+        Raises:
+            UserError: for new modules that PEFT would not save: it knows heads by these names alone.
+        """
+        unsaved = [name for name in new if name.rpartition(".")[2] not in ("classifier", "score")]
+        if unsaved:
+            raise UserError(
+                f"adaptation.name: {self.name} cannot save the new module {unsaved[0]}, expected lora"
+            )
+        return {"num_virtual_tokens": self.virtual_tokens}
+
 
 class PrefixTuning(PromptMethod):
     """Learned keys and values before every layer's own (Li & Liang 2021, arXiv 2101.00190)."""
@@ -76,11 +88,11 @@ class PrefixTuning(PromptMethod):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
 
     @override
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
         """Return a ``PrefixTuningConfig``."""
         import peft
 
-        return peft.PrefixTuningConfig(num_virtual_tokens=self.virtual_tokens, **common)
+        return peft.PrefixTuningConfig(**self.prompt_arguments(new), **common)
 
 
 class PromptTuning(PromptMethod):
@@ -90,8 +102,8 @@ class PromptTuning(PromptMethod):
     peft_type: ClassVar[str] = "PROMPT_TUNING"
 
     @override
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
         """Return a ``PromptTuningConfig``."""
         import peft
 
-        return peft.PromptTuningConfig(num_virtual_tokens=self.virtual_tokens, **common)
+        return peft.PromptTuningConfig(**self.prompt_arguments(new), **common)

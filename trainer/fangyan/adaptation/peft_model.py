@@ -5,8 +5,10 @@ PEFT makes, loads and saves every adapter, so its files go both ways.
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
@@ -21,6 +23,7 @@ from fangyan.adaptation.fused_lora import use_fused_lora
 from fangyan.adaptation.quantization import quantize
 from fangyan.errors import UserError
 from fangyan.models.loss_head import Kernels
+from fangyan.models.structure import fingerprint, is_in, new_modules
 
 
 class PeftMethod(Adaptation, ABC):
@@ -29,6 +32,7 @@ class PeftMethod(Adaptation, ABC):
     trains_base_weights: ClassVar[bool] = False
     # PEFT's type of the adapter.
     peft_type: ClassVar[str]
+    uses_dora: ClassVar[bool] = False
 
     adapter_path: str | None = Field(
         None, description="A folder with an adapter as PEFT writes it, to train further; its settings hold."
@@ -49,8 +53,8 @@ class PeftMethod(Adaptation, ABC):
         return self
 
     @abstractmethod
-    def peft_config(self, model: Any, new_head: str | None, total_steps: int, **common: Any) -> Any:
-        """Return PEFT's configuration of a new adapter."""
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
+        """Return PEFT's configuration of an adapter beside ``new`` modules, which are trained whole."""
 
     @override
     def apply(
@@ -66,19 +70,41 @@ class PeftMethod(Adaptation, ABC):
         """Return PEFT's model around a transformers model; see :class:`Adaptation`."""
         import peft
 
+        new = new_modules(model, new_head)
+        if self.adapter_path is not None:
+            self._check_base(model, new, self.adapter_path)
         if self.base_quantization == "nf4":
-            quantize(model, new_head, activation_dtype)
+            quantize(model, new, activation_dtype)
         with warnings.catch_warnings():
             # PEFT asks transformers for an attribute by a name that transformers has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             if self.adapter_path is not None:
                 adapted = self._load(model, self.adapter_path)
             else:
-                config = self.peft_config(model, new_head, total_steps, task_type=peft_task_type)
+                config = self.peft_config(model, new, total_steps, task_type=peft_task_type)
                 adapted = peft.get_peft_model(model, config)
         if kernels == "auto":
             use_fused_lora(adapted)
         return adapted
+
+    def _check_base(self, model: Any, new: list[str], folder: str) -> None:
+        """Refuse an adapter that a run has trained on other weights or labels than this model's."""
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        base = config.get("fangyan", {}).get("base")
+        if base is None:  # an adapter from elsewhere does not say
+            return
+        if base["fingerprint"] != fingerprint(model, new):
+            raise UserError(
+                f"adaptation.adapter_path: {folder} was trained on a model with other weights, expected "
+                "model.path to be that model"
+            )
+        labels = {str(i): label for i, label in model.config.id2label.items()}
+        if new and config.get("id2label") != labels:
+            raise UserError(
+                f"adaptation.adapter_path: {folder} has other labels than the task, expected "
+                f"{', '.join(list(labels.values())[:8])}"
+            )
 
     def _load(self, model: Any, folder: str) -> Any:
         """Load an existing adapter for further training."""
@@ -93,10 +119,10 @@ class PeftMethod(Adaptation, ABC):
             raise UserError(
                 f"adaptation.adapter_path: no adapter for this model can be loaded from {folder!r}: {reason}"
             ) from None
-        if config.peft_type.value != self.peft_type:
+        if config.peft_type.value != self.peft_type or getattr(config, "use_dora", False) != self.uses_dora:
             raise UserError(
-                f"adaptation.name: {getattr(self, 'name')}, but {folder} holds an adapter of type "  # noqa: B009
-                f"{config.peft_type.value}"
+                f"adaptation.name: {self.name}, but {folder} holds an adapter of type "
+                f"{config.peft_type.value}{' with DoRA' if getattr(config, 'use_dora', False) else ''}"
             )
         return adapted
 
@@ -108,8 +134,8 @@ class TargetedMethod(PeftMethod, ABC):
         "all-linear", description="Linear layers that get an adapter; or the last parts of their names."
     )
 
-    def target_modules(self, model: Any, new_head: str | None) -> list[str]:
-        """Return the full names of the linear layers that get an adapter: by type, never the head.
+    def target_modules(self, model: Any, new: list[str]) -> list[str]:
+        """Return the full names of the linear layers that get an adapter: by type, never a head.
 
         Raises:
             UserError: if a target names no layer.
@@ -118,7 +144,7 @@ class TargetedMethod(PeftMethod, ABC):
         linears = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name != new_head and module is not output
+            if isinstance(module, nn.Linear) and not is_in(name, new) and module is not output
         ]
         if self.targets == "all-linear":
             return linears
@@ -132,9 +158,9 @@ class TargetedMethod(PeftMethod, ABC):
         return [name for name in linears if any(_ends(name, target) for target in self.targets)]
 
 
-def trained_whole(new_head: str | None) -> dict[str, list[str]]:
-    """Return PEFT's argument for a head that is trained whole."""
-    return {} if new_head is None else {"modules_to_save": [new_head]}
+def trained_whole(new: list[str]) -> dict[str, list[str]]:
+    """Return PEFT's argument for modules that are trained whole."""
+    return {"modules_to_save": new} if new else {}
 
 
 def _ends(name: str, target: str) -> bool:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from fangyan_kernels.lora_linear.base_weights import dequantize as dequantize_weight
 from torch import nn
 
+from fangyan.models.structure import is_in
 
-def quantize(model: Any, skip: str | None, dtype: torch.dtype) -> None:
+
+def quantize(model: Any, skip: Collection[str], dtype: torch.dtype) -> None:
     """Replace every linear layer but the output's by a 4-bit one, by type.
 
     Args:
         model: of transformers; changed in place.
-        skip: name of the head, which stays as it is.
+        skip: modules that stay as they are, such as a new head.
         dtype: of the activations. Packed weights are stored as bytes, which no cast of the model touches.
     """
     import bitsandbytes as bnb
 
     output = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or name == skip or module is output:
+        if type(module) is not nn.Linear or is_in(name, skip) or module is output:
             continue
         packed = bnb.nn.Linear4bit(
             module.in_features,

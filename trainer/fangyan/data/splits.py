@@ -6,7 +6,7 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
@@ -23,6 +23,7 @@ Files = Annotated[list[str], Field(min_length=1)] | str
 class DataConfig(Config, ABC):
     """The recipe's ``data``: files and their format. Each format is a subclass with a ``format`` tag."""
 
+    format: str
     # What the format's examples hold; a task needs some of them.
     fields: ClassVar[tuple[str, ...]]
     # For the model card: the corpus, its licence and its language as the Hub has them; None is the user's.
@@ -46,13 +47,8 @@ class DataConfig(Config, ABC):
     @pydantic.model_validator(mode="after")
     def _needs_files(self) -> DataConfig:
         if self.train is None and self.corpus is None:
-            raise ValueError(f"train is missing; format {self.format_name} needs the files to train on")
+            raise ValueError(f"train is missing; format {self.format} needs the files to train on")
         return self
-
-    @property
-    def format_name(self) -> str:
-        """Return the format's tag."""
-        return str(getattr(self, "format"))  # noqa: B009  (each subclass has it as a Literal)
 
     @property
     def token_unit(self) -> Literal["words", "characters"]:
@@ -149,7 +145,9 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for example in examples:
-            record = {"fields": dict(example.fields), "source": example.source, "group": example.group}
+            # Without its folder: a run folder is moved to machines where that means nothing.
+            source = PurePath(example.source).name
+            record = {"fields": dict(example.fields), "source": source, "group": example.group}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

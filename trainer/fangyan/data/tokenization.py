@@ -74,14 +74,13 @@ class Tokenizer:
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """Return the special tokens before and after a sequence."""
-        encoded = self.backend(["a"], is_split_into_words=True, return_special_tokens_mask=True)
-        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-        ordinary = [i for i, flag in enumerate(special) if not flag]
-        if not ordinary:
-            raise UserError(
-                "model.path: its tokenizer makes nothing but special tokens of 'a', expected sub-words"
-            )
-        return ids[: ordinary[0]], ids[ordinary[-1] + 1 :]
+        for probe in ("a", "一", "ا", "1"):  # any script that it has sub-words for
+            encoded = self.backend([probe], is_split_into_words=True, return_special_tokens_mask=True)
+            ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+            ordinary = [i for i, flag in enumerate(special) if not flag]
+            if ordinary:
+                return ids[: ordinary[0]], ids[ordinary[-1] + 1 :]
+        raise UserError("model.path: its tokenizer makes nothing but special tokens of a letter")
 
     def subwords(self, word: str) -> list[int]:
         """Return the ids of one word, never empty: what normalizes to nothing is the unknown token."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from fangyan.models.loading import ModelConfig
 from fangyan.tasks.task import Task
 
-# The base model's folder in an adapter's export, where nobody else could load it.
+# The base model's folder in an adapter's export, where it is neither on the hub nor in a folder.
 BASE = "base"
 
 
@@ -27,6 +27,7 @@ class Base:
         config: what it was loaded by.
         task: whose head it has.
         seed: of random weights.
+        new: modules that the adapter's own file has.
         fingerprint: of its weights; see :func:`fangyan.models.structure.fingerprint`.
         quantization: of its weights in training, or None.
     """
@@ -34,6 +35,7 @@ class Base:
     config: ModelConfig
     task: Task
     seed: int
+    new: list[str]
     fingerprint: str
     quantization: str | None
 
@@ -67,7 +69,11 @@ def export(
     if base is None:
         model.save_pretrained(partial, state_dict=dict(weights))
     else:
-        plain.config.fangyan["base"] = {"fingerprint": base.fingerprint, "quantization": base.quantization}
+        plain.config.fangyan["base"] = {
+            "fingerprint": base.fingerprint,
+            "new": base.new,
+            "quantization": base.quantization,
+        }
         partial.mkdir(parents=True)
         _write_adapter(partial, model, weights, _write_base(partial, base, folder))
         plain.config.save_pretrained(partial)
@@ -92,13 +98,13 @@ def _write_adapter(folder: Path, model: Any, weights: Mapping[str, Tensor], base
 
 
 def _write_base(folder: Path, base: Base, final: Path) -> str:
-    """Write a base that nobody else could load into the export; return what the adapter calls its base.
+    """Write a base that is neither on the hub nor in a folder; return what the adapter calls its base.
 
     Names are the hub's, or paths relative to the export: it can be moved, alone or with a base in a folder.
     """
     if base.config.is_on_hub_or_disk:
         path = Path(base.config.path)
-        return os.path.relpath(path, final) if path.is_dir() else base.config.path
+        return os.path.relpath(path.resolve(), final.resolve()) if path.is_dir() else base.config.path
     # Loaded again, since the run's may be sharded or quantized.
     task = base.task
     model, tokenizer = base.config.load(

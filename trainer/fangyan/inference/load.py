@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from fangyan.adaptation.fused_lora import use_fused_lora
 from fangyan.adaptation.quantization import dequantize, quantize
+from fangyan.config import parse_yaml
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
 from fangyan.data.splits import read_examples
@@ -25,7 +25,7 @@ from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.models.packed import Layout, PackedModel
-from fangyan.models.structure import fingerprint, head_name, num_outputs
+from fangyan.models.structure import fingerprint
 from fangyan.tasks import task_of_export
 from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Metrics, Predictor, Task
@@ -88,7 +88,7 @@ def _examples(folder: Path, data: Sequence[str] | None) -> list[Example]:
     if not recipe.is_file():
         raise UserError("evaluate needs a run folder with its recipe.yaml, found a model alone")
     if data:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content = parse_yaml(recipe.read_text(encoding="utf-8"))
         examples = parse_data(content["data"], str(recipe)).read_files(data)
     else:
         splits = [folder / "splits" / f"{name}.jsonl" for name in ("test", "dev")]
@@ -113,7 +113,7 @@ def export(run: str | Path, output: str | Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         base = _base_folder(source, config["base_model_name_or_path"])
         if base is not None and not base.is_relative_to(source.resolve()):
-            config["base_model_name_or_path"] = os.path.relpath(base, target)
+            config["base_model_name_or_path"] = os.path.relpath(base, target.resolve())
             path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     partial.rename(target)
 
@@ -132,6 +132,7 @@ def merge(run: str | Path, output: str | Path) -> None:
             raise UserError(f"{source}: prompts cannot be merged into the weights, expected another adapter")
         model = model.merge_and_unload()
     partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     exported.backend.save_pretrained(partial)
     partial.rename(target)
@@ -177,9 +178,13 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
             model = _load_adapter(folder, task, config, mergeable)
         else:
             model = task.auto_model.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
+        return ExportedModel(model, backend, task, inference["layout"], inference["max_length"])
+    except KeyError as error:
+        raise UserError(
+            f"{folder}/config.json: fangyan has no field {error}, expected a whole export"
+        ) from None
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    return ExportedModel(model, backend, task, inference["layout"], inference["max_length"])
 
 
 def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any:
@@ -191,13 +196,13 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
         path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
     )
     expected = config.fangyan["base"]
-    if fingerprint(base) != expected["fingerprint"]:
+    if fingerprint(base, expected["new"]) != expected["fingerprint"]:
         raise UserError(
             f"{folder}: its base model {path} has other weights than the adapter was trained on; "
             "expected those (a run that was repeated in the same folder replaces them)"
         )
     if expected["quantization"] == "nf4":
-        quantize(base, head_name(base, num_outputs(base)) if task.has_new_head else None, torch.float32)
+        quantize(base, expected["new"], torch.float32)
         if mergeable:
             dequantize(base)
     with warnings.catch_warnings():

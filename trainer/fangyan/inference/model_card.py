@@ -78,7 +78,7 @@ def model_card(
         work="an adapter of it trained" if is_adapter else "fine-tuned",
         path=model_config.path,
         random="" if model_config.pretrained else " (random weights)",
-        source=data.corpus or f"{data.format_name} files of the recipe",
+        source=data.corpus or f"{data.format} files of the recipe",
         split="\n".join(f"- {split}: {_describe(value)}" for split, value in splits.items() if value),
         unit=f" in {task.metric_unit}" if task.metric_unit else "",
         table=_table(before, after),

@@ -33,7 +33,7 @@ class ModelConfig(Config):
     )
     max_length: Annotated[int, Field(ge=8)] | None = Field(
         None,
-        description="Longest sequence, in sub-words; by default the model's. Longer input is cut.",
+        description="Longest sequence, in sub-words; by default the model's. Longer input makes several.",
     )
 
     @property
@@ -49,6 +49,8 @@ class ModelConfig(Config):
         tokenizer_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Any]:
         """Load the model in float32 and its fast tokenizer.
+
+        The model's ``new_weights`` names those that a pretrained one's files do not have, which are random.
 
         Args:
             auto_model: class of transformers with the task's head, such as ``AutoModelForCausalLM``.
@@ -83,7 +85,7 @@ class ModelConfig(Config):
             raise UserError(f"model.path: {self.path} is no {auto_model.__name__}: {reason}") from None
         if packaged.weights is not None:
             missing, _ = model.load_state_dict(packaged.weights, strict=False)
-            _check_missing(model, missing)
+            _set_new_weights(model, missing)
         return model, packaged.tokenizer
 
     def _load_from_hub_or_disk(
@@ -106,7 +108,8 @@ class ModelConfig(Config):
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        _check_missing(model, [key for key, *_ in report["mismatched_keys"]] + list(report["missing_keys"]))
+        mismatched = [key for key, *_ in report["mismatched_keys"]]
+        _set_new_weights(model, [*mismatched, *report["missing_keys"]])
         return model, tokenizer
 
     def _set_dropout(self, config: Any) -> None:
@@ -120,8 +123,9 @@ class ModelConfig(Config):
                 setattr(config, key, self.hidden_dropout)
 
 
-def _check_missing(model: Any, missing: list[str]) -> None:
-    """Refuse a model whose weights before the head are not all there."""
+def _set_new_weights(model: Any, missing: list[str]) -> None:
+    """Remember the weights that are random; refuse a model where some before the head are."""
+    model.new_weights = sorted(missing)
     body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
     if body:
         raise ValueError(f"its weight {body[0]} is missing or does not fit its configuration")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -43,12 +44,18 @@ def encoder_layers(model: nn.Module, field: str) -> nn.ModuleList:
 
 def is_causal(model: Any) -> bool:
     """Return whether the attention layers look back only (every one says so by ``is_causal``)."""
-    if getattr(model.config, "is_decoder", False):
-        return True
-    flags = [
-        module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)
-    ]
-    return bool(flags) and all(flags)
+    flags = _causal_flags(model)
+    return bool(getattr(model.config, "is_decoder", False)) or (bool(flags) and all(flags))
+
+
+def looks_ahead(model: Any) -> bool:
+    """Return whether some attention layer sees what follows a sub-word."""
+    return not getattr(model.config, "is_decoder", False) and not all(_causal_flags(model))
+
+
+def _causal_flags(model: nn.Module) -> list[bool]:
+    flags = (getattr(module, "is_causal", None) for module in model.modules())
+    return [flag for flag in flags if isinstance(flag, bool)]
 
 
 def position_offset(model: nn.Module) -> int:
@@ -89,17 +96,45 @@ def num_parameters(parameter: Tensor) -> int:
     return parameter.numel() if state is None else int(state.shape.numel())
 
 
-def fingerprint(model: Any) -> str:
-    """Return a digest of a model's weights before its head: sizes and the first elements of each.
+def new_modules(model: Any, new_head: str | None) -> list[str]:
+    """Return the modules whose weights are new to the model, so that an adapter has to train them whole.
+
+    Args:
+        model: of :meth:`fangyan.models.loading.ModelConfig.load`.
+        new_head: a head that the task brings; None where the model's own stays frozen.
+
+    Raises:
+        UserError: if weights are new although the task brings no head: they would stay random.
+    """
+    names = getattr(model, "new_weights", [])
+    if new_head is None and names:
+        raise UserError(
+            f"model.path: its weight {names[0]} is missing, expected all of {type(model).__name__}"
+        )
+    heads = set() if new_head is None else {new_head}
+    return sorted(heads | {name.rpartition(".")[0] for name in names})
+
+
+def is_in(name: str, modules: Collection[str]) -> bool:
+    """Return whether a module or parameter is one of some modules, or inside one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def fingerprint(model: Any, new: Collection[str]) -> str:
+    """Return a digest of a model's weights: the size of each, and 64 of its elements.
 
     An adapter works on the weights that it was trained on; on others of the same shape it is wrong and
-    nothing says so. Heads are left out: one that a task brings is random until an adapter's file replaces it.
+    nothing says so.
+
+    Args:
+        model: of transformers, not quantized.
+        new: modules to leave out, which the adapter's own file has.
     """
     digest = hashlib.sha256()
-    prefix = f"{model.base_model_prefix}."
     for name, parameter in sorted(model.named_parameters()):
-        if name.startswith(prefix):
-            first = parameter.detach().flatten()[:64].to("cpu", torch.float32)
+        if not is_in(name, new):
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float32)
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            digest.update(first.numpy().tobytes())
+            digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:32]

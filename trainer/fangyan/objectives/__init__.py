@@ -1,4 +1,4 @@
-"""What a training step minimizes. A new objective is a file here, and a line below."""
+"""What a training step minimizes. Add a module here and register it below."""
 
 from fangyan.config import OneOf
 from fangyan.objectives.cross_entropy import CrossEntropy

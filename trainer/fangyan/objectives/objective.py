@@ -1,4 +1,4 @@
-"""What an objective is to the trainer."""
+"""The interface of an objective."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fangyan.models.packed import PackedModel
 
 class Objective(Config, ABC):
     """The recipe's ``objective``. Each is a subclass with a ``name`` tag."""
+
+    name: str
 
     @abstractmethod
     def loss(self, model: PackedModel, batch: Batch, divisor: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The optimizers of a recipe. A new one is a file here, and a line below."""
+"""The optimizers of a recipe. Add a module here and register it below."""
 
 from fangyan.config import OneOf
 from fangyan.optimizers.adamw import AdamW

@@ -1,4 +1,4 @@
-"""What an optimizer is to the trainer."""
+"""The interface of an optimizer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class OptimizerConfig(Config, ABC):
         has_8bit_states: whether it keeps them in 8 bits, except those of embeddings, norms and biases.
     """
 
+    name: str
     states_per_parameter: ClassVar[int]
     has_8bit_states: ClassVar[bool] = False
 

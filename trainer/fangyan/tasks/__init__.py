@@ -1,4 +1,4 @@
-"""What a model can learn. A new task is a folder here, and a line below."""
+"""What a model can learn. Add a folder here and register its Config below."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def run_batches(
 ) -> list[Any]:
     """Return the task's outputs of all sequences, in an order that may be any.
 
-    With several ranks each must call it with the same sequences; each runs its share of the batches, and
-    every rank returns all outputs.
+    With several ranks each must call it with the same sequences; each runs some of the batches, and every
+    rank returns all outputs.
 
     Args:
         task: whose outputs.

@@ -1,10 +1,10 @@
-"""What a task is to the trainer: a protocol. The trainer knows no task by name."""
+"""The interface of a task. The trainer knows no task by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from fangyan.config import Config
 from fangyan.data.example import Example, Splits
@@ -16,22 +16,26 @@ from fangyan.models.packed import PackedModel
 Metrics = dict[str, float]
 
 
-class Prediction(Protocol):
+class Prediction(ABC):
     """What a predictor says of one text."""
 
+    @abstractmethod
     def pieces(self) -> Iterator[str]:
         """Yield it as text, a piece at a time as it comes."""
 
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """Return it as what one line of JSON holds."""
 
 
-class Predictor(Protocol):
+class Predictor(ABC):
     """A trained model in use."""
 
+    @abstractmethod
     def predict(self, texts: Iterable[str]) -> Sequence[Any]:
         """Return a prediction for every text, in order."""
 
+    @abstractmethod
     def stream(
         self, texts: Iterable[str], *, interactive: bool = False, options: Mapping[str, Any] | None = None
     ) -> Iterator[Prediction]:
@@ -47,12 +51,12 @@ class Predictor(Protocol):
         """
 
 
-class Task(Protocol):
+class Task(ABC):
     """What a model learns: how examples become labels, and outputs become metrics.
 
     Attributes:
         name: as recipes and exports have it.
-        fields: of an example that it needs.
+        is_causal: whether the model must not see what follows a sub-word.
         peft_task_type: PEFT's name for it.
         pipeline_tag: the Hub's name for it.
         has_new_head: whether the model's head is new, so that an adapter trains it whole.
@@ -63,8 +67,8 @@ class Task(Protocol):
         metric_unit: of all metrics, or "".
     """
 
-    name: str
-    fields: ClassVar[tuple[str, ...]]
+    name: ClassVar[str]
+    is_causal: ClassVar[bool]
     peft_task_type: ClassVar[str]
     pipeline_tag: ClassVar[str]
     has_new_head: ClassVar[bool]
@@ -73,23 +77,29 @@ class Task(Protocol):
     metric_unit: ClassVar[str]
 
     @property
+    @abstractmethod
     def primary_metric(self) -> str:
         """Return the metric that picks the best checkpoint."""
 
     @property
+    @abstractmethod
     def metric_names(self) -> Sequence[str]:
         """Return the names of all metrics."""
 
     @property
+    @abstractmethod
     def auto_model(self) -> Any:
         """Return the class of transformers that loads a model with this task's head."""
 
+    @abstractmethod
     def model_kwargs(self) -> dict[str, Any]:
         """Return what the model's configuration has to say, such as its labels."""
 
+    @abstractmethod
     def warnings(self, splits: Splits) -> list[str]:
         """Return messages on what in the data cannot be learned."""
 
+    @abstractmethod
     def tokenize(
         self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
     ) -> list[TokenizedSequence]:
@@ -99,18 +109,22 @@ class Task(Protocol):
             UserError: naming the line of a label that cannot be learned.
         """
 
+    @abstractmethod
     def outputs(self, model: PackedModel, batch: Batch) -> list[Any]:
         """Return what evaluation keeps of a batch: few and small, since ranks exchange them.
 
         Called without gradients, inside the engine's forward.
         """
 
+    @abstractmethod
     def metrics(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Metrics:
         """Return every metric from the outputs of all batches of ``examples``, in any order."""
 
+    @abstractmethod
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> Predictor:
         """Return the model in use."""
 
+    @abstractmethod
     def export_config(self) -> dict[str, Any]:
         """Return what prediction needs to know of the task; :meth:`TaskConfig.from_export` reads it."""
 
@@ -118,6 +132,8 @@ class Task(Protocol):
 class TaskConfig(Config, ABC):
     """The recipe's ``task``. Each task is a subclass with a ``name`` tag."""
 
+    name: str
+    # Of an example, that the task needs.
     fields: ClassVar[tuple[str, ...]]
 
     @abstractmethod

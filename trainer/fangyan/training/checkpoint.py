@@ -8,6 +8,7 @@ size of every file, so that a checkpoint cut short is known before it is loaded.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class State:
             score: of the epoch, more is better.
             patience: epochs without a better one that end the run, or None.
         """
-        best = self.best_score is None or score > self.best_score
+        best = self.best_score is None or math.isnan(self.best_score) or score > self.best_score
         if best:
             self.best_score, self.best_step, self.epochs_without_gain = score, self.step, 0
         else:
@@ -199,10 +200,10 @@ class Checkpoints:
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(resharded)
-        note = (
+        message = (
             f"{path} is of {state.ranks} ranks: its weights and optimizer states were resharded for {ranks}"
         )
-        return replace(state, ranks=ranks), [note]
+        return replace(state, ranks=ranks), [message]
 
     def _load(self, engine: Any, path: Path) -> None:
         engine.load_checkpoint(str(path.parent), tag=path.name, load_module_strict=not self.trained_only)

@@ -41,7 +41,9 @@ class TrainConfig(Config):
         0.0,
         description="Fraction of labelled sub-words replaced by the mask token in training.",
     )
-    metric: str = Field("auto", description="Dev metric that picks the best checkpoint; auto is the task's.")
+    metric: str = Field(
+        "auto", description="Dev metric that picks the best checkpoint; auto: the task's primary one."
+    )
     early_stopping: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after so many epochs without a better dev metric."
     )

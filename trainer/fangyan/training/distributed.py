@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-import fangyan.device  # noqa: F401  (before DeepSpeed)
 from fangyan.errors import UserError
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     """Return what ``function`` returns on rank 0, on every rank. Collective.
 
     On a shared disk another rank may see a file later, so that rank 0 looks for all. A mistake that it
-    meets is raised everywhere: otherwise the others would wait for ever.
+    meets is raised everywhere: otherwise the others would hang.
 
     Raises:
         UserError: if the function raises it.

@@ -1,4 +1,4 @@
-"""What a run tells: terminal, log.txt, metrics.jsonl, TensorBoard."""
+"""The log of a run: terminal, log.txt, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class StepLog:
         ):
             if count:
                 self._logger.info(
-                    f"step {step}: {count:,.0f} parameters skipped, their gradient is not finite"
+                    f"step {step}: elements skipped, whose gradient is not finite: {count:,.0f}"
                 )
             if not math.isfinite(loss):
                 raise UserError(

@@ -21,7 +21,7 @@ from fangyan.models.structure import num_parameters
 from fangyan.optimizers.param_groups import FULL_PRECISION_GROUPS, parameter_groups
 from fangyan.recipe import Recipe
 from fangyan.training.engine import gradient_buffer
-from fangyan.training.trainer import Trainer
+from fangyan.training.workload import Workload
 
 # Beside each rank on the CPU: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes (as
 # measured with two ranks).
@@ -71,14 +71,14 @@ def estimate_memory(recipe: Recipe, ranks: int) -> MemoryEstimate:
         ranks: of that run.
     """
     before = memory_in_use()
-    trainer = Trainer(recipe)
-    model = trainer.model
+    workload = Workload(recipe)
+    model = workload.model
     if recipe.engine.precision == "bf16":
         model.bfloat16()
     model.to(device())
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) + _quantization(model)
     libraries = max(memory_in_use() - weights, before)
-    activations = measure_micro_batch(trainer, ranks)
+    activations = measure_micro_batch(workload, ranks)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = 2 if recipe.engine.precision == "bf16" else 4
     if recipe.engine.zero_stage == 0:  # gradients and their copy, for the sum over ranks
@@ -152,26 +152,26 @@ def _quantization(model: nn.Module) -> int:
     return sum(state.absmax.nbytes for state in states)
 
 
-def measure_micro_batch(trainer: Trainer, ranks: int) -> float:
+def measure_micro_batch(workload: Workload, ranks: int) -> float:
     """Return the bytes that a forward and backward over the largest micro-batch take.
 
     Gradients are allocated as activations are freed, so the peak is less than both.
     """
-    config = trainer.recipe.train
+    config = workload.recipe.train
     everything = [
         members
-        for batches in trainer.batches
+        for batches in workload.batches
         for batch in batches
-        for members in micro_batches(batch, trainer.lengths, ranks * config.gradient_accumulation_steps)
+        for members in micro_batches(batch, workload.lengths, ranks * config.gradient_accumulation_steps)
     ]
-    largest = max(everything, key=lambda members: sum(trainer.lengths[i] for i in members))
-    model = trainer.model
-    sequences = [trainer.sequences[i] for i in largest]
-    batch = collate(sequences, trainer.tokenizer.pad_id, model.row_width).to(device())
+    largest = max(everything, key=lambda members: sum(workload.lengths[i] for i in members))
+    model = workload.model
+    sequences = [workload.sequences[i] for i in largest]
+    batch = collate(sequences, workload.tokenizer.pad_id, model.row_width).to(device())
     model.train()
     reset_peak_memory()
     before = memory_in_use()
-    trainer.recipe.objective.loss(model, batch, 1.0).backward()  # type: ignore[no-untyped-call]
+    workload.recipe.objective.loss(model, batch, 1.0).backward()  # type: ignore[no-untyped-call]
     taken = peak_memory() - before
     model.zero_grad()
     return taken

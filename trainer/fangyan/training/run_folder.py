@@ -72,6 +72,8 @@ class RunFolder:
                     f"{self.checkpoints.folder} (or run_dir={checkpoint.parents[1]})"
                 )
         state = read_state(checkpoint)
+        if not (self.path / "recipe.yaml").is_file():
+            raise UserError(f"{self.path}: no recipe.yaml in it, expected that of the run to resume")
         _check_same_recipe(recipe, self.path / "recipe.yaml")
         return Start(checkpoint, (*messages, f"resuming {checkpoint} at step {state.step}"))
 

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fangyan.data.batching import micro_batches, shuffled_batches
-from fangyan.data.packing import Batch, collate, mask_tokens
-from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
-from fangyan.device import device, on_gpu, peak_memory
+from fangyan.data.batching import micro_batches
+from fangyan.device import device, peak_memory
 from fangyan.errors import UserError
-from fangyan.inference.export import Base, export
+from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
-from fangyan.models.dropout import use_byte_dropout
-from fangyan.models.layout import choose_layout
-from fangyan.models.packed import Layout, PackedModel
-from fangyan.models.structure import fingerprint, head_name, max_length, num_outputs, num_parameters
+from fangyan.models.packed import Layout
+from fangyan.models.structure import (
+    max_length,
+)
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Metrics
 from fangyan.training.checkpoint import Checkpoints, State
 from fangyan.training.distributed import start_distributed
-from fangyan.training.engine import build_engine, check_precision, gathered_state_dict, slow_precision
+from fangyan.training.engine import build_engine, gathered_state_dict
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
-
-# The shortest sequence that a document is cut into, however small a batch.
-_SHORTEST = 8
+from fangyan.training.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -76,107 +70,26 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
     folder = RunFolder(recipe.folder, checkpoints)
     # Before anything is loaded: what cannot be resumed is known at once.
     start = folder.find_start(recipe, resume)
+    if start.checkpoint is None:
+        _check_inputs(recipe)
     trainer = Trainer(recipe)
     trainer.start_engine()
     return trainer.fit(folder, start, profile)
 
 
-class Trainer:
-    """Loads what a recipe says, lays out every step, and trains.
+def _check_inputs(recipe: Recipe) -> None:
+    """Refuse inputs in the run folder, which a new run moves out of its way."""
+    paths = {
+        "model.path": recipe.model.path,
+        "adaptation.adapter_path": getattr(recipe.adaptation, "adapter_path", None),
+    }
+    for field, path in paths.items():
+        if path is not None and Path(path).resolve().is_relative_to(recipe.folder.resolve()):
+            raise UserError(f"{field}: {path} is in the run folder, expected another run_dir")
 
-    Making one needs no process group and touches no file of the run; :meth:`start_engine` and then
-    :meth:`fit` do.
 
-    Attributes:
-        splits: examples, by name.
-        task: fitted to them.
-        tokenizer: of the model.
-        max_length: most sub-words of a sequence that is not trained on.
-        sequences: the training data as the model takes it.
-        lengths: sub-words of each.
-        num_valid: labels of each that are learned.
-        batches: by epoch, by step, the sequences to train on.
-        model: what is trained.
-        num_frozen: parameters that do not learn.
-        messages: for the user.
-    """
-
-    def __init__(self, recipe: Recipe):
-        check_precision(recipe.engine)
-        self.recipe = recipe
-        self.splits = recipe.data.load(recipe.seed)
-        self.task = recipe.task.build(self.splits, recipe.data)
-        self.metric = self._choose_metric()
-        self.messages = [*self.task.warnings(self.splits), *slow_precision(recipe.engine)]
-        task = self.task
-        model, backend = recipe.model.load(
-            task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs
-        )
-        self.tokenizer = Tokenizer(backend)
-        if recipe.train.token_masking and self.tokenizer.mask_id is None:
-            raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
-        layout = self._choose_layout(model)
-        self.max_length = max_length(model, recipe.model.max_length, layout == "rows")
-        self.batches = self._lay_out_steps()
-        self.model = self._adapt(model, layout)
-        self.messages += self.model.messages
-        self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
-
-    def _choose_metric(self) -> str:
-        metric = self.recipe.train.metric
-        if metric == "auto":
-            return self.task.primary_metric
-        if metric not in self.task.metric_names:
-            raise UserError(
-                f"train.metric: {metric!r} is no metric of this task, expected one of "
-                f"{', '.join(self.task.metric_names)}"
-            )
-        return metric
-
-    def _choose_layout(self, model: Any) -> Layout:
-        recipe = self.recipe
-        layout, messages = choose_layout(
-            model, recipe.train.packing, recipe.engine.precision == "bf16", recipe.model.attention_dropout
-        )
-        self.messages += messages
-        return layout
-
-    def _lay_out_steps(self) -> list[list[list[int]]]:
-        config = self.recipe.train
-        longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
-        self.sequences = self.task.tokenize(self.splits["train"], self.tokenizer, longest)
-        self.lengths = [len(sequence.input_ids) for sequence in self.sequences]
-        self.num_valid = [
-            sum(label != IGNORE_INDEX for label in sequence.labels) for sequence in self.sequences
-        ]
-        return [
-            shuffled_batches(self.lengths, config.batch_tokens, self.recipe.seed, epoch)
-            for epoch in range(config.epochs)
-        ]
-
-    def _adapt(self, model: Any, layout: Layout) -> PackedModel:
-        recipe, task = self.recipe, self.task
-        # An adapter's export says on which weights it works; quantized ones have no such digest.
-        self._fingerprint = None if recipe.adaptation.trains_base_weights else fingerprint(model)
-        adapted = recipe.adaptation.apply(
-            model,
-            peft_task_type=task.peft_task_type,
-            new_head=head_name(model, num_outputs(model)) if task.has_new_head else None,
-            total_steps=self.total_steps,
-            activation_dtype=torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32,
-            kernels=recipe.engine.kernels,
-        )
-        if not on_gpu():
-            use_byte_dropout(adapted)
-        packed = PackedModel(adapted, layout, recipe.engine.kernels)
-        if recipe.train.gradient_checkpointing:
-            packed.use_gradient_checkpointing()
-        return packed
-
-    @property
-    def total_steps(self) -> int:
-        """Return the optimizer steps of all epochs."""
-        return sum(len(batches) for batches in self.batches)
+class Trainer(Workload):
+    """Trains what a recipe says: :meth:`start_engine`, then :meth:`fit`. Every rank makes one."""
 
     def start_engine(self) -> None:
         """Build the DeepSpeed engine and the optimizer, within the process group that there is."""
@@ -281,32 +194,22 @@ class Trainer:
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
         accumulation = self.recipe.train.gradient_accumulation_steps
-        parts = micro_batches(indices, self.lengths, ranks * accumulation)
+        split = micro_batches(indices, self.lengths, ranks * accumulation)
         num_valid = sum(self.num_valid[i] for i in indices)
         # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
         divisor = max(num_valid, 1) / (ranks * accumulation)
         total = torch.zeros((), device=device())
         for micro_step in range(accumulation):
             index = rank * accumulation + micro_step
-            batch = self._micro_batch(parts[index], f"{step}/{index}")
+            batch = self.micro_batch(split[index], f"{step}/{index}")
             loss = self.engine(lambda model, batch=batch: self.recipe.objective.loss(model, batch, divisor))
             self.engine.backward(loss)
             if micro_step == accumulation - 1:
                 self.recipe.adaptation.before_optimizer_step(self.model.model, step)
             self.engine.step()
             total += loss.detach()
-        self.recipe.adaptation.after_optimizer_step(self.model, step)
+        self.recipe.adaptation.after_optimizer_step(self.model.model, step)
         return total / (ranks * accumulation)
-
-    def _micro_batch(self, indices: list[int], key: str) -> Batch:
-        # Dropout follows the micro-batch, not the rank: one rank with two of them and two ranks with one
-        # draw the same masks, and a resumed run needs no generator's state.
-        torch.manual_seed(zlib.crc32(f"{self.recipe.seed}/{key}".encode()))
-        chosen = [self.sequences[i] for i in indices]
-        batch = collate(chosen, self.tokenizer.pad_id, self.model.row_width)
-        if self.tokenizer.mask_id is not None and self.recipe.train.token_masking:
-            batch = mask_tokens(batch, self.recipe.train.token_masking, self.tokenizer.mask_id)
-        return batch.to(device())
 
     def _end_epoch(self) -> None:
         """Evaluate and save."""
@@ -357,10 +260,7 @@ class Trainer:
     def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
         """Write plain transformers files, or an adapter as PEFT has them. Collective."""
         recipe, model = self.recipe, self.model
-        base = None
-        if self._fingerprint is not None:
-            quantization = recipe.adaptation.base_quantization
-            base = Base(recipe.model, self.task, recipe.seed, self._fingerprint, quantization)
+        base = self.base
         weights = gathered_state_dict(self.engine, model.model, trained_only=base is not None)
         if dist.get_rank() == 0:
             layout: Layout = "rows" if recipe.train.packing else "padded"

@@ -1,4 +1,4 @@
-"""The formats that a recipe's ``data.format`` may name. A new one is a file here, and a line below."""
+"""The formats that a recipe's ``data.format`` may name. Add a module here and register it below."""
 
 from __future__ import annotations
 

@@ -41,4 +41,6 @@ class CommonVoice(TextLines):
         if not path.is_file():
             raise UserError(f"{path}: no such file, expected the sentences of pycantonese 5")
         sentences = json.loads(path.read_text(encoding="utf-8"))
-        return {"train": [Example({"text": text}, f"{path}[{i}]", text) for i, text in enumerate(sentences)]}
+        return {
+            "train": [Example({"text": text}, f"{path.name}[{i}]", text) for i, text in enumerate(sentences)]
+        }

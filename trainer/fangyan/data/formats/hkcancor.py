@@ -84,7 +84,7 @@ class HKCanCor(TaggedDataConfig):
                     )
                 speech = None
                 if words:
-                    yield self._example(words, tags, f"{path}:{first}", path.stem)
+                    yield self._example(words, tags, f"{path.name}:{first}", path.stem)
 
     def _example(self, words: list[str], tags: list[str], source: str, group: str) -> Example:
         tokens = words

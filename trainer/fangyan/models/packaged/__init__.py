@@ -1,6 +1,6 @@
 """Small models that come inside other Python packages, and one that is a configuration alone.
 
-A new one is a file here, and a line below. Each has a name that ``model.path`` may say.
+Add a module here and register it below. Each has a name that ``model.path`` may say.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class TextGenerator(Predictor):
         def work() -> None:
             try:
                 self._model.model.generate(**options)
-            except BaseException as error:  # handed to the reader, who would wait for ever
+            except BaseException as error:  # raised where the text is read, which would hang
                 failures.append(error)
                 streamer.text_queue.put(streamer.stop_signal)
 
@@ -132,7 +132,7 @@ class TextGenerator(Predictor):
 
 
 class _StopOn(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
-    """Ends a generation that nobody reads any more."""
+    """Stops a generation whose reader has gone."""
 
     def __init__(self, event: Event):
         self._event = event

@@ -38,8 +38,8 @@ class CausalLMConfig(TaskConfig):
 class CausalLM(Task):
     """Labels and perplexities of a language model; see :class:`fangyan.tasks.task.Task`."""
 
-    name = "causal_lm"
-    fields: ClassVar[tuple[str, ...]] = CausalLMConfig.fields
+    name: ClassVar[str] = "causal_lm"
+    is_causal: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     pipeline_tag: ClassVar[str] = "text-generation"
     # The head is part of what is adapted.
@@ -47,9 +47,17 @@ class CausalLM(Task):
     tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
     greater_is_better: ClassVar[bool] = False
     metric_unit: ClassVar[str] = ""
-    # Per character: independent of how many sub-words a tokenizer makes of a dialect's text.
-    primary_metric = "character_perplexity"
-    metric_names = ("character_perplexity", "subword_perplexity", "bits_per_character")
+
+    @property
+    @override
+    def primary_metric(self) -> str:
+        """Return perplexity per character, whatever sub-words a tokenizer makes of a dialect's text."""
+        return "character_perplexity"
+
+    @property
+    @override
+    def metric_names(self) -> Sequence[str]:
+        return ("character_perplexity", "subword_perplexity", "bits_per_character")
 
     @property
     @override

@@ -95,8 +95,8 @@ class TokenClassification(Task):
         token_unit: into what a text is cut to be tagged.
     """
 
-    name = "token_classification"
-    fields: ClassVar[tuple[str, ...]] = TokenClassificationConfig.fields
+    name: ClassVar[str] = "token_classification"
+    is_causal: ClassVar[bool] = False
     peft_task_type: ClassVar[str] = "TOKEN_CLS"
     pipeline_tag: ClassVar[str] = "token-classification"
     has_new_head: ClassVar[bool] = True

@@ -1,0 +1,150 @@
+"""What a recipe trains, and on what: loaded and laid out, before there is an engine."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+
+from fangyan.data.batching import shuffled_batches
+from fangyan.data.packing import Batch, collate, mask_tokens
+from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
+from fangyan.device import device, on_gpu
+from fangyan.errors import UserError
+from fangyan.inference.export import Base
+from fangyan.models.dropout import use_byte_dropout
+from fangyan.models.layout import choose_layout
+from fangyan.models.packed import Layout, PackedModel
+from fangyan.models.structure import (
+    fingerprint,
+    head_name,
+    looks_ahead,
+    max_length,
+    new_modules,
+    num_outputs,
+    num_parameters,
+)
+from fangyan.recipe import Recipe
+from fangyan.training.engine import check_precision, slow_precision
+
+# The shortest sequence that a document is cut into, however small a batch.
+_SHORTEST = 8
+
+
+class Workload:
+    """A recipe's data and model, and every step laid out.
+
+    Making one needs no process group and touches no file of the run.
+
+    Attributes:
+        splits: examples, by name.
+        task: fitted to them.
+        tokenizer: of the model.
+        max_length: most sub-words of a sequence that is not trained on.
+        sequences: the training data as the model takes it.
+        lengths: sub-words of each.
+        num_valid: labels of each that are learned.
+        batches: by epoch, by step, the indices of the sequences to train on.
+        model: what is trained.
+        base: of an adapter's export; None where the model's own weights learn.
+        num_frozen: parameters that do not learn.
+        messages: for the user.
+    """
+
+    def __init__(self, recipe: Recipe):
+        check_precision(recipe.engine)
+        self.recipe = recipe
+        self.splits = recipe.data.load(recipe.seed)
+        self.task = recipe.task.build(self.splits, recipe.data)
+        self.metric = self._choose_metric()
+        self.messages = [*self.task.warnings(self.splits), *slow_precision(recipe.engine)]
+        task = self.task
+        model, backend = recipe.model.load(
+            task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs
+        )
+        if task.is_causal and looks_ahead(model):
+            raise UserError(
+                f"model.path: {type(model).__name__} sees what follows a sub-word, expected a causal model"
+            )
+        self.tokenizer = Tokenizer(backend)
+        if recipe.train.token_masking and self.tokenizer.mask_id is None:
+            raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
+        layout = self._choose_layout(model)
+        self.max_length = max_length(model, recipe.model.max_length, layout == "rows")
+        self.batches = self._lay_out_steps()
+        self.model = self._adapt(model, layout)
+        self.messages += self.model.messages
+        self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
+
+    def _choose_metric(self) -> str:
+        metric = self.recipe.train.metric
+        if metric == "auto":
+            return self.task.primary_metric
+        if metric not in self.task.metric_names:
+            raise UserError(
+                f"train.metric: {metric!r} is no metric of this task, expected one of "
+                f"{', '.join(self.task.metric_names)}"
+            )
+        return metric
+
+    def _choose_layout(self, model: Any) -> Layout:
+        recipe = self.recipe
+        layout, messages = choose_layout(
+            model, recipe.train.packing, recipe.engine.precision == "bf16", recipe.model.attention_dropout
+        )
+        self.messages += messages
+        return layout
+
+    def _lay_out_steps(self) -> list[list[list[int]]]:
+        config = self.recipe.train
+        longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
+        self.sequences = self.task.tokenize(self.splits["train"], self.tokenizer, longest)
+        self.lengths = [len(sequence.input_ids) for sequence in self.sequences]
+        self.num_valid = [
+            sum(label != IGNORE_INDEX for label in sequence.labels) for sequence in self.sequences
+        ]
+        return [
+            shuffled_batches(self.lengths, config.batch_tokens, self.recipe.seed, epoch)
+            for epoch in range(config.epochs)
+        ]
+
+    def _adapt(self, model: Any, layout: Layout) -> PackedModel:
+        recipe, task = self.recipe, self.task
+        head = head_name(model, num_outputs(model)) if task.has_new_head else None
+        new = new_modules(model, head)
+        self.base = None
+        if not recipe.adaptation.trains_base_weights:
+            # An adapter's export says on which weights it works; quantized ones have no such digest.
+            quantization = recipe.adaptation.base_quantization
+            self.base = Base(recipe.model, task, recipe.seed, new, fingerprint(model, new), quantization)
+        adapted = recipe.adaptation.apply(
+            model,
+            peft_task_type=task.peft_task_type,
+            new_head=head,
+            total_steps=self.total_steps,
+            activation_dtype=torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32,
+            kernels=recipe.engine.kernels,
+        )
+        if not on_gpu():
+            use_byte_dropout(adapted)
+        packed = PackedModel(adapted, layout, recipe.engine.kernels)
+        if recipe.train.gradient_checkpointing:
+            packed.use_gradient_checkpointing()
+        return packed
+
+    @property
+    def total_steps(self) -> int:
+        """Return the optimizer steps of all epochs."""
+        return sum(len(batches) for batches in self.batches)
+
+    def micro_batch(self, indices: list[int], key: str) -> Batch:
+        """Return sequences as a batch on the device; ``key`` seeds its dropout and masking."""
+        # Dropout follows the micro-batch, not the rank: one rank with two of them and two ranks with one
+        # draw the same masks, and a resumed run needs no generator's state.
+        torch.manual_seed(zlib.crc32(f"{self.recipe.seed}/{key}".encode()))
+        chosen = [self.sequences[i] for i in indices]
+        batch = collate(chosen, self.tokenizer.pad_id, self.model.row_width)
+        if self.tokenizer.mask_id is not None and self.recipe.train.token_masking:
+            batch = mask_tokens(batch, self.recipe.train.token_masking, self.tokenizer.mask_id)
+        return batch.to(device())
