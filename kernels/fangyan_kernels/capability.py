@@ -1,4 +1,4 @@
-"""What an old GPU cannot do: said in a sentence before a kernel fails at it, or done otherwise."""
+"""Limits of old GPUs: refused in a sentence before a kernel fails at them, or worked around."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Of compute capabilities, the first with bfloat16 (CUDA C Programming Guide, "Compute Capabilities"), and the
-# first whose tensor cores Triton uses: since its version 3.3, Turing's lie idle (its pull request 5066).
+# The first compute capability with bfloat16 (CUDA C Programming Guide, "Compute Capabilities"), and the first
+# whose tensor cores Triton uses: since its version 3.3, Turing's are idle (its pull request 5066).
 BFLOAT16_SINCE = TENSOR_CORES_SINCE = (8, 0)
 
 
@@ -27,7 +27,7 @@ def refuse_bfloat16(input: Tensor) -> None:
 
 
 def bfloat16_missing(device: torch.device) -> str | None:
-    """Why a device does not compute in bfloat16, as an end of a sentence, or None."""
+    """Return why a device does not compute in bfloat16, as the end of a sentence, or None."""
     if device.type != "cuda" or (capability := _capability(device)) >= BFLOAT16_SINCE:
         return None
     found, needed = (".".join(map(str, version)) for version in (capability, BFLOAT16_SINCE))
@@ -35,7 +35,7 @@ def bfloat16_missing(device: torch.device) -> str | None:
 
 
 def has_tensor_cores(device: torch.device) -> bool:
-    """Whether a product in a Triton kernel is more than multiplications; cuBLAS uses Turing's too."""
+    """Return whether Triton's products use tensor cores; cuBLAS uses Turing's too."""
     return device.type != "cuda" or _capability(device) >= TENSOR_CORES_SINCE
 
 

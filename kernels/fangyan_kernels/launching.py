@@ -1,4 +1,4 @@
-"""Launches of Triton kernels at a third of their usual price to the host."""
+"""Launches of Triton kernels at a third of their usual host time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Each holds its options, so that no others can have their place in memory.
+# Each holds its options, so that no others can take their address.
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[int, ...], Mapping[str, int]]] = {}
 
 
-# Beyond them Triton passes a number in 64 bits, to another variant.
+# Beyond them Triton passes an integer in 64 bits, to another variant.
 _SMALLEST, _LARGEST = -(2**31), 2**31 - 1
 
 
@@ -24,12 +24,14 @@ def launch(
     fixed: tuple[int, ...],
     options: Mapping[str, int],
 ) -> None:
-    """Runs ``kernel[grid](*tensors, *varying, *fixed, **options)`` on the current device.
+    """Run ``kernel[grid](*tensors, *varying, *fixed, **options)`` on the current device.
 
     Triton binds and classifies every argument at every launch, 12 to 20 us for kernels of 20 to 40. Here a
     compiled variant is found by what it depends on, and launched as Triton's tutorials launch one themselves.
 
     Args:
+        kernel: the ``@triton.jit`` function.
+        grid: programs along both axes.
         tensors: the first is never None; where one does not begin at a multiple of 16 bytes, Triton finds
             the variant.
         varying: numbers that the kernel is not specialized on; where one needs 64 bits, likewise.
@@ -37,7 +39,7 @@ def launch(
         options: the kernel's constants in their order, which are the last of its arguments; then
             ``num_warps`` and the like. The same object at every launch, as a variant is found by it.
     """
-    # By their places in memory: kernels of two modules may have one name, and hashing one hashes its source.
+    # By their addresses: kernels of two modules may have one name, and hashing one hashes its source.
     key: list[Any] = [id(kernel), id(options), fixed]
     addresses = 0
     for tensor in tensors:

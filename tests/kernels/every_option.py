@@ -3,7 +3,7 @@
 import pytest
 import torch
 import triton_here
-from fangyan_kernels import linear_cross_entropy, lora_linear
+from fangyan_kernels import linear_cross_entropy_with_statistics, lora_linear
 
 TOKENS, HIDDEN = 40, 64
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -16,13 +16,12 @@ ALONE = {
     "softcap": {"softcap": 15.0},
     "divisor": {"divisor": 7.0},
     "max_valid": {"max_valid": 20},
-    "counts": {"statistics": "counts"},
-    "predictions": {"statistics": "predictions"},
+    "predictions": {"predictions": True},
     "frozen input": {},
     "frozen weight": {},
     "no gradient": {},
 }
-TOGETHER = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 15.0, "statistics": "predictions"}
+TOGETHER = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 15.0, "predictions": True}
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +43,7 @@ def loss_of(classes, dtype, impl, names=(), **options):
     if "token_weight" in names:
         options["token_weight"] = torch.rand(TOKENS)
     target = torch.randint(classes, (TOKENS,))
-    loss = linear_cross_entropy(input, weight, target, impl=impl, **options)
-    loss = loss[0] if isinstance(loss, tuple) else loss
+    loss, _ = linear_cross_entropy_with_statistics(input, weight, target, impl=impl, **options)
     if loss.requires_grad:
         loss.backward(torch.full_like(loss, 2.0))
 

@@ -104,7 +104,7 @@ def test_linear_cross_entropy(impl, classes, reduction):
     check(ours, plain, (input, weight, bias), upstream, sizes)
 
 
-@implementations("cpu", "triton")
+@implementations("cpp", "triton")
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("base", ["plain", "nf4", "nested fp4"])
 @pytest.mark.parametrize("tokens", [5, 150])

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 CHOSEN = {
     "optim8bit/test_optim8bit.py": "",
     "linear_cross_entropy/test_linear_cross_entropy.py": "test_every_option_together and cpp",
-    "lora_linear/test_lora_linear.py": "test_dropout and cpu",
+    "lora_linear/test_lora_linear.py": "test_dropout and cpp",
     "varlen_attention/test_varlen_attention.py": "test_sizes_of_heads",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,12 @@ if not torch.cuda.is_available():
     # DeepSpeed guesses its device where it is imported, which PEFT does too, and warns of a guess that is
     # no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# PEFT imports bitsandbytes, which warns on processors with AVX512-BF16 that the package "kernels" is
+# missing, with which it would multiply by 4-bit weights itself.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in str(record.msg)
+)
 
 
 def on_gpu() -> bool:

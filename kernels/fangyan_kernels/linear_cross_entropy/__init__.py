@@ -5,7 +5,7 @@ Shape suffixes: T tokens, H hidden, C classes.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,74 +13,30 @@ from torch import Tensor
 from fangyan_kernels import ops
 from fangyan_kernels.capability import has_tensor_cores, refuse_bfloat16
 from fangyan_kernels.linear_cross_entropy import reference
+from fangyan_kernels.ops.linear_cross_entropy import Inputs, Options
+from fangyan_kernels.validation import choose_implementation, describe
 
-__all__ = ["Statistics", "linear_cross_entropy"]
+__all__ = ["Statistics", "linear_cross_entropy", "linear_cross_entropy_with_statistics"]
 
 Implementation = Literal["auto", "reference", "cpp", "triton", "triton_small_vocab", "triton_large_vocab"]
 Reduction = Literal["none", "mean", "sum"]
-_IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "triton_small_vocab", "triton_large_vocab")
-_REDUCTIONS = ("none", "mean", "sum")
-_STATISTICS = ("none", "counts", "predictions")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+_REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+_VARIANTS = {"triton_small_vocab": "small_vocab", "triton_large_vocab": "large_vocab"}
 
 
 class Statistics(NamedTuple):
-    """What the pass that computes the loss knows besides.
+    """What the pass that computes the loss finds besides.
 
     Attributes:
         num_valid: targets that are not ``ignore_index``, ``()``, int64.
         num_correct: of them, those whose class has the largest logit, the first of several, ``()``, int64.
-        predictions: that class, ``ignore_index`` where the target is, ``(...)``, int64; None unless
-            ``statistics="predictions"``.
+        predictions: that class, ``ignore_index`` where the target is, ``(...)``, int64; or None.
     """
 
     num_valid: Tensor
     num_correct: Tensor
     predictions: Tensor | None
-
-
-@overload
-def linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    reduction: Reduction = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    z_loss: float = ...,
-    softcap: float | None = ...,
-    token_weight: Tensor | None = ...,
-    divisor: Tensor | float | None = ...,
-    gradient_filter: float = ...,
-    max_valid: int | None = ...,
-    statistics: Literal["none"] = ...,
-    impl: Implementation = ...,
-) -> Tensor: ...
-
-
-@overload
-def linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    reduction: Reduction = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    z_loss: float = ...,
-    softcap: float | None = ...,
-    token_weight: Tensor | None = ...,
-    divisor: Tensor | float | None = ...,
-    gradient_filter: float = ...,
-    max_valid: int | None = ...,
-    statistics: Literal["counts", "predictions"],
-    impl: Implementation = ...,
-) -> tuple[Tensor, Statistics]: ...
 
 
 def linear_cross_entropy(
@@ -99,13 +55,12 @@ def linear_cross_entropy(
     divisor: Tensor | float | None = None,
     gradient_filter: float = 0.0,
     max_valid: int | None = None,
-    statistics: Literal["none", "counts", "predictions"] = "none",
     impl: Implementation = "auto",
-) -> Tensor | tuple[Tensor, Statistics]:
-    """``cross_entropy(linear(input, linear_weight, linear_bias), target)``, without the logits.
+) -> Tensor:
+    """Compute ``cross_entropy(linear(input, linear_weight, linear_bias), target)`` without the logits.
 
     The signature and meaning are those of :func:`torch.nn.functional.linear_cross_entropy`, but
-    for one case: when no target counts, ``mean`` is a zero connected to the graph, not NaN. The
+    for one case: where every target is ignored, ``mean`` is a zero connected to the graph, not NaN. The
     formula of all options together is in ``reference.py``. Under autocast, input and head are cast
     as ``linear`` casts them.
 
@@ -118,64 +73,111 @@ def linear_cross_entropy(
         linear_weight: the head's weight, ``(C, H)``, dtype of ``input``.
         target: class indices in [0, C) or ``ignore_index``, ``(...)``, int64.
         linear_bias: the head's bias, ``(C,)``.
-        weight: a factor a class, ``(C,)``; ``mean`` then divides by the sum of the targets' factors.
-        reduction: ``none`` gives a loss a token, ``(...)``; ``sum`` and ``mean`` a scalar.
-        ignore_index: targets equal to it give no loss and no gradient, and cost no matrix work.
+        weight: one factor per class, ``(C,)``; ``mean`` then divides by the sum of the targets' factors.
+        reduction: ``none`` returns one loss per token, ``(...)``; ``sum`` and ``mean`` a scalar.
+        ignore_index: targets equal to it have no loss and no gradient, and cost no matrix work.
         label_smoothing: in [0, 1]; mixes the target with a uniform distribution
             (Szegedy et al. 2015, arXiv 1512.00567).
         z_loss: factor of the squared log-sum-exp (Chowdhery et al. 2022, arXiv 2204.02311), added to
             the loss; class weights do not touch it.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma Team 2024, arXiv 2408.00118).
-        token_weight: a factor a token, ``(...)``; it enters what ``mean`` divides by.
-        divisor: what ``mean`` divides by in place of the targets here, ``()`` or a number: the labels
-            of all ranks and accumulation steps, say.
-        gradient_filter: leaves out of the gradients' products what is smaller, in a fraction of its
+        token_weight: one factor per token, ``(...)``; it enters what ``mean`` divides by.
+        divisor: what ``mean`` divides by in place of the targets here, ``()`` or a number: the valid
+            tokens of all ranks and accumulation steps, say.
+        gradient_filter: leaves out of the gradients' products whatever is smaller, as a fraction of its
             token's weight, for a whole chunk of tokens (after Wijmans et al. 2024, arXiv 2411.09009).
             An element of the gradient of ``input`` is then off by at most this, times its token's
             weight over the divisor, times the sum of the absolute values of its column of
             ``linear_weight``; one of ``linear_weight`` by at most this times its column of ``input``,
             weighted so, in absolute values. 2**-12 is below what bfloat16 resolves. Implemented by
             ``cpp``; on a GPU it has no effect: the kernels there always compute every product exactly.
-        max_valid: how many targets are not ignored, at most, where the caller knows it. Spares a
-            GPU the vocabulary's work on ignored tokens, without asking the GPU for their number. Labels
-            beyond it are lost there: it must not be too small, and a GPU stops with an assertion if it is.
-        statistics: ``counts`` also returns how many tokens are labelled and correct, ``predictions``
-            their classes too.
-        impl: ``reference`` (PyTorch, any device and dtype), ``cpp`` (CPU) and ``triton`` (CUDA; tags or
-            vocabulary by the number of classes, or named) in float32, bfloat16 and float16, or
+        max_valid: a bound of the number of targets that are not ignored, where the caller knows one. Spares
+            a GPU the work of a large vocabulary on ignored tokens, without asking the GPU for their number.
+            Targets beyond it are lost there: it must not be too small, and a GPU stops with an assertion if
+            it is.
+        impl: ``reference`` (PyTorch, any device and dtype), ``cpp`` (CPU) and ``triton`` (CUDA; the kernels
+            for few or for many classes, or one of them by name) in float32, bfloat16 and float16, or
             ``auto``. A named implementation that cannot run raises.
 
     Returns:
-        The loss, in float32 (float64 for float64 input), and the :class:`Statistics` if asked for.
+        The loss, in float32 (float64 for float64 input).
 
     Raises:
         ValueError: naming the argument, what was found and what was expected: also of bfloat16 on a
             GPU below compute capability 8.0. A target outside [0, C) on a GPU fails there, as a
             device-side assertion, in place of a ValueError.
     """
+    loss, _ = _compute(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        token_weight=token_weight,
+        divisor=divisor,
+        gradient_filter=gradient_filter,
+        max_valid=max_valid,
+        impl=impl,
+    )
+    return loss
+
+
+def linear_cross_entropy_with_statistics(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, predictions: bool = False, **options: Any
+) -> tuple[Tensor, Statistics]:
+    """Compute :func:`linear_cross_entropy` and, in the same pass, how many tokens are valid and correct.
+
+    Args:
+        input: hidden states, ``(..., H)``.
+        linear_weight: the head's weight, ``(C, H)``.
+        target: class indices or ``ignore_index``, ``(...)``.
+        predictions: whether the likeliest class of each token is wanted too.
+        **options: those of :func:`linear_cross_entropy`, by name.
+
+    Returns:
+        The loss and the :class:`Statistics`.
+
+    Raises:
+        ValueError: as :func:`linear_cross_entropy`.
+    """
+    defaults = linear_cross_entropy.__kwdefaults__ or {}
+    return _compute(input, linear_weight, target, predict=predictions, **{**defaults, **options})
+
+
+def _compute(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    token_weight: Tensor | None,
+    divisor: Tensor | float | None,
+    softcap: float | None,
+    impl: str,
+    predict: bool = False,
+    **others: Any,
+) -> tuple[Tensor, Statistics]:
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, linear_weight = input.to(dtype), linear_weight.to(dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(dtype)
     _validate_tensors(input, linear_weight, target, linear_bias, weight, token_weight)
-    _validate_options(reduction, label_smoothing, z_loss, softcap, divisor, gradient_filter, max_valid)
-    if statistics not in _STATISTICS:
-        raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(_STATISTICS)}")
-    chosen = _choose(impl, input)
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"softcap is {softcap}, expected None or more than 0")
+    options = Options(softcap=float(softcap or 0.0), predict=predict, **others)
+    _validate_options(options, divisor)
+    chosen = choose_implementation(impl, input, _IMPLEMENTATIONS)
     if not chosen.startswith("triton"):  # whose kernels check: reading the targets would stall a GPU
-        _validate_targets(target, linear_weight.shape[0], ignore_index)
-    if chosen != "reference":
-        refuse_bfloat16(input)
-    if chosen == "triton_auto" and not has_tensor_cores(input.device):
-        chosen = "triton_large_vocab"  # whose products are cuBLAS's
+        _validate_targets(target, linear_weight.shape[0], options.ignore_index)
 
     wide = torch.promote_types(input.dtype, torch.float32)
-    if isinstance(divisor, Tensor):
-        divisor = divisor.detach().to(input.device, wide)
-        divisor = divisor.reshape(()) if divisor.ndim else divisor
-    elif divisor is not None:  # filled there: a copy would make the host wait
-        divisor = torch.full((), divisor, dtype=wide, device=input.device)
-    tensors = (
+    inputs = Inputs(
         # A view would be one more node of the graph, which costs the host 6 us.
         input if input.ndim == 2 else input.reshape(-1, input.shape[-1]),
         linear_weight,
@@ -183,54 +185,53 @@ def linear_cross_entropy(
         target if target.ndim == 1 else target.reshape(-1),
         None if weight is None else weight.to(wide),
         None if token_weight is None else token_weight.reshape(-1).to(wide),
-        divisor,
+        _as_tensor(divisor, input.device, wide),
     )
-    # A float16 gradient of a mean is too small for its dtype until a loss scale has come down from above.
-    late = input.dtype == torch.float16 and reduction != "none" and torch.is_grad_enabled()
-    reduce = "none" if late and chosen != "reference" else reduction
-    options = (reduce, ignore_index, float(label_smoothing), float(z_loss), float(softcap or 0.0))
-    predict = statistics == "predictions"
     if chosen == "reference":
-        loss, labelled, correct, predictions = reference.linear_cross_entropy(*tensors, *options, predict)
+        loss, num_valid, num_correct, prediction_T = reference.linear_cross_entropy(inputs, options)
     else:
-        variant = chosen.removeprefix("triton_") if chosen != "cpp" else "auto"
-        wanted = _wanted_gradients(reduce, input, linear_weight, linear_bias)
-        loss, labelled, correct, predictions, *_ = ops.linear_cross_entropy(
-            *tensors, *options, float(gradient_filter), max_valid, variant, predict, *wanted
-        )
-        if reduce != reduction:
-            loss = reference.reduced(loss, reduction, *tensors[3:], ignore_index)
-    if reduction == "none":
+        refuse_bfloat16(input)
+        loss, num_valid, num_correct, prediction_T = _fused(inputs, options, chosen)
+    if options.reduction == "none":
         loss = loss.reshape(target.shape)
-    if statistics == "none":
-        return loss
-    return loss, Statistics(labelled, correct, predictions.reshape(target.shape) if predict else None)
+    predictions = prediction_T.reshape(target.shape) if predict else None
+    return loss, Statistics(num_valid, num_correct, predictions)
 
 
-def _choose(impl: str, input: Tensor) -> str:
-    """The implementation that runs: no named one is ever replaced by another."""
-    if impl not in _IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}, expected one of {', '.join(_IMPLEMENTATIONS)}")
-    device, fits = input.device.type, input.dtype in _DTYPES
-    if impl == "auto":
-        by_device = {"cpu": "cpp", "cuda": "triton_auto"}
-        return by_device.get(device, "reference") if fits else "reference"
-    if impl == "reference":
-        return impl
-    needed = "cpu" if impl == "cpp" else "cuda"
-    if device != needed or not fits:
-        raise ValueError(
-            f"impl={impl!r} takes float32, bfloat16 and float16 on {needed}, "
-            f"input is {input.dtype} on {device}"
-        )
-    return "triton_auto" if impl == "triton" else impl
+def _as_tensor(divisor: Tensor | float | None, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    if isinstance(divisor, Tensor):
+        divisor = divisor.detach().to(device, dtype)
+        return divisor.reshape(()) if divisor.ndim else divisor
+    # Filled there: a copy would make the host wait.
+    return None if divisor is None else torch.full((), divisor, dtype=dtype, device=device)
 
 
-def _wanted_gradients(reduction: str, *leaves: Tensor | None) -> tuple[bool, bool, bool]:
-    """Which gradients the forward computes; without a reduction they have to wait for the backward."""
+def _fused(inputs: Inputs, options: Options, chosen: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Call the operator, which computes the gradients that it can with the loss."""
+    variant = _VARIANTS.get(chosen, "auto")
+    if chosen == "triton" and not has_tensor_cores(inputs.input_TH.device):
+        variant = "large_vocab"  # whose products are cuBLAS's
+    # fp16 gradients of a mean underflow before the loss scale is applied: they are deferred.
+    deferred = inputs.input_TH.dtype == torch.float16 and torch.is_grad_enabled()
+    reduction = "none" if deferred else options.reduction
+    leaves = inputs.input_TH, inputs.weight_CH, inputs.bias_C
+    # Without a reduction all gradients wait for the upstream gradient.
     early = reduction != "none" and torch.is_grad_enabled()
-    first, second, third = (early and leaf is not None and leaf.requires_grad for leaf in leaves)
-    return first, second, third
+    wanted = [early and leaf is not None and leaf.requires_grad for leaf in leaves]
+    results = ops.linear_cross_entropy.linear_cross_entropy(
+        inputs,
+        options._replace(
+            reduction=reduction,
+            variant=variant,
+            grad_input=wanted[0],
+            grad_weight=wanted[1],
+            grad_bias=wanted[2],
+        ),
+    )
+    loss = results.loss
+    if reduction != options.reduction:
+        loss = reference.reduced(loss, inputs, options)
+    return loss, results.num_valid, results.num_correct, results.prediction_T
 
 
 def _validate_tensors(
@@ -242,15 +243,15 @@ def _validate_tensors(
     token_weight: Tensor | None,
 ) -> None:
     if not input.is_floating_point() or input.ndim == 0:
-        raise ValueError(f"input is {_describe(input)}, expected floating point of shape (..., H)")
+        raise ValueError(f"input is {describe(input)}, expected floating point of shape (..., H)")
     hidden = input.shape[-1]
     if linear_weight.ndim != 2 or linear_weight.shape[1] != hidden:
-        raise ValueError(f"linear_weight is {_describe(linear_weight)}, expected shape (C, {hidden})")
+        raise ValueError(f"linear_weight is {describe(linear_weight)}, expected shape (C, {hidden})")
     if linear_weight.dtype != input.dtype:
         raise ValueError(f"linear_weight is {linear_weight.dtype}, expected input's {input.dtype}")
     classes, tokens = linear_weight.shape[0], input.shape[:-1]
     if target.dtype != torch.int64 or target.shape != tokens:
-        raise ValueError(f"target is {_describe(target)}, expected int64 of shape {tuple(tokens)}")
+        raise ValueError(f"target is {describe(target)}, expected int64 of shape {tuple(tokens)}")
     if linear_bias is not None and linear_bias.dtype != input.dtype:
         raise ValueError(f"linear_bias is {linear_bias.dtype}, expected input's {input.dtype}")
     for name, value, shape in (
@@ -259,7 +260,7 @@ def _validate_tensors(
         ("token_weight", token_weight, tokens),
     ):
         if value is not None and value.shape != shape:
-            raise ValueError(f"{name} is {_describe(value)}, expected shape {tuple(shape)}")
+            raise ValueError(f"{name} is {describe(value)}, expected shape {tuple(shape)}")
     for name, value in (("weight", weight), ("token_weight", token_weight)):
         if value is not None and value.requires_grad:
             raise ValueError(f"{name} requires a gradient, which this op does not give; expected a constant")
@@ -274,31 +275,21 @@ def _validate_tensors(
             raise ValueError(f"{name} is on {value.device}, expected input's {input.device}")
 
 
-def _validate_options(
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    divisor: Any,
-    gradient_filter: float,
-    max_valid: int | None,
-) -> None:
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(_REDUCTIONS)}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
-    if not z_loss >= 0.0:
-        raise ValueError(f"z_loss is {z_loss}, expected 0 or more")
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"softcap is {softcap}, expected None or more than 0")
-    if divisor is not None and reduction != "mean":
-        raise ValueError(f"divisor is given with reduction={reduction!r}, expected 'mean'")
+def _validate_options(options: Options, divisor: Tensor | float | None) -> None:
+    if options.reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction is {options.reduction!r}, expected one of {', '.join(_REDUCTIONS)}")
+    if not 0.0 <= options.label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {options.label_smoothing}, expected a number in [0, 1]")
+    if not options.z_loss >= 0.0:
+        raise ValueError(f"z_loss is {options.z_loss}, expected 0 or more")
+    if divisor is not None and options.reduction != "mean":
+        raise ValueError(f"divisor is given with reduction={options.reduction!r}, expected 'mean'")
     if isinstance(divisor, Tensor) and divisor.numel() != 1:
-        raise ValueError(f"divisor is {_describe(divisor)}, expected one number")
-    if not 0.0 <= gradient_filter < 1.0:
-        raise ValueError(f"gradient_filter is {gradient_filter}, expected a number in [0, 1)")
-    if max_valid is not None and max_valid < 0:
-        raise ValueError(f"max_valid is {max_valid}, expected None, 0 or more")
+        raise ValueError(f"divisor is {describe(divisor)}, expected one number")
+    if not 0.0 <= options.gradient_filter < 1.0:
+        raise ValueError(f"gradient_filter is {options.gradient_filter}, expected a number in [0, 1)")
+    if options.max_valid is not None and options.max_valid < 0:
+        raise ValueError(f"max_valid is {options.max_valid}, expected None, 0 or more")
 
 
 def _validate_targets(target: Tensor, classes: int, ignore_index: int) -> None:
@@ -310,7 +301,3 @@ def _validate_targets(target: Tensor, classes: int, ignore_index: int) -> None:
                 f"target holds {int(target[bad][0])}, expected a class in [0, {classes}) "
                 f"or ignore_index {ignore_index}"
             )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

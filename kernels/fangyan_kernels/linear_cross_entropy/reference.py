@@ -16,81 +16,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fangyan_kernels.ops.linear_cross_entropy import Inputs, Options
 
-def linear_cross_entropy(
-    input_TH: Tensor,
-    weight_CH: Tensor,
-    bias_C: Tensor | None,
-    target_T: Tensor,
-    class_weight_C: Tensor | None,
-    token_weight_T: Tensor | None,
-    divisor: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    predict: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first four results of the operator ``fangyan::linear_cross_entropy``, by autograd's own means."""
-    labelled_T = target_T != ignore_index
+
+def linear_cross_entropy(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the first four results of the operator, which autograd differentiates."""
+    target_T, ignore_index = inputs.target_T, options.ignore_index
+    valid_T = target_T != ignore_index
     # Whatever an ignored token holds, an inf or a NaN too, reaches no gradient.
-    input_TH = torch.where(labelled_T[:, None], input_TH, 0.0)
-    logits_TC = F.linear(input_TH, weight_CH, bias_C)
+    input_TH = torch.where(valid_T[:, None], inputs.input_TH, 0.0)
+    logits_TC = F.linear(input_TH, inputs.weight_CH, inputs.bias_C)
     logits_TC = logits_TC.to(torch.promote_types(logits_TC.dtype, torch.float32))
-    if softcap:
-        logits_TC = softcap * torch.tanh(logits_TC / softcap)
-    if class_weight_C is not None:
-        class_weight_C = class_weight_C.to(logits_TC.dtype)
+    if options.softcap:
+        logits_TC = options.softcap * torch.tanh(logits_TC / options.softcap)
+    class_weight_C = inputs.class_weight_C
     loss_T = F.cross_entropy(
         logits_TC,
         target_T,
-        weight=class_weight_C,
+        weight=None if class_weight_C is None else class_weight_C.to(logits_TC.dtype),
         reduction="none",
         ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
+        label_smoothing=options.label_smoothing,
     )
-    if z_loss:
-        loss_T = loss_T + z_loss * torch.where(labelled_T, logits_TC.logsumexp(1).square(), 0.0)
-    if token_weight_T is not None:
-        loss_T = loss_T * torch.where(labelled_T, token_weight_T, 0.0)
+    if options.z_loss:
+        loss_T = loss_T + options.z_loss * torch.where(valid_T, logits_TC.logsumexp(1).square(), 0.0)
+    if inputs.token_weight_T is not None:
+        loss_T = loss_T * torch.where(valid_T, inputs.token_weight_T, 0.0)
     prediction_T = logits_TC.argmax(1) if logits_TC.numel() else target_T
-    labelled, correct = labelled_T.sum(), ((prediction_T == target_T) & labelled_T).sum()
-    prediction_T = torch.where(labelled_T, prediction_T, ignore_index) if predict else target_T[:0]
-    if reduction != "none":
-        weights = target_T, class_weight_C, token_weight_T, divisor
-        loss_T = reduced(loss_T, reduction, *weights, ignore_index)
-    return loss_T, labelled, correct, prediction_T
+    num_valid, num_correct = valid_T.sum(), ((prediction_T == target_T) & valid_T).sum()
+    prediction_T = torch.where(valid_T, prediction_T, ignore_index) if options.predict else target_T[:0]
+    return reduced(loss_T, inputs, options), num_valid, num_correct, prediction_T
 
 
-def reduced(
-    loss_T: Tensor,
-    reduction: str,
-    target_T: Tensor,
-    class_weight_C: Tensor | None,
-    token_weight_T: Tensor | None,
-    divisor: Tensor | None,
-    ignore_index: int,
-) -> Tensor:
-    """The sum or the mean of the tokens' losses."""
-    if reduction == "mean" and divisor is None:
-        divisor = _total_weight(target_T, ignore_index, class_weight_C, token_weight_T, loss_T.dtype)
-    return loss_T.sum() if divisor is None else loss_T.sum() / divisor
+def reduced(loss_T: Tensor, inputs: Inputs, options: Options) -> Tensor:
+    """Sum or average the tokens' losses, or return them as they are."""
+    if options.reduction == "none":
+        return loss_T
+    if options.reduction == "sum":
+        return loss_T.sum()
+    divisor = inputs.divisor
+    if divisor is None:
+        divisor = _total_weight(inputs, options.ignore_index, loss_T.dtype)
+    return loss_T.sum() / divisor
 
 
-def _total_weight(
-    target_T: Tensor,
-    ignore_index: int,
-    class_weight_C: Tensor | None,
-    token_weight_T: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """What ``mean`` divides by; 1 where it would be 0, so that no label is a loss of 0 and not NaN."""
-    labelled_T = target_T != ignore_index
-    factor_T = labelled_T.to(dtype)
-    if class_weight_C is not None:
-        factor_T = factor_T * class_weight_C.to(dtype)[torch.where(labelled_T, target_T, 0)]
-    if token_weight_T is not None:
-        factor_T = torch.where(labelled_T, factor_T * token_weight_T, 0.0)
-    total = factor_T.sum()
+def _total_weight(inputs: Inputs, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """Sum the targets' weights; 1 where that is 0, so that a batch without a target has a loss of 0."""
+    valid_T = inputs.target_T != ignore_index
+    weight_T = valid_T.to(dtype)
+    if inputs.class_weight_C is not None:
+        class_weight_C = inputs.class_weight_C.to(dtype)
+        weight_T = weight_T * class_weight_C[torch.where(valid_T, inputs.target_T, 0)]
+    if inputs.token_weight_T is not None:
+        weight_T = torch.where(valid_T, weight_T * inputs.token_weight_T, 0.0)
+    total = weight_T.sum()
     return torch.where(total == 0, torch.ones_like(total), total)

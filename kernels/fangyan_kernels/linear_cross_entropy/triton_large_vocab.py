@@ -4,7 +4,7 @@
     g_RC      = gradient of the logits      (triton_softmax.py, over the logits)
     grad_input_RH = g_RC weight, grad_weight_CH += g_RC' input_RH     (cuBLAS)
 
-a chunk of R tokens at a time, of the labelled ones alone where the caller knows their number.
+a chunk of R tokens at a time, of the valid ones alone where the caller knows a bound of their number.
 
 Floor: 6 T H C operations. The products read and write the logits behind their arithmetic. Beside them stands
 the softmax, 4 bytes per logit in bfloat16 (up to 6 where the cache does not hold a row until its second
@@ -20,12 +20,13 @@ take a copy of the weight, and the loads of Hopper's products (TMA) ask for alig
 
 Memory beside the results: the logits of a chunk; with several chunks 4 C H bytes more.
 
-Shape suffixes: T tokens, L labelled tokens, R tokens of a chunk, H hidden, C classes.
+Shape suffixes: T tokens, L valid tokens, R tokens of a chunk, H hidden, C classes.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -34,19 +35,20 @@ from torch import Tensor
 
 from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
-    PARTS,
-    TOTALS,
+    LOSS,
+    NUM_PARTIALS,
     Call,
     Flags,
-    add_totals,
     processors,
+    reduce_loss,
 )
 from fangyan_kernels.linear_cross_entropy.triton_softmax import (
-    MOST_TILE_CLASSES,
+    MAX_TILE_CLASSES,
     choose_tile,
     softmax_tile,
 )
 from fangyan_kernels.linear_cross_entropy.triton_softmax_rows import row_options, softmax_row
+from fangyan_kernels.ops.linear_cross_entropy import Results
 
 ROW_ALIGNMENT = 64
 CHUNK_BYTES = 1 << 30
@@ -55,16 +57,16 @@ REPAIR = {"BLOCK_C": 64, "BLOCK_H": 64, "BLOCK_R": 16, "num_warps": 4}
 
 
 def row_stride(classes: int) -> int:
-    """Elements from one row of logits to the next."""
-    return triton.cdiv(classes, ROW_ALIGNMENT) * ROW_ALIGNMENT
+    """Return the elements from one row of logits to the next."""
+    return -(-classes // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
 
 def chunk_rows(tokens: int, hidden: int, classes: int, element_size: int) -> int:
-    """Tokens of a chunk: the fewest chunks that their fp32 sum, 4 C H bytes, makes no dearer in memory.
+    """Choose the tokens per chunk: the fewest chunks whose fp32 sum, 4 C H bytes, costs no extra memory.
 
-    A chunk may have 1 GiB of logits, or as many as weigh what the sum does: fewer would save less than it
-    takes. In a dtype of 2 bytes the sum is there besides the result, and a single chunk does without it, so
-    all tokens are one where their logits are no more than the sum and a chunk's together.
+    A chunk may have 1 GiB of logits, or as many bytes as the sum: smaller ones would save less than the sum
+    takes. In a dtype of 2 bytes the sum exists besides the result, and a single chunk needs none, so there is
+    one chunk where all logits take no more than the sum and a chunk's together.
     """
     row_bytes = max(1, row_stride(classes)) * element_size
     sum_bytes = 4 * classes * hidden
@@ -75,54 +77,72 @@ def chunk_rows(tokens: int, hidden: int, classes: int, element_size: int) -> int
     return tokens if (tokens - rows) * row_bytes <= saved else rows
 
 
-def linear_cross_entropy(call: Call, max_valid: int | None) -> tuple[Tensor, ...]:
-    """The operator's results; rows are packed where ``max_valid`` says that it pays."""
-    count = call.tokens if max_valid is None else min(max_valid, call.tokens)
-    packed = count < call.tokens
-    token_L = _labelled(call, count) if packed else None
-    input_LH = call.input_TH if token_L is None else call.input_TH.index_select(0, token_L.clamp(min=0))
-    # Of tokens: their kernels write those of their rows, which are not all where rows are packed.
-    new = call.target_T.new_zeros if packed else call.target_T.new_empty
-    loss_T, correct_T = new(call.tokens, dtype=torch.float32), new(call.tokens, dtype=torch.int8)
-    prediction_T = (
-        torch.full_like(call.target_T, call.ignore_index) if call.predict else call.target_T.new_empty(0)
-    )
-    results = loss_T, correct_T, prediction_T
-    grad_LH, sums = _gradients(call, input_LH, token_L, results)
+class _PerToken(NamedTuple):
+    """What the softmax kernels write for each token."""
 
-    device = call.target_T.device
-    loss = loss_T if call.reduction == "none" else loss_T.new_empty(())
-    labelled, correct = (torch.empty((), dtype=torch.int64, device=device) for _ in range(2))
+    loss_T: Tensor
+    correct_T: Tensor
+    prediction_T: Tensor
+
+
+def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
+    """Compute the operator's results; rows are packed where ``max_valid`` is below the number of tokens."""
+    inputs, options = call.inputs, call.options
+    tokens, _, _ = call.shape
+    count = tokens if options.max_valid is None else min(options.max_valid, tokens)
+    packed = count < tokens
+    token_L = _valid_tokens(call, count) if packed else None
+    input_LH = inputs.input_TH if token_L is None else inputs.input_TH.index_select(0, token_L.clamp(min=0))
+    per_token = _empty_per_token(call, packed)
+    grad_LH, sums = _gradients(call, input_LH, token_L, per_token)
+
+    reduces, target_T = options.reduction != "none", inputs.target_T
+    loss = per_token.loss_T.new_empty(()) if reduces else per_token.loss_T
+    num_valid, num_correct = target_T.new_empty(()), target_T.new_empty(())
     launch(
-        add_totals,
+        reduce_loss,
         (1, 1),
-        (loss_T, correct_T, call.target_T, call.parts, loss, labelled, correct),
-        (call.tokens, call.numbers[0], call.ignore_index, count),
+        (per_token.loss_T, per_token.correct_T, target_T, call.partial_sums, loss, num_valid, num_correct),
+        (tokens, call.num_partials, options.ignore_index, count),
         (),
-        _totals_options(call.reduction != "none", call.given),
+        _loss_options(reduces, call.has_divisor),
     )
-    return (loss, labelled, correct, prediction_T, _unpacked(call, grad_LH, token_L), *sums.results())
+    grad_TH = _unpacked(call, grad_LH, token_L)
+    return Results(loss, num_valid, num_correct, per_token.prediction_T, grad_TH, *sums.results())
+
+
+def _empty_per_token(call: Call, packed: bool) -> _PerToken:
+    target_T, options = call.inputs.target_T, call.options
+    # Kernels write what belongs to their rows, which are not all where rows are packed.
+    new = target_T.new_zeros if packed else target_T.new_empty
+    prediction_T = target_T.new_empty(0)
+    if options.predict:
+        prediction_T = torch.full_like(target_T, options.ignore_index)
+    tokens = target_T.numel()
+    return _PerToken(new(tokens, dtype=torch.float32), new(tokens, dtype=torch.int8), prediction_T)
 
 
 def _gradients(
-    call: Call, input_LH: Tensor, token_L: Tensor | None, results: tuple[Tensor, Tensor, Tensor]
+    call: Call, input_LH: Tensor, token_L: Tensor | None, per_token: _PerToken
 ) -> tuple[Tensor | None, _Sums]:
-    """Those of the input's rows, and the sums of the head's; fills the tokens' ``results``."""
-    count, weight_CH = input_LH.shape[0], call.weight_CH
-    rows = chunk_rows(count, call.hidden, call.classes, input_LH.element_size())
+    """Compute the gradients of the input's rows and the sums of the head's; fill ``per_token``."""
+    count, weight_CH = input_LH.shape[0], call.inputs.weight_CH
+    classes, hidden = weight_CH.shape
+    rows = chunk_rows(count, hidden, classes, input_LH.element_size())
     single = rows >= count
-    logits = input_LH.new_empty(rows, row_stride(call.classes))
-    grad_LH = torch.empty_like(input_LH) if call.grad_input else None
-    repair = input_LH.new_zeros((), dtype=torch.int32) if single and call.grad_weight else None
+    logits = input_LH.new_empty(rows, row_stride(classes))
+    grad_LH = torch.empty_like(input_LH) if call.options.grad_input else None
+    repairs = single and call.options.grad_weight
+    repair = input_LH.new_zeros((), dtype=torch.int32) if repairs else None
     sums = _Sums(call)
     for start in range(0, count, max(1, rows)):
         chunk_RH = input_LH[start : start + rows]
-        logits_RC = logits[: chunk_RH.shape[0], : call.classes]
+        logits_RC = logits[: chunk_RH.shape[0], :classes]
         torch.mm(chunk_RH, weight_CH.T, out=logits_RC)
-        _softmax(call, logits_RC, chunk_RH, token_L, start, results, repair)
+        _softmax(call, logits_RC, chunk_RH, token_L, start, per_token, repair)
         if grad_LH is not None:
             torch.mm(logits_RC, weight_CH, out=grad_LH[start : start + rows])
-        if not single and call.grad_weight:
+        if not single and call.options.grad_weight:
             chunk_RH = _without_ignored(call, chunk_RH, token_L, start)
         sums.add(logits_RC, chunk_RH, single)
     if repair is not None and count:
@@ -136,39 +156,39 @@ def _softmax(
     chunk_RH: Tensor,
     token_L: Tensor | None,
     start: int,
-    results: tuple[Tensor, Tensor, Tensor],
+    per_token: _PerToken,
     repair: Tensor | None,
 ) -> None:
-    """A chunk's logits become their gradient; ``repair`` becomes 1 where a product needs it."""
+    """Overwrite a chunk's logits by their gradient; ``repair`` becomes 1 where a product needs it."""
     rows, classes = logits_RC.shape
-    tensors = logits_RC, chunk_RH, token_L, *call.pointers, *results, repair
-    fixed = row_stride(classes), call.hidden
-    tiled = classes if classes <= MOST_TILE_CLASSES else 0
-    given = token_L is not None, call.gradients, repair is not None
-    options = _softmax_options(call.flags, *given, tiled, logits_RC.element_size())
+    tensors = logits_RC, chunk_RH, token_L, *call.pointers, *per_token, repair
+    fixed = row_stride(classes), chunk_RH.shape[1]
+    tiled = classes if classes <= MAX_TILE_CLASSES else 0
+    wanted = token_L is not None, call.gradients, repair is not None
+    options = _softmax_options(call.flags, *wanted, tiled, logits_RC.element_size())
     if tiled:
         grid = (triton.cdiv(rows, options["ROWS"]), 1)
-        launch(softmax_tile, grid, tensors, (start, rows, *call.numbers, classes), fixed, options)
+        launch(softmax_tile, grid, tensors, (start, rows, *call.scalars, classes), fixed, options)
     else:
-        launch(softmax_row, (rows, 1), tensors, (start, *call.numbers, classes), fixed, options)
+        launch(softmax_row, (rows, 1), tensors, (start, *call.scalars, classes), fixed, options)
 
 
 @cache
 def _softmax_options(
     flags: Flags, packed: bool, gradients: bool, checks: bool, tiled: int, element_size: int
 ) -> dict[str, int]:
-    """``tiled``: classes of a row that is a tile's; 0 where a row has a program, or several."""
-    given = {"PACKED": packed, "GRADIENTS": gradients, "CHECK_INPUT": checks, "PARTS": PARTS}
+    """``tiled``: classes of a row where a program takes a tile of rows; 0 where it takes one row."""
+    wanted = {"PACKED": packed, "GRADIENTS": gradients, "CHECK_INPUT": checks, "NUM_PARTIALS": NUM_PARTIALS}
     if not tiled:
-        return {**flags._asdict(), **given, **row_options(element_size, flags.HAS_SOFTCAP)}
+        return {**flags._asdict(), **wanted, **row_options(element_size, flags.HAS_SOFTCAP)}
     tile = choose_tile(tiled)
     blocks = {"ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
-    return {**flags._asdict(), **given, **blocks}
+    return {**flags._asdict(), **wanted, **blocks}
 
 
 @cache
-def _totals_options(reduce: bool, given: bool) -> dict[str, int]:
-    return {"REDUCE": reduce, "GIVEN": given, "PARTS": PARTS, **TOTALS}
+def _loss_options(reduces: bool, has_divisor: bool) -> dict[str, int]:
+    return {"REDUCE": reduces, "HAS_DIVISOR": has_divisor, "NUM_PARTIALS": NUM_PARTIALS, **LOSS}
 
 
 @cache
@@ -180,15 +200,16 @@ class _Sums:
     """The head's gradients, summed over chunks in float32; a single chunk needs no sum."""
 
     def __init__(self, call: Call):
-        self._call = call
+        self._options, self._like_CH = call.options, call.inputs.weight_CH
         self.weight_CH: Tensor | None = None
         self._bias_C: Tensor | None = None
 
     def add(self, g_RC: Tensor, chunk_RH: Tensor, single: bool) -> None:
-        if self._call.grad_bias:
+        """Add a chunk, from its gradient of the logits."""
+        if self._options.grad_bias:
             part_C = g_RC.sum(0, dtype=torch.float32)
             self._bias_C = part_C if self._bias_C is None else self._bias_C.add_(part_C)
-        if not self._call.grad_weight:
+        if not self._options.grad_weight:
             return
         if single:
             self.weight_CH = g_RC.T @ chunk_RH
@@ -202,17 +223,15 @@ class _Sums:
             torch.addmm(total, g_RC.T, chunk_RH, out_dtype=torch.float32, out=total)
 
     def results(self) -> tuple[Tensor, Tensor]:
-        weight_CH = self._call.weight_CH
-        nothing = weight_CH.new_empty(0)
-        grad_weight, grad_bias = nothing, nothing
-        if self._call.grad_weight:
+        """Return the gradients of weight and bias, empty where they are not wanted."""
+        like_CH = self._like_CH
+        grad_weight = grad_bias = like_CH.new_empty(0)
+        if self._options.grad_weight:
             found = self.weight_CH
-            grad_weight = torch.zeros_like(weight_CH) if found is None else found.to(weight_CH.dtype)
-        if self._call.grad_bias:
+            grad_weight = torch.zeros_like(like_CH) if found is None else found.to(like_CH.dtype)
+        if self._options.grad_bias:
             found = self._bias_C
-            grad_bias = (
-                weight_CH.new_zeros(self._call.classes) if found is None else found.to(weight_CH.dtype)
-            )
+            grad_bias = like_CH.new_zeros(len(like_CH)) if found is None else found.to(like_CH.dtype)
         return grad_weight, grad_bias
 
 
@@ -234,10 +253,10 @@ def repair_grad_weight(
     BLOCK_H: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """grad_weight_CH = g' input once more, over labelled rows alone, where ``p_repair`` holds 1.
+    """Compute grad_weight_CH = g' input again, over valid rows alone, where ``p_repair`` holds 1.
 
-    A row that no label needs has a gradient of 0, and times an inf or a NaN that is a NaN. It is rare: this
-    is slower than cuBLAS, and costs a launch and 4 bytes per program where there is nothing to repair.
+    An ignored row has a gradient of 0, which times an inf or a NaN is a NaN. It is rare: this is slower than
+    cuBLAS, and costs a launch and 4 bytes per program where there is nothing to repair.
     """
     if tl.load(p_repair) != 0:
         columns = tl.cdiv(hidden, BLOCK_H)
@@ -270,35 +289,41 @@ def repair_grad_weight(
 def _repair(
     call: Call, gradient: Tensor, input_LH: Tensor, token_L: Tensor | None, repair: Tensor, sums: _Sums
 ) -> None:
+    rows, hidden = input_LH.shape
     launch(
         repair_grad_weight,
         (processors(gradient.device), 1),
-        (repair, gradient, input_LH, token_L, call.target_T, sums.weight_CH),
-        (input_LH.shape[0], call.ignore_index),
-        (gradient.stride(0), call.classes, call.hidden),
+        (repair, gradient, input_LH, token_L, call.inputs.target_T, sums.weight_CH),
+        (rows, call.options.ignore_index),
+        (gradient.stride(0), len(call.inputs.weight_CH), hidden),
         _repair_options(token_L is not None),
     )
 
 
-def _labelled(call: Call, count: int) -> Tensor:
-    """The labelled tokens, (count,), int64, and -1 for what is too many of them; no host waits for it."""
-    mask_T = call.target_T != call.ignore_index
+def _valid_tokens(call: Call, count: int) -> Tensor:
+    """Find the valid tokens, (count,), int64, then -1; no host waits for it."""
+    mask_T = call.inputs.target_T != call.options.ignore_index
     return torch.nonzero_static(mask_T, size=count, fill_value=-1)[:, 0]
 
 
 def _without_ignored(call: Call, chunk_RH: Tensor, token_L: Tensor | None, start: int) -> Tensor:
-    """The chunk with zeros where no label is: an inf or a NaN there times a gradient of 0 would be NaN."""
+    """Zero the chunk's ignored rows: an inf or a NaN there times a gradient of 0 would be NaN."""
     stop = start + chunk_RH.shape[0]
-    labelled = call.target_T[start:stop] != call.ignore_index if token_L is None else token_L[start:stop] >= 0
-    return torch.where(labelled[:, None], chunk_RH, 0.0)
+    if token_L is None:
+        valid_R = call.inputs.target_T[start:stop] != call.options.ignore_index
+    else:
+        valid_R = token_L[start:stop] >= 0
+    return torch.where(valid_R[:, None], chunk_RH, 0.0)
 
 
 def _unpacked(call: Call, grad_LH: Tensor | None, token_L: Tensor | None) -> Tensor:
+    input_TH = call.inputs.input_TH
     if grad_LH is None:
-        return call.input_TH.new_empty(0)
+        return input_TH.new_empty(0)
     if token_L is None:
         return grad_LH
     # One more row takes what belongs to no token.
-    grad_TH = call.input_TH.new_zeros(call.tokens + 1, call.hidden)
-    token_L = torch.where(token_L < 0, call.tokens, token_L)
+    tokens, hidden = input_TH.shape
+    grad_TH = input_TH.new_zeros(tokens + 1, hidden)
+    token_L = torch.where(token_L < 0, tokens, token_L)
     return grad_TH.index_copy_(0, token_L, grad_LH)[:-1]

@@ -1,4 +1,4 @@
-"""Linear cross-entropy over token tags on a GPU: a tile's logits never leave the chip.
+"""Linear cross-entropy over few classes on a GPU: a tile's logits never leave the chip.
 
 Floor: the input read once, its gradient written once, 4 T H bytes in bfloat16, and 6 T H C operations.
 On an H100 (3.0 TB/s, 800 TFLOP/s) the bytes take longer up to about 180 classes.
@@ -33,31 +33,32 @@ from torch import Tensor
 
 from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
-    PARTS,
+    NUM_PARTIALS,
     Call,
     Flags,
     launch_options,
     shared_memory,
 )
 from fangyan_kernels.linear_cross_entropy.triton_shared import processors as count_processors
-from fangyan_kernels.linear_cross_entropy.triton_small_vocab_kernels import (
-    finish,
-    tag_logits,
-    tag_rows,
-    tag_weight,
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_blocks import (
+    small_vocab_logits,
+    small_vocab_weight,
 )
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_rows import small_vocab_rows
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_tiles import reduce_partials
+from fangyan_kernels.ops.linear_cross_entropy import Results
 
-# Beyond them the vocabulary's way is faster by the model. It moves the same 6 T H bytes by cuBLAS, and 6 to 8
-# more per logit: 1% of the bytes at C = 32, H = 1024. Here the products take tiles of C padded to a power of
-# two, on the older tensor-core instructions (half of Hopper's rate), and read W from the L2 cache twice
-# per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 products run without tensor
-# cores.
+# By bytes per element. For more classes the model favours the other kernels, which move the same 6 T H bytes
+# by cuBLAS, and 6 to 8 more per logit: 1% of the bytes at C = 32, H = 1024. Here the products take tiles of C
+# padded to a power of two, on the older tensor-core instructions (half of Hopper's rate), and read W from the
+# L2 cache twice per 64 tokens, as many bytes as x at C = 32 and twice that at 64. In float32 they run without
+# tensor cores.
 MAX_CLASSES = {2: 32, 4: 16}
 SLICES = 8  # of H in the pass that reads the input once: one per warp
-# Of tag_rows' loop: the targets are under way two tiles before the input's rows, those two before their use.
+# Of the loop in small_vocab_rows: targets are loaded two tiles before the input, which is two before its use.
 STAGES = 5
 LOGITS_STAGES = {2: 4, 4: 2}
-FINISH = {
+REDUCE = {
     "BLOCK_P": 32,
     "BLOCK": 32,
     "num_warps": 4,
@@ -75,11 +76,12 @@ class Rows:
 
     @property
     def width(self) -> int:
+        """Columns of all slices: H, padded."""
         return SLICES * self.splits * self.block_h
 
     @property
     def shared(self) -> int:
-        """Bytes: two tiles of input, the weight by rows and by columns, a block on its way out, sums."""
+        """Bytes of shared memory: two tiles of input, the weight by rows and columns, an output block."""
         return 2 * self.width * (2 * self.block_t + 2 * self.block_c + self.block_t // self.splits) + 1536
 
 
@@ -95,7 +97,7 @@ class Blocks:
 
 @cache
 def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> Rows | Blocks:
-    """Tiles for a chip with ``shared`` bytes of shared memory per block."""
+    """Choose tiles for a chip with ``shared`` bytes of shared memory per block."""
     block_c = max(16, triton.next_power_of_2(classes))
     # Float32 multiplies without tensor cores; Turing, of 64 KB, copies nothing asynchronously, nor does any
     # chip where rows begin at any address: what is under way there takes registers.
@@ -135,12 +137,14 @@ class Grid:
     width: int
 
     def workspace(self, classes: int, grad_weight: bool, grad_bias: bool) -> int:
+        """Count the workspace's elements: partial sums of the wanted gradients, four totals per program."""
         own = self.splits * self.width * classes if grad_weight else 0
         return own + self.programs * (classes * grad_bias + 4)
 
 
 @cache
 def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, processors: int) -> Grid:
+    """Choose the programs for a chip with so many multiprocessors."""
     tiles_T = max(1, triton.cdiv(tokens, tiles.block_t))
     if isinstance(tiles, Rows):
         programs = min(tiles_T, processors)
@@ -150,83 +154,87 @@ def choose_grid(tiles: Rows | Blocks, tokens: int, hidden: int, processors: int)
     return Grid(min(tiles_T, 2 * processors), min(tiles_T, max(1, 2 * processors // blocks)), hidden)
 
 
-def linear_cross_entropy(call: Call, max_valid: int | None) -> tuple[Tensor, ...]:
-    """The operator's results, by two kernels, or three where the input is read twice."""
-    input_TH, weight_CH, target_T = call.input_TH, call.weight_CH, call.target_T
-    device, (tokens, hidden), classes = input_TH.device, input_TH.shape, weight_CH.shape[0]
-    tiles = choose_tiles(hidden, classes, input_TH.element_size(), shared_memory(device))
+def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
+    """Compute the operator's results by two kernels, or three where the input is read twice."""
+    inputs, options = call.inputs, call.options
+    device, (tokens, hidden, classes) = inputs.input_TH.device, call.shape
+    tiles = choose_tiles(hidden, classes, inputs.input_TH.element_size(), shared_memory(device))
     grid = choose_grid(tiles, tokens, hidden, count_processors(device))
-    reduce = call.reduction != "none"
-    loss = torch.empty(() if reduce else (tokens,), dtype=torch.float32, device=device)
-    labelled, correct = target_T.new_empty(()), target_T.new_empty(())
-    prediction_T = torch.empty_like(target_T) if call.predict else target_T.new_empty(0)
-    grad_input = torch.empty_like(input_TH) if call.grad_input else input_TH.new_empty(0)
-    grad_weight = torch.empty_like(weight_CH) if call.grad_weight else weight_CH.new_empty(0)
-    grad_bias = weight_CH.new_empty(classes if call.grad_bias else 0)
-    size = grid.workspace(classes, call.grad_weight, call.grad_bias)
+    reduces = options.reduction != "none"
+    wanted = Wanted(not reduces, options.grad_input, options.grad_weight, options.grad_bias)
+    results = _empty_results(call, reduces)
+    size = grid.workspace(classes, options.grad_weight, options.grad_bias)
     workspace = torch.empty(size, dtype=torch.float32, device=device)
-    results = loss, prediction_T, grad_input
-    wanted = Wanted(not reduce, call.grad_input, call.grad_weight, call.grad_bias)
     if isinstance(tiles, Rows):
         _one_pass(call, tiles, grid, results, workspace, wanted)
     else:
         _two_passes(call, tiles, grid, results, workspace, wanted)
-    elements = classes * grid.width if call.grad_weight else 0
+    elements = classes * grid.width if options.grad_weight else 0
+    max_valid = tokens if options.max_valid is None else options.max_valid
+    head = results.grad_weight_CH, results.grad_bias_C
     launch(
-        finish,
-        (-(-elements // FINISH["BLOCK"]) + 1, 1),
-        (workspace, call.parts, grad_weight, grad_bias, loss, labelled, correct),
-        (grid.splits, grid.programs, call.numbers[0], tokens if max_valid is None else max_valid),
+        reduce_partials,
+        (-(-elements // REDUCE["BLOCK"]) + 1, 1),
+        (workspace, call.partial_sums, *head, results.loss, results.num_valid, results.num_correct),
+        (grid.splits, grid.programs, call.num_partials, max_valid),
         (hidden, classes, grid.width),
-        _finish_options(call.given, wanted),
+        _reduce_options(call.has_divisor, wanted),
     )
-    return loss, labelled, correct, prediction_T, grad_input, grad_weight, grad_bias
+    return results
+
+
+def _empty_results(call: Call, reduces: bool) -> Results:
+    (input_TH, weight_CH, _, target_T, *_), options = call.inputs, call.options
+    tokens, _, classes = call.shape
+    return Results(
+        loss=torch.empty(() if reduces else (tokens,), dtype=torch.float32, device=input_TH.device),
+        num_valid=target_T.new_empty(()),
+        num_correct=target_T.new_empty(()),
+        prediction_T=torch.empty_like(target_T) if options.predict else target_T.new_empty(0),
+        grad_input_TH=torch.empty_like(input_TH) if options.grad_input else input_TH.new_empty(0),
+        grad_weight_CH=torch.empty_like(weight_CH) if options.grad_weight else weight_CH.new_empty(0),
+        grad_bias_C=weight_CH.new_empty(classes if options.grad_bias else 0),
+    )
 
 
 def _one_pass(
-    call: Call,
-    tiles: Rows,
-    grid: Grid,
-    results: tuple[Tensor, ...],
-    workspace: Tensor,
-    wanted: Wanted,
+    call: Call, tiles: Rows, grid: Grid, results: Results, workspace: Tensor, wanted: Wanted
 ) -> None:
+    inputs, (tokens, hidden, classes) = call.inputs, call.shape
+    outputs = results.loss, results.prediction_T, results.grad_input_TH, workspace
     launch(
-        tag_rows,
+        small_vocab_rows,
         (grid.programs, 1),
-        (call.input_TH, call.weight_CH, *call.pointers, *results, workspace),
-        (call.tokens, *call.numbers),
-        (call.hidden, call.classes),
+        (inputs.input_TH, inputs.weight_CH, *call.pointers, *outputs),
+        (tokens, *call.scalars),
+        (hidden, classes),
         _rows_options(tiles, call.flags, wanted),
     )
 
 
 def _two_passes(
-    call: Call,
-    tiles: Blocks,
-    grid: Grid,
-    results: tuple[Tensor, ...],
-    workspace: Tensor,
-    wanted: Wanted,
+    call: Call, tiles: Blocks, grid: Grid, results: Results, workspace: Tensor, wanted: Wanted
 ) -> None:
-    input_TH, tokens = call.input_TH, call.tokens
-    # Of padded classes: rows of 32 or 64 bytes, which no sector of the memory is shared by.
-    grad_logits = input_TH.new_empty((tokens, tiles.block_c) if call.grad_weight else 0)
+    inputs, (tokens, hidden, classes) = call.inputs, call.shape
+    input_TH, grad_weight = inputs.input_TH, call.options.grad_weight
+    # Of padded classes: rows of 32 or 64 bytes, so that no two rows share a sector of the memory.
+    grad_logits = input_TH.new_empty((tokens, tiles.block_c) if grad_weight else 0)
+    outputs = results.loss, results.prediction_T, results.grad_input_TH, grad_logits, workspace
     launch(
-        tag_logits,
+        small_vocab_logits,
         (grid.programs, 1),
-        (input_TH, call.weight_CH, *call.pointers, *results, grad_logits, workspace),
-        (tokens, *call.numbers, grid.splits),
-        (call.hidden, call.classes),
+        (input_TH, inputs.weight_CH, *call.pointers, *outputs),
+        (tokens, *call.scalars, grid.splits),
+        (hidden, classes),
         _logits_options(tiles, call.flags, wanted, input_TH.element_size()),
     )
-    if call.grad_weight:
+    if grad_weight:
         launch(
-            tag_weight,
-            (-(-call.hidden // tiles.weight_h), grid.splits),
-            (input_TH, call.target_T, grad_logits, workspace),
-            (tokens, call.ignore_index),
-            (call.hidden, call.classes),
+            small_vocab_weight,
+            (-(-hidden // tiles.weight_h), grid.splits),
+            (input_TH, inputs.target_T, grad_logits, workspace),
+            (tokens, call.options.ignore_index),
+            (hidden, classes),
             _weight_options(tiles),
         )
 
@@ -237,14 +245,14 @@ def _two_passes(
 @cache
 def _rows_options(tiles: Rows, flags: Flags, wanted: Wanted) -> dict[str, int]:
     blocks = {"BLOCK_T": tiles.block_t, "SPLITS": tiles.splits, "SLICES": SLICES, "BLOCK_H": tiles.block_h}
-    given = {**flags._asdict(), **wanted._asdict(), "PARTS": PARTS}
+    given = {**flags._asdict(), **wanted._asdict(), "NUM_PARTIALS": NUM_PARTIALS}
     return {**given, **blocks, "BLOCK_C": tiles.block_c, "STAGES": STAGES, **launch_options(SLICES)}
 
 
 @cache
 def _logits_options(tiles: Blocks, flags: Flags, wanted: Wanted, element_size: int) -> dict[str, int]:
     blocks = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.block_h, "BLOCK_C": tiles.block_c}
-    given = {**flags._asdict(), **wanted._asdict(), "PARTS": PARTS}
+    given = {**flags._asdict(), **wanted._asdict(), "NUM_PARTIALS": NUM_PARTIALS}
     return {**given, **blocks, **launch_options(4, LOGITS_STAGES[element_size])}
 
 
@@ -255,6 +263,7 @@ def _weight_options(tiles: Blocks) -> dict[str, int]:
 
 
 @cache
-def _finish_options(given: bool, wanted: Wanted) -> dict[str, int]:
+def _reduce_options(has_divisor: bool, wanted: Wanted) -> dict[str, int]:
     gradients = {"GRAD_WEIGHT": wanted.GRAD_WEIGHT, "GRAD_BIAS": wanted.GRAD_BIAS}
-    return {"REDUCE": not wanted.LOSS_T, "GIVEN": given, **gradients, "PARTS": PARTS, **FINISH}
+    flags = {"REDUCE": not wanted.LOSS_T, "HAS_DIVISOR": has_divisor, **gradients}
+    return {**flags, "NUM_PARTIALS": NUM_PARTIALS, **REDUCE}

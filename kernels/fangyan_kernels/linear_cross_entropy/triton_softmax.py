@@ -23,7 +23,7 @@ from fangyan_kernels.linear_cross_entropy.triton_shared import divisor, tanh, to
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # What differs between batches, and what no address depends on: one variant serves all its values.
-VARYING = ["start", "rows", "classes", "n_parts", "ignore_index"]
+VARYING = ["start", "rows", "classes", "num_partials", "ignore_index"]
 
 
 class Tile(NamedTuple):
@@ -34,11 +34,11 @@ class Tile(NamedTuple):
     warps: int
 
 
-MOST_TILE_CLASSES = 4096
+MAX_TILE_CLASSES = 4096
 
 
 def choose_tile(classes: int) -> Tile:
-    """The tile for up to :data:`MOST_TILE_CLASSES` classes: 16 logits per thread, or 32.
+    """The tile for up to :data:`MAX_TILE_CLASSES` classes: 16 logits per thread, or 32.
 
     A warp that has its rows for itself, up to 1,024 classes, adds them up without the others. A row costs
     about 150 instructions besides its logits, in each of its threads. So there are 2,048 logits per 4 warps
@@ -55,8 +55,8 @@ def choose_tile(classes: int) -> Tile:
 
 
 @triton.jit
-def head(z, bias, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
-    """Products as the loss sees them: float32, with the bias, capped."""
+def to_logits(z, bias, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Turn products into logits: float32, with the bias, capped."""
     z = z.to(tl.float32)
     if HAS_BIAS:
         z += bias.to(tl.float32)
@@ -66,8 +66,8 @@ def head(z, bias, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def of_class(p, c, m_c, MASKED: tl.constexpr, PRESENT: tl.constexpr):
-    """Biases or weights of classes; 0 beyond the last, and where there are none."""
+def load_per_class(p, c, m_c, MASKED: tl.constexpr, PRESENT: tl.constexpr):
+    """Load biases or weights of classes; 0 beyond the last, and where there are none."""
     if PRESENT:
         if MASKED:
             return tl.load(p + c, mask=m_c, other=0.0)
@@ -78,65 +78,76 @@ def of_class(p, c, m_c, MASKED: tl.constexpr, PRESENT: tl.constexpr):
 
 
 @triton.jit
-def terms(
+def loss_and_factors(
     token,
     target,
-    m_label,
+    m_valid,
     z_target,
     max_z,
     sum_exp,
-    distance,
+    margin_sum,
     class_weight_sum,
     p_class_weight,
     p_token_weight,
-    p_parts,
-    n_parts,
+    p_partial_sums,
+    num_partials,
     classes,
     smoothing,
     z_loss,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
-    GIVEN: tl.constexpr,
-    PARTS: tl.constexpr,
+    HAS_DIVISOR: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
 ):
-    """Of a token, or of several: the loss, and its gradient's three factors.
+    """Compute the loss of one or several tokens, and the three factors of its gradient.
 
-    They are those of exp(z - max_z), of the classes' smoothing weights, and of the target.
+    They multiply exp(z - max_z), the classes' smoothing weights, and the target's indicator.
     """
     log_sum = tl.log(sum_exp)
     lse = max_z + log_sum
     # The maximum is subtracted first: a small loss is no difference of large numbers.
-    gap = log_sum + (max_z - z_target)
-    hit = 1.0 - smoothing
+    lse_minus_target = log_sum + (max_z - z_target)
+    target_weight = 1.0 - smoothing
     if HAS_CLASS_WEIGHT:
-        hit = hit * tl.load(p_class_weight + target, mask=m_label, other=0.0)
-    spread = smoothing / classes
-    loss = token_loss(lse, gap, distance, hit, spread, class_weight_sum, z_loss)
-    scale = 1.0 / divisor(p_parts, n_parts, GIVEN, PARTS)
+        target_weight = target_weight * tl.load(p_class_weight + target, mask=m_valid, other=0.0)
+    smoothing_per_class = smoothing / classes
+    loss = token_loss(
+        lse, lse_minus_target, margin_sum, target_weight, smoothing_per_class, class_weight_sum, z_loss
+    )
+    scale = 1.0 / divisor(p_partial_sums, num_partials, HAS_DIVISOR, NUM_PARTIALS)
     if HAS_TOKEN_WEIGHT:
-        token_weight = tl.load(p_token_weight + token, mask=m_label, other=0.0)
+        token_weight = tl.load(p_token_weight + token, mask=m_valid, other=0.0)
         loss = token_weight * loss
         scale = token_weight * scale
-    factor = scale * (hit + spread * class_weight_sum + 2.0 * z_loss * lse) / sum_exp
-    return loss, factor, scale * spread, scale * hit
+    factor = scale * (target_weight + smoothing_per_class * class_weight_sum + 2.0 * z_loss * lse) / sum_exp
+    return loss, factor, scale * smoothing_per_class, scale * target_weight
 
 
 @triton.jit
 def gradient(
-    exp_z, z, weight, factor, spread, hit, softcap, HAS_SMOOTHING: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+    exp_z,
+    z,
+    weight,
+    factor,
+    smoothing_factor,
+    target_factor,
+    softcap,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
 ):
-    """Of logits z with exp_z = exp(z - max_z): of the products before a cap."""
-    g = factor * exp_z - hit
+    """Compute the gradient of the products before a cap, from logits z with exp_z = exp(z - max_z)."""
+    g = factor * exp_z - target_factor
     if HAS_SMOOTHING:
-        g -= spread * weight
+        g -= smoothing_factor * weight
     if HAS_SOFTCAP:
-        share = z / softcap
-        g *= 1.0 - share * share
+        tanh_z = z / softcap  # z is capped already
+        g *= 1.0 - tanh_z * tanh_z
     return g
 
 
 @triton.jit
 def any_not_finite(x):
+    """Return whether any element of a tile is inf or NaN."""
     return tl.max(tl.max((tl.abs(x.to(tl.float32)) < float("inf")).to(tl.int32) ^ 1, 1), 0) != 0
 
 
@@ -149,14 +160,14 @@ def softmax_tile(
     p_target,
     p_class_weight,
     p_token_weight,
-    p_parts,
+    p_partial_sums,
     p_loss,
     p_correct,
     p_prediction,
     p_repair,
     start,
     rows,
-    n_parts,
+    num_partials,
     ignore_index,
     smoothing,
     z_loss,
@@ -167,14 +178,14 @@ def softmax_tile(
     HAS_BIAS: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
-    GIVEN: tl.constexpr,
+    HAS_DIVISOR: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PREDICT: tl.constexpr,
     PACKED: tl.constexpr,
     GRADIENTS: tl.constexpr,
     CHECK_INPUT: tl.constexpr,
-    PARTS: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -191,73 +202,91 @@ def softmax_tile(
         token = (start + i_row).to(tl.int64)
     m_token = m_row & (token >= 0)
     target = tl.load(p_target + token, mask=m_token, other=ignore_index)
-    m_label = target != ignore_index
+    m_valid = target != ignore_index
     p_row = p_logits + i_row.to(tl.int64) * stride
-    z_target = tl.load(p_row + target, mask=m_label, other=0.0)
-    target_bias = of_class(p_bias, target, m_label, True, HAS_BIAS)
-    z_target = head(z_target, target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
+    z_target = tl.load(p_row + target, mask=m_valid, other=0.0)
+    target_bias = load_per_class(p_bias, target, m_valid, True, HAS_BIAS)
+    z_target = to_logits(z_target, target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
     i_c = tl.arange(0, BLOCK)
     c = i_c[None, :]
     m_c = c < classes
-    bias = of_class(p_bias, i_c, i_c < classes, True, HAS_BIAS)
+    bias = load_per_class(p_bias, i_c, i_c < classes, True, HAS_BIAS)
     if HAS_BIAS:
         bias = bias[None, :]
     weight = m_c.to(tl.float32)
     if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
-        weight = of_class(p_class_weight, i_c, i_c < classes, True, True)[None, :]
+        weight = load_per_class(p_class_weight, i_c, i_c < classes, True, True)[None, :]
     p_z = p_row[:, None] + c
     m_z = c < stride
-    z = tl.load(p_z, mask=m_label[:, None] & m_z, other=0.0)
-    z = head(tl.where(m_c, z, 0.0), bias, softcap, HAS_BIAS, HAS_SOFTCAP)  # past the classes is anything
-    distance = 0.0
+    z = tl.load(p_z, mask=m_valid[:, None] & m_z, other=0.0)
+    z = to_logits(tl.where(m_c, z, 0.0), bias, softcap, HAS_BIAS, HAS_SOFTCAP)  # past the classes is anything
+    margin_sum = 0.0
     class_weight_sum = 0.0
     if HAS_SMOOTHING:
         class_weight_sum = tl.sum(tl.sum(weight, 1), 0)
-        distance = tl.sum(weight * (z_target[:, None] - z), 1)
+        margin_sum = tl.sum(weight * (z_target[:, None] - z), 1)
     seen = tl.where(m_c, z, -float("inf"))
     max_z = tl.max(seen, 1)
     exp_z = tl.exp2((seen - max_z[:, None]) * LOG2E)
-    loss, factor, spread, hit = terms(
+    loss, factor, smoothing_factor, target_factor = loss_and_factors(
         token,
         target,
-        m_label,
+        m_valid,
         z_target,
         max_z,
         tl.sum(exp_z, 1),
-        distance,
+        margin_sum,
         class_weight_sum,
         p_class_weight,
         p_token_weight,
-        p_parts,
-        n_parts,
+        p_partial_sums,
+        num_partials,
         classes,
         smoothing,
         z_loss,
         HAS_CLASS_WEIGHT,
         HAS_TOKEN_WEIGHT,
-        GIVEN,
-        PARTS,
+        HAS_DIVISOR,
+        NUM_PARTIALS,
     )
     best = tl.min(tl.where(seen == max_z[:, None], c, classes), 1)
-    tl.store(p_loss + token, tl.where(m_label, loss, 0.0), mask=m_token)
-    tl.store(p_correct + token, (m_label & (best == target)).to(tl.int8), mask=m_token)
+    tl.store(p_loss + token, tl.where(m_valid, loss, 0.0), mask=m_token)
+    tl.store(p_correct + token, (m_valid & (best == target)).to(tl.int8), mask=m_token)
     if PREDICT:
-        tl.store(p_prediction + token, tl.where(m_label, best.to(tl.int64), ignore_index), mask=m_token)
+        tl.store(p_prediction + token, tl.where(m_valid, best.to(tl.int64), ignore_index), mask=m_token)
     if GRADIENTS:
-        factor = tl.where(m_label, factor, 0.0)
-        spread = tl.where(m_label, spread, 0.0)
+        factor = tl.where(m_valid, factor, 0.0)
+        smoothing_factor = tl.where(m_valid, smoothing_factor, 0.0)
         g = gradient(
-            exp_z, z, weight, factor[:, None], spread[:, None], 0.0, softcap, HAS_SMOOTHING, HAS_SOFTCAP
+            exp_z,
+            z,
+            weight,
+            factor[:, None],
+            smoothing_factor[:, None],
+            0.0,
+            softcap,
+            HAS_SMOOTHING,
+            HAS_SOFTCAP,
         )
         tl.debug_barrier()  # every thread has its targets' logits
         tl.store(p_z, g.to(p_logits.dtype.element_ty), mask=m_row[:, None] & m_z)
         exp_z = tl.exp2((z_target - max_z) * LOG2E)
-        target_weight = 1.0
+        weight_at_target = 1.0
         if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
-            target_weight = of_class(p_class_weight, target, m_label, True, True)
-        g = gradient(exp_z, z_target, target_weight, factor, spread, hit, softcap, HAS_SMOOTHING, HAS_SOFTCAP)
+            weight_at_target = load_per_class(p_class_weight, target, m_valid, True, True)
+        g = gradient(
+            exp_z,
+            z_target,
+            weight_at_target,
+            factor,
+            smoothing_factor,
+            target_factor,
+            softcap,
+            HAS_SMOOTHING,
+            HAS_SOFTCAP,
+        )
         tl.debug_barrier()  # a target's element was written with its row
-        tl.store(p_row + target, g.to(p_logits.dtype.element_ty), mask=m_label)
+        tl.store(p_row + target, g.to(p_logits.dtype.element_ty), mask=m_valid)
     if CHECK_INPUT:
         m_check = m_row & (target == ignore_index)
         if tl.max(m_check.to(tl.int32), 0) != 0:

@@ -17,9 +17,9 @@ from fangyan_kernels.linear_cross_entropy.triton_softmax import (
     VARYING,
     any_not_finite,
     gradient,
-    head,
-    of_class,
-    terms,
+    load_per_class,
+    loss_and_factors,
+    to_logits,
 )
 
 
@@ -49,13 +49,13 @@ def softmax_row(
     p_target,
     p_class_weight,
     p_token_weight,
-    p_parts,
+    p_partial_sums,
     p_loss,
     p_correct,
     p_prediction,
     p_repair,
     start,
-    n_parts,
+    num_partials,
     ignore_index,
     smoothing,
     z_loss,
@@ -66,14 +66,14 @@ def softmax_row(
     HAS_BIAS: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
-    GIVEN: tl.constexpr,
+    HAS_DIVISOR: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PREDICT: tl.constexpr,
     PACKED: tl.constexpr,
     GRADIENTS: tl.constexpr,
     CHECK_INPUT: tl.constexpr,
-    PARTS: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -109,19 +109,19 @@ def softmax_row(
                 if any_not_finite(x):
                     tl.store(p_repair, 1)
     else:
-        target_bias = of_class(p_bias, target, True, False, HAS_BIAS)
-        z_target = head(tl.load(p_row + target), target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
+        target_bias = load_per_class(p_bias, target, True, False, HAS_BIAS)
+        z_target = to_logits(tl.load(p_row + target), target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
         top = tl.full((WIDTH,), -2e38, tl.float32)  # times log2(e) still finite
         total = tl.zeros((WIDTH,), tl.float32)
         origin = tl.zeros((WIDTH,), tl.int32)
-        distance = tl.zeros((WIDTH,), tl.float32)
+        margin_sum = tl.zeros((WIDTH,), tl.float32)
         weights = tl.zeros((WIDTH,), tl.float32)
         for o in range(0, whole, BLOCK):
             c = o + block
             z = _read(p_row, p_bias, c, classes, stride, softcap, False, HAS_BIAS, HAS_SOFTCAP)
             if HAS_SMOOTHING:
                 weight = _smoothing(p_class_weight, c, classes, False, HAS_CLASS_WEIGHT)
-                distance += tl.sum(weight * (z_target - z), 0)
+                margin_sum += tl.sum(weight * (z_target - z), 0)
                 weights += tl.sum(weight, 0)
             top, total, origin = _join(z, o, top, total, origin)
         for o in range(whole, classes, WIDTH):
@@ -129,31 +129,31 @@ def softmax_row(
             end = _read(p_row, p_bias, i_c, classes, stride, softcap, True, HAS_BIAS, HAS_SOFTCAP)
             if HAS_SMOOTHING:
                 weight_end = _smoothing(p_class_weight, i_c, classes, True, HAS_CLASS_WEIGHT)
-                distance += tl.sum(weight_end * (z_target - end), 0)
+                margin_sum += tl.sum(weight_end * (z_target - end), 0)
                 weights += tl.sum(weight_end, 0)
             top, total, origin = _join(tl.where(i_c < classes, end, -float("inf")), o, top, total, origin)
         max_z = tl.max(top, 0)
         sum_exp = tl.sum(total * tl.exp2((top - max_z) * LOG2E), 0)
-        loss, factor, spread, hit = terms(
+        loss, factor, smoothing_factor, target_factor = loss_and_factors(
             token,
             target,
             target >= 0,
             z_target,
             max_z,
             sum_exp,
-            tl.sum(distance, 0),
+            tl.sum(margin_sum, 0),
             tl.sum(weights, 0),
             p_class_weight,
             p_token_weight,
-            p_parts,
-            n_parts,
+            p_partial_sums,
+            num_partials,
             classes,
             smoothing,
             z_loss,
             HAS_CLASS_WEIGHT,
             HAS_TOKEN_WEIGHT,
-            GIVEN,
-            PARTS,
+            HAS_DIVISOR,
+            NUM_PARTIALS,
         )
         tl.store(p_loss + token, loss)
         # The first of the largest is in the first block that has one: nobody else's is the target.
@@ -184,7 +184,7 @@ def softmax_row(
                     stride,
                     max_z,
                     factor,
-                    spread,
+                    smoothing_factor,
                     softcap,
                     True,
                     HAS_BIAS,
@@ -202,7 +202,7 @@ def softmax_row(
                     stride,
                     max_z,
                     factor,
-                    spread,
+                    smoothing_factor,
                     softcap,
                     False,
                     HAS_BIAS,
@@ -210,12 +210,20 @@ def softmax_row(
                     HAS_SMOOTHING,
                     HAS_SOFTCAP,
                 )
-            target_weight = 1.0
+            weight_at_target = 1.0
             if HAS_SMOOTHING and HAS_CLASS_WEIGHT:
-                target_weight = tl.load(p_class_weight + target)
+                weight_at_target = tl.load(p_class_weight + target)
             exp_z = tl.exp2((z_target - max_z) * LOG2E)
             g = gradient(
-                exp_z, z_target, target_weight, factor, spread, hit, softcap, HAS_SMOOTHING, HAS_SOFTCAP
+                exp_z,
+                z_target,
+                weight_at_target,
+                factor,
+                smoothing_factor,
+                target_factor,
+                softcap,
+                HAS_SMOOTHING,
+                HAS_SOFTCAP,
             )
             tl.debug_barrier()  # the target's element was written with its block
             tl.store(p_row + target, g.to(p_logits.dtype.element_ty))
@@ -233,26 +241,28 @@ def _read(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
-    """Logits of classes c; beyond the last class something finite."""
+    """Load the logits of classes c; beyond the last class something finite."""
     if MASKED:
         z = tl.where(c < classes, tl.load(p_row + c, mask=c < stride, other=0.0), 0.0)
     else:
         z = tl.load(p_row + c)
-    return head(z, of_class(p_bias, c, c < classes, MASKED, HAS_BIAS), softcap, HAS_BIAS, HAS_SOFTCAP)
+    return to_logits(
+        z, load_per_class(p_bias, c, c < classes, MASKED, HAS_BIAS), softcap, HAS_BIAS, HAS_SOFTCAP
+    )
 
 
 @triton.jit
 def _smoothing(p_class_weight, c, classes, MASKED: tl.constexpr, HAS_CLASS_WEIGHT: tl.constexpr):
-    """What classes c weigh in smoothing: 1 or their weight, and 0 beyond the last."""
+    """Load the smoothing weights of classes c: 1 or their class weight, and 0 beyond the last."""
     if HAS_CLASS_WEIGHT:
-        return of_class(p_class_weight, c, c < classes, MASKED, True)
+        return load_per_class(p_class_weight, c, c < classes, MASKED, True)
     else:
         return (c < classes).to(tl.float32)
 
 
 @triton.jit
 def _join(z, o, top, total, origin):
-    """Lanes' maxima, sums, and first blocks with those maxima, joined by the block at o, (groups, lanes)."""
+    """Update the lanes' maxima, sums and first blocks with those maxima by the block at o."""
     higher = tl.maximum(top, tl.max(z, 0))
     origin = tl.where(higher > top, o, origin)
     total = total * tl.exp2((top - higher) * LOG2E) + tl.sum(tl.exp2((z - higher[None, :]) * LOG2E), 0)
@@ -269,7 +279,7 @@ def _write(
     stride,
     max_z,
     factor,
-    spread,
+    smoothing_factor,
     softcap,
     MASKED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -277,7 +287,7 @@ def _write(
     HAS_SMOOTHING: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
-    """The gradient of classes c over their logits, but for what the target has besides."""
+    """Overwrite the logits of classes c by their gradient, without the target's own term."""
     z = _read(p_row, p_bias, c, classes, stride, softcap, MASKED, HAS_BIAS, HAS_SOFTCAP)
     weight = 1.0
     if HAS_SMOOTHING:
@@ -286,7 +296,7 @@ def _write(
         exp_z = tl.exp2((tl.where(c < classes, z, -float("inf")) - max_z) * LOG2E)
     else:
         exp_z = tl.exp2((z - max_z) * LOG2E)
-    g = gradient(exp_z, z, weight, factor, spread, 0.0, softcap, HAS_SMOOTHING, HAS_SOFTCAP)
+    g = gradient(exp_z, z, weight, factor, smoothing_factor, 0.0, softcap, HAS_SMOOTHING, HAS_SOFTCAP)
     if MASKED:
         tl.store(p_row + c, g.to(p_row.dtype.element_ty), mask=c < stride)
     else:

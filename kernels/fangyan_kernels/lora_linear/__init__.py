@@ -6,21 +6,22 @@ Shape suffixes: T tokens, K in, N out, R rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
 from fangyan_kernels.capability import refuse_bfloat16
 from fangyan_kernels.lora_linear import reference
-from fangyan_kernels.lora_linear.base_weights import BaseWeights, QuantState4bit, unpack_quant_state
+from fangyan_kernels.lora_linear.base_weights import QuantState4bit, unpack_quant_state
+from fangyan_kernels.ops.lora_linear import Layers
+from fangyan_kernels.validation import choose_implementation, describe
 
 __all__ = ["lora_linear"]
 
-Implementation = Literal["auto", "reference", "cpu", "triton"]
-_IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_RANK = 256
+Implementation = Literal["auto", "reference", "cpp", "triton"]
+_IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+MAX_RANK = 256
 
 
 @overload
@@ -62,15 +63,15 @@ def lora_linear(
     dropout: float = 0.0,
     impl: Implementation = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """``linear(input, weight, bias) + scaling * linear(linear(dropout(input), lora_A), lora_B)``.
+    """Compute ``linear(input, weight, bias) + scaling * linear(linear(dropout(input), lora_A), lora_B)``.
 
-    Several projections of one input (queries, keys and values; gate and up) are given as sequences:
-    they share one pass over the input, and what dropout leaves of it.
+    Several projections of one input (queries, keys and values; gate and up) are passed as sequences:
+    they share one pass over the input, and its dropout.
 
     Only ``input`` is kept for the backward, on a GPU also the adapter's (T, R). Dropout draws a seed from
-    the generator of the input's device and stores no mask: the backward makes the same one again, and so
-    does a checkpointed forward; a captured CUDA graph draws another at each replay. Pass ``dropout=0`` where
-    the model is evaluated. Under autocast everything is cast as ``linear`` casts.
+    the generator of the input's device and stores no mask: the backward draws the same one again, and so
+    does a checkpointed forward; a captured CUDA graph draws another at each replay. Pass ``dropout=0`` for
+    evaluation. Under autocast everything is cast as ``linear`` casts.
 
     Args:
         input: ``(..., K)``, floating point.
@@ -78,14 +79,14 @@ def lora_linear(
             (NF4 or FP4, nested or not).
         lora_A: ``(R, K)``, R at most 256; cast to the dtype of ``input``.
         lora_B: ``(N, R)``; cast likewise.
-        bias: ``(N,)``, in the dtype of ``input``; of several projections all or none.
-        scaling: of the adapter: alpha / R, or alpha / sqrt(R) for rsLoRA.
+        bias: ``(N,)``, in the dtype of ``input``; for several projections all or none.
+        scaling: factor of the adapter: alpha / R, or alpha / sqrt(R) for rsLoRA.
         dropout: probability in [0, 1) that an element of ``input`` does not reach the adapter.
-        impl: ``reference`` (PyTorch, any device and dtype), ``cpu`` and ``triton`` (CUDA) in float32,
+        impl: ``reference`` (PyTorch, any device and dtype), ``cpp`` (CPU) and ``triton`` (CUDA) in float32,
             bfloat16 and float16, or ``auto``. A named implementation that cannot run raises.
 
     Returns:
-        ``(..., N)``, or a tuple of as many as there are projections.
+        ``(..., N)``, or a tuple with one per projection.
 
     Raises:
         ValueError: naming the argument, what was found and what was expected: also of bfloat16 on a
@@ -104,52 +105,32 @@ def lora_linear(
         dtype = torch.get_autocast_dtype(input.device.type)
         input, biases = input.to(dtype), [bias.to(dtype) for bias in biases]
         weights = [w if _is_four_bit(w) else w.to(dtype) for w in weights]
-    four_bit = _four_bit(weights)
-    _validate(input, weights, biases, a, b, scalings, dropout, four_bit)
-    chosen = _choose(impl, input)
-    if chosen != "reference":
-        refuse_bfloat16(input)
-    a, b = [m.to(input.dtype) for m in a], [m.to(input.dtype) for m in b]
+    quant_state = _quant_state(weights)
+    _validate(input, weights, biases, a, b, scalings, dropout, quant_state)
+    chosen = choose_implementation(impl, input, _IMPLEMENTATIONS)
     # On the input's device: a captured CUDA graph draws another one at every replay.
     seed = torch.empty((), dtype=torch.int64, device=input.device).random_() if dropout else None
     # Views would be two more nodes of the graph.
-    flat = input.ndim == 2
-    input_TK = input if flat else input.reshape(-1, input.shape[-1])
-    packed = four_bit or QuantState4bit([], [], "")
+    input_TK = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
+    a_RK, b_NR = [m.to(input.dtype) for m in a], [m.to(input.dtype) for m in b]
+    adapters = input_TK, weights, biases, a_RK, b_NR, scalings, dropout, seed
+    layers = Layers(*adapters, *(quant_state or QuantState4bit([], [], "")))
     if chosen == "reference":
-        frozen = BaseWeights(input_TK, weights, b, *packed)
-        dense = [frozen.dense(i) for i in range(len(weights))]
-        outputs = reference.lora_linear(input_TK, dense, biases, a, b, scalings, dropout, seed)
+        outputs = reference.lora_linear(layers)
     else:
-        outputs, _ = torch.ops.fangyan.lora_linear.default(
-            input_TK, weights, biases, a, b, scalings, dropout, seed, *packed, False
-        )
-    if not flat:
+        refuse_bfloat16(input)
+        outputs, _ = torch.ops.fangyan.lora_linear.default(*layers, False)
+    if input.ndim != 2:
         outputs = [output.view(*input.shape[:-1], output.shape[-1]) for output in outputs]
     return outputs[0] if single else tuple(outputs)
-
-
-def _choose(impl: str, input: Tensor) -> str:
-    if impl not in _IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}, expected one of {', '.join(_IMPLEMENTATIONS)}")
-    device, fits = input.device.type, input.dtype in _DTYPES
-    if impl == "auto":
-        return {"cpu": "cpu", "cuda": "triton"}.get(device, "reference") if fits else "reference"
-    needed = {"cpu": "cpu", "triton": "cuda"}.get(impl, device)
-    if impl != "reference" and not (fits and device == needed):
-        raise ValueError(
-            f"impl={impl!r} takes float32, bfloat16 and float16 on {needed}, "
-            f"input is {input.dtype} on {device}"
-        )
-    return impl
 
 
 def _is_four_bit(weight: Tensor) -> bool:
     return getattr(weight, "quant_state", None) is not None
 
 
-def _four_bit(weights: list[Tensor]) -> QuantState4bit | None:
-    """What the operator is told of 4-bit weights; None if the weights are plain.
+def _quant_state(weights: list[Tensor]) -> QuantState4bit | None:
+    """Return the joint state of 4-bit weights; None if the weights are plain.
 
     Raises:
         ValueError: if they are not all of one kind.
@@ -159,9 +140,10 @@ def _four_bit(weights: list[Tensor]) -> QuantState4bit | None:
     if not all(_is_four_bit(weight) for weight in weights):
         raise ValueError("weight holds plain and 4-bit matrices, expected one kind for all projections")
     found = [unpack_quant_state(weight) for weight in weights]
-    if any((part.blocks, part.quant_type) != (found[0].blocks, found[0].quant_type) for part in found):
+    if any((state.blocks, state.quant_type) != (found[0].blocks, found[0].quant_type) for state in found):
         raise ValueError("weight holds 4-bit matrices of several block sizes or types, expected one")
-    return QuantState4bit([scale for part in found for scale in part.scales], *found[0][1:])
+    scales = [scale for state in found for scale in state.scales]
+    return QuantState4bit(scales, found[0].blocks, found[0].quant_type)
 
 
 def _validate(
@@ -172,10 +154,10 @@ def _validate(
     b: list[Tensor],
     scalings: list[float],
     dropout: float,
-    four_bit: QuantState4bit | None,
+    quant_state: QuantState4bit | None,
 ) -> None:
     if not input.is_floating_point() or input.ndim == 0:
-        raise ValueError(f"input is {_describe(input)}, expected floating point of shape (..., K)")
+        raise ValueError(f"input is {describe(input)}, expected floating point of shape (..., K)")
     counts = {"lora_A": len(a), "lora_B": len(b), "scaling": len(scalings)}
     if biases:
         counts["bias"] = len(biases)
@@ -184,27 +166,23 @@ def _validate(
             raise ValueError(f"{name} has {count} entries, expected one for each of {len(weights)} weights")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}, expected a number in [0, 1)")
-    inner = input.shape[-1]
+    in_features = input.shape[-1]
     for i, (weight, a_RK, b_NR) in enumerate(zip(weights, a, b, strict=True)):
-        shape = tuple(weight.quant_state.shape if four_bit else weight.shape)  # type: ignore[attr-defined]
-        if len(shape) != 2 or shape[1] != inner:
-            raise ValueError(f"weight is of shape {shape}, expected (N, {inner})")
-        if not four_bit and weight.dtype != input.dtype:
+        shape = tuple(weight.quant_state.shape if quant_state else weight.shape)  # type: ignore[attr-defined]
+        if len(shape) != 2 or shape[1] != in_features:
+            raise ValueError(f"weight is of shape {shape}, expected (N, {in_features})")
+        if not quant_state and weight.dtype != input.dtype:
             raise ValueError(f"weight is {weight.dtype}, expected input's {input.dtype}")
         if weight.requires_grad:
             raise ValueError("weight requires a gradient, which this op does not give; expected it frozen")
-        if a_RK.ndim != 2 or a_RK.shape[1] != inner or not 1 <= a_RK.shape[0] <= MOST_RANK:
+        if a_RK.ndim != 2 or a_RK.shape[1] != in_features or not 1 <= a_RK.shape[0] <= MAX_RANK:
             raise ValueError(
-                f"lora_A is {_describe(a_RK)}, expected (R, {inner}) with R from 1 to {MOST_RANK}"
+                f"lora_A is {describe(a_RK)}, expected (R, {in_features}) with R from 1 to {MAX_RANK}"
             )
         if b_NR.shape != (shape[0], a_RK.shape[0]):
-            raise ValueError(f"lora_B is {_describe(b_NR)}, expected shape {(shape[0], a_RK.shape[0])}")
+            raise ValueError(f"lora_B is {describe(b_NR)}, expected shape {(shape[0], a_RK.shape[0])}")
         if biases and (biases[i].shape != shape[:1] or biases[i].dtype != input.dtype):
-            raise ValueError(f"bias is {_describe(biases[i])}, expected {input.dtype} of shape {shape[:1]}")
+            raise ValueError(f"bias is {describe(biases[i])}, expected {input.dtype} of shape {shape[:1]}")
         for name, value in (("weight", weight), ("lora_A", a_RK), ("lora_B", b_NR)):
             if value.device != input.device:
                 raise ValueError(f"{name} is on {value.device}, expected input's {input.device}")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

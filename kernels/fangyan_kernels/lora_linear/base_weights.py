@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fangyan_kernels.ops.lora_linear import Layers
+from fangyan_kernels.optional import import_bitsandbytes
+
 
 class QuantState4bit(NamedTuple):
-    """What the operator is told of a ``bitsandbytes`` ``Params4bit`` beside its packed bytes.
+    """What the operator takes of a ``bitsandbytes`` ``Params4bit`` beside its packed bytes.
 
     Attributes:
         scales: each block's largest absolute value, float32; or, nested, 8-bit codes of them, their
             offset, their own blocks' scales and their code book.
-        blocks: numbers in a block; nested, also numbers in a block of scales.
+        blocks: elements per block; nested, also elements per block of scales.
         quant_type: ``nf4`` or ``fp4``.
     """
 
@@ -26,7 +29,7 @@ class QuantState4bit(NamedTuple):
 
 
 def unpack_quant_state(weight: Any) -> QuantState4bit:
-    """The tensors and numbers of a ``Params4bit``'s ``quant_state``."""
+    """Return the tensors and sizes of a ``Params4bit``'s ``quant_state``."""
     state = weight.quant_state
     if not state.nested:
         return QuantState4bit([state.absmax], [state.blocksize], state.quant_type)
@@ -36,51 +39,46 @@ def unpack_quant_state(weight: Any) -> QuantState4bit:
 
 
 def dequantize(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """What a ``Params4bit`` stands for, (N, K), a new matrix; ``dtype`` is by default that of before packing.
+    """Return the values of a ``Params4bit``, (N, K), as a new matrix.
 
-    It is read as one row: with AVX-512, bitsandbytes 0.50.2 takes other blocks' scales in rows that are a
+    They are read as one row: with AVX-512, bitsandbytes 0.50.2 takes other blocks' scales in rows that are a
     multiple of 32 and end within a block.
-    """
-    import bitsandbytes  # whoever holds a 4-bit weight has imported it; all others do without
 
+    Args:
+        weight: the ``Params4bit``.
+        dtype: of the result; by default that of the weight before it was packed.
+
+    Raises:
+        ModuleNotFoundError: if bitsandbytes is not installed.
+    """
     state = copy(weight.quant_state)
     shape, state.shape = state.shape, torch.Size([state.shape.numel()])
     state.dtype = dtype or state.dtype
+    bitsandbytes = import_bitsandbytes("a 4-bit weight")
     flat: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
     return flat.view(shape)
 
 
 class BaseWeights:
-    """The frozen weights of the projections of one input.
+    """The frozen weights of the projections of one input."""
 
-    Args:
-        input_TK: gives the dtype, K and T.
-        weights: (N, K) each, or packed bytes.
-        b_NR: their adapters' second matrices, which give each N.
-        scales, blocks, quant_type: see :class:`QuantState4bit`; of all projections one after another.
-    """
-
-    def __init__(
-        self,
-        input_TK: Tensor,
-        weights: Sequence[Tensor],
-        b_NR: Sequence[Tensor],
-        scales: Sequence[Tensor],
-        blocks: Sequence[int],
-        quant_type: str,
-    ):
-        self.tokens, self.inner = input_TK.shape
-        self.outer = [b.shape[0] for b in b_NR]
-        self.dtype = input_TK.dtype
-        self.quant_type = quant_type
-        self._weights, self._blocks = weights, blocks
-        each = len(scales) // len(weights)
-        self._scales = [scales[i * each : (i + 1) * each] for i in range(len(weights))]
+    def __init__(self, layers: Layers):
+        """Take the operator's arguments."""
+        self.tokens, self.in_features = layers.input_TK.shape
+        self.out_features = [b.shape[0] for b in layers.b_NR]
+        self.dtype = layers.input_TK.dtype
+        self.quant_type = layers.quant_type
+        self._weights, self._blocks = layers.weights, layers.blocks
+        per_layer = len(layers.scales) // len(layers.weights)
+        self._scales = [
+            layers.scales[i * per_layer : (i + 1) * per_layer] for i in range(len(layers.weights))
+        ]
 
     def dense(self, i: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight of projection ``i``, (N, K); of a 4-bit one a new matrix."""
+        """Return the weight of projection ``i``, (N, K); of a 4-bit one a new matrix."""
         if not self.quant_type:
             return self._weights[i]
+        import_bitsandbytes("a 4-bit weight")  # registers the operators below
         packed, (absmax, *nested), blocks = self.stored(i)
         if nested:
             offset, scales, code = nested
@@ -88,14 +86,14 @@ class BaseWeights:
                 absmax, scales, code, blocks[1], torch.float32
             )
             absmax = absmax + offset
-        numbers = (self.outer[i] * self.inner,)  # as one row: see dequantize()
-        flat = torch.ops.bitsandbytes.dequantize_4bit(
-            packed, absmax, blocks[0], self.quant_type, numbers, dtype or self.dtype
+        elements = (self.out_features[i] * self.in_features,)  # as one row: see dequantize()
+        flat: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+            packed, absmax, blocks[0], self.quant_type, elements, dtype or self.dtype
         )
-        return flat.view(self.outer[i], self.inner)
+        return flat.view(self.out_features[i], self.in_features)
 
     def stored(self, i: int) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
-        """Of 4-bit projection ``i``: its bytes, and its :class:`QuantState4bit` scales and block sizes."""
+        """Return the bytes of 4-bit projection ``i``, and its :class:`QuantState4bit` scales and blocks."""
         packed = self._weights[i]
         return (
             packed if packed.dtype == torch.uint8 else packed.view(torch.uint8),
@@ -104,9 +102,9 @@ class BaseWeights:
         )
 
     def merges(self, drops: bool) -> bool:
-        """Whether W + s B A costs less than the low-rank products, and rounds no worse.
+        """Return whether W + s B A costs less than the low-rank products, and rounds no worse.
 
-        Merging takes 2 N K R operations and moves 3 N K numbers, however many tokens there are. The forward
+        Merging takes 2 N K R operations and moves 3 N K elements, however many tokens there are. The forward
         is then the frozen layer's one product, and so is the gradient of the input; what remains are the
         adapter's own gradients. With dropout, x and D * x differ and the low-rank products stay.
 
@@ -119,10 +117,10 @@ class BaseWeights:
         """
         if drops or (self.dtype != torch.float32 and not self.quant_type):
             return False
-        outer = sum(self.outer)
-        return self.tokens * (self.inner + outer) >= 2 * self.inner * outer
+        out_features = sum(self.out_features)
+        return self.tokens * (self.in_features + out_features) >= 2 * self.in_features * out_features
 
     def merged(self, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
-        """W + s B A of projection ``i``, (N, K), a new matrix: added in float32, rounded once."""
+        """Return W + s B A of projection ``i``, (N, K), a new matrix: added in float32, rounded once."""
         weight_NK = self.dense(i, torch.float32)
         return torch.addmm(weight_NK, b_NR.float(), a_RK.float(), alpha=scaling).to(self.dtype)

@@ -1,7 +1,7 @@
 """The low-rank products of LoRA linears on the CPU: ``csrc/lora_linear.cpp``, in float32.
 
-In bfloat16 they are the library's, which uses the processor's own products of bfloat16: to widen x and g
-alone would take longer. D * x is then a matrix of its own, made again by the backward.
+In bfloat16 they are the library's, which uses the processor's own bfloat16 instructions: widening x and g
+alone would take longer. D * x is then a matrix of its own, which the backward computes again.
 
 Shape suffixes: T tokens, K in, N out, R rank.
 """
@@ -13,13 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fangyan_kernels.lora_linear.base_weights import BaseWeights
-
-
-def merged(frozen: BaseWeights, i: int, a_RK: Tensor, b_NR: Tensor, scaling: float) -> Tensor:
-    """W + s B A of layer ``i``, (N, K), a new matrix: added in float32, rounded once."""
-    return frozen.merged(i, a_RK, b_NR, scaling)
-
 
 def forward_(
     outputs_TN: Sequence[Tensor],
@@ -29,7 +22,7 @@ def forward_(
     seed: Tensor | None,
     dropout: float,
 ) -> None:
-    """output += (D * input) A' (s B'), of every layer; ``b_RN`` is s B' of each."""
+    """Add (D * input) A' (s B') to the output of every layer; ``b_RN`` is s B' of each."""
     if input_TK.dtype == torch.bfloat16:
         dropped_TK = _dropped(input_TK, seed, dropout)
         for output_TN, a, b in zip(outputs_TN, a_RK, b_RN, strict=True):
@@ -53,9 +46,9 @@ def backward_(
     grad_input_TK: Tensor | None,
     wants_adapters: bool,
 ) -> list[tuple[Tensor, Tensor]]:
-    """The gradients of A and s B' of every layer, if wanted.
+    """Return the gradients of A and s B' of every layer, if wanted.
 
-    Adds the sum of all D * (grad (s B')' A) to ``grad_input_TK``, if it is given.
+    The sum of all D * (grad (s B')' A) is added to ``grad_input_TK``, unless that is None.
     """
     if input_TK.dtype == torch.bfloat16:
         grads_low_TR = [grad_TN @ b.T for grad_TN, b in zip(grads_TN, b_RN, strict=True)]
@@ -88,7 +81,7 @@ def _add_dropped_(
     seed: Tensor | None,
     dropout: float,
 ) -> None:
-    """grad_input += D * the sum of all grad_low A: where elements are dropped, D is drawn once."""
+    """Add D * the sum of all grad_low A to grad_input: where elements are dropped, D is drawn once."""
     total_TK = grad_input_TK if seed is None else torch.zeros_like(grad_input_TK)
     for grad_low_TR, a in zip(grads_low_TR, a_RK, strict=True):
         total_TK.addmm_(grad_low_TR, a)
@@ -97,7 +90,7 @@ def _add_dropped_(
 
 
 def _dropped(input_TK: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
-    """D * input, in bfloat16."""
+    """Return D * input, in bfloat16."""
     if seed is None:
         return input_TK
     input_TK = input_TK.contiguous()

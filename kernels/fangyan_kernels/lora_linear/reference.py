@@ -12,63 +12,61 @@ Shape suffixes: T tokens, K in, N out, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fangyan_kernels.lora_linear.base_weights import BaseWeights
+from fangyan_kernels.ops.lora_linear import Layers
+
 _WORD = 0xFFFFFFFF
 
 
-def lora_linear(
-    input_TK: Tensor,
-    weights_NK: Sequence[Tensor],
-    biases_N: Sequence[Tensor],
-    a_RK: Sequence[Tensor],
-    b_NR: Sequence[Tensor],
-    scalings: Sequence[float],
-    dropout: float,
-    seed: Tensor | None,
-) -> list[Tensor]:
-    """The results of the operator ``fangyan::lora_linear``, by autograd's own means."""
-    dropped_TK = input_TK if seed is None else apply_dropout(input_TK, dropout, seed)
+def lora_linear(layers: Layers) -> list[Tensor]:
+    """Compute the outputs of the operator ``fangyan::lora_linear``, which autograd differentiates."""
+    weights = BaseWeights(layers)
+    input_TK, seed = layers.input_TK, layers.seed
+    dropped_TK = input_TK if seed is None else apply_dropout(input_TK, layers.dropout, seed)
     outputs = []
-    for i, weight_NK in enumerate(weights_NK):
-        output_TN = F.linear(input_TK, weight_NK, biases_N[i] if biases_N else None)
-        outputs.append(output_TN + scalings[i] * F.linear(F.linear(dropped_TK, a_RK[i]), b_NR[i]))
+    for i, (a_RK, b_NR) in enumerate(zip(layers.a_RK, layers.b_NR, strict=True)):
+        bias_N = layers.biases_N[i] if layers.biases_N else None
+        output_TN = F.linear(input_TK, weights.dense(i), bias_N)
+        outputs.append(output_TN + layers.scalings[i] * F.linear(F.linear(dropped_TK, a_RK), b_NR))
     return outputs
 
 
 def apply_dropout(input_TK: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    """D * x."""
+    """Return D * x."""
     keep_TK = keep_mask(seed, len(input_TK), input_TK.shape[1], dropout).to(input_TK.device)
     return input_TK * (keep_TK / (1.0 - dropout)).to(input_TK.dtype)
 
 
 def keep_mask(seed: Tensor, rows: int, columns: int, dropout: float) -> Tensor:
-    """Which elements are kept, (rows, columns), bool: a function of the seed and of their place alone.
+    """Return which elements are kept, (rows, columns), bool: a function of the seed and their position alone.
 
     So no mask is stored, and every implementation drops the same elements. An element's 32 bits are a
     hash of its column and its row's key; each step of the key hashes one half of the seed.
 
     Args:
         seed: (), int64.
+        rows: of the mask.
+        columns: of the mask.
+        dropout: probability that an element is dropped.
     """
-    low, high = seed & _WORD, (seed >> 32) & _WORD
+    seed_lo, seed_hi = seed & _WORD, (seed >> 32) & _WORD
     row_T = torch.arange(rows, device=seed.device)
-    key_T = _hash(_hash((row_T + low) & _WORD) ^ high)
+    key_T = _hash(_hash((row_T + seed_lo) & _WORD) ^ seed_hi)
     bits_TK = _hash(torch.arange(columns, device=seed.device) ^ key_T[:, None])
     return bits_TK >= threshold(dropout)
 
 
 def threshold(dropout: float) -> int:
-    """Elements are dropped whose bits lie below it."""
+    """Return the number below which an element's bits drop it."""
     return min(round(dropout * 2**32), _WORD)
 
 
 def _hash(word: Tensor) -> Tensor:
-    """A bijection of 32 bits without visible bias ("lowbias32" of Wellons, "Hash Prospector", 2018)."""
+    """Permute 32-bit words without visible bias ("lowbias32" of Wellons, "Hash Prospector", 2018)."""
     word = word ^ (word >> 16)
     word = (word * 0x7FEB352D) & _WORD
     word = word ^ (word >> 15)

@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from fangyan_kernels.linear_cross_entropy import triton_small_vocab, triton_softmax, triton_softmax_rows
-from fangyan_kernels.linear_cross_entropy.triton_shared import PARTS, launch_options
-from fangyan_kernels.linear_cross_entropy.triton_small_vocab_kernels import tag_logits, tag_rows, tag_weight
+from fangyan_kernels.linear_cross_entropy.triton_shared import NUM_PARTIALS, launch_options
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_blocks import (
+    small_vocab_logits,
+    small_vocab_weight,
+)
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_rows import small_vocab_rows
 from fangyan_kernels.testing.offline import OfflineKernel
 
 FLAGS = {
     "HAS_BIAS": True,
     "HAS_CLASS_WEIGHT": False,
     "HAS_TOKEN_WEIGHT": False,
-    "GIVEN": False,
+    "HAS_DIVISOR": False,
     "HAS_SMOOTHING": False,
     "HAS_SOFTCAP": False,
     "PREDICT": False,
-    "PARTS": PARTS,
+    "NUM_PARTIALS": NUM_PARTIALS,
 }
 
 
@@ -43,12 +47,14 @@ def small_vocab_kernels(
     if isinstance(tiles, triton_small_vocab.Rows):
         constants |= {"SPLITS": tiles.splits, "SLICES": triton_small_vocab.SLICES, **stages}
         warps = launch_options(triton_small_vocab.SLICES)
-        return (_offline(f"small-vocab-{name}", tag_rows, constants, warps, element_size, aligned),)
+        return (_offline(f"small-vocab-{name}", small_vocab_rows, constants, warps, element_size, aligned),)
     weight = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h, "BLOCK_C": tiles.block_c, **stages}
     launch = launch_options(4, triton_small_vocab.LOGITS_STAGES[element_size])
     return (
-        _offline(f"small-vocab-logits-{name}", tag_logits, constants, launch, element_size, aligned),
-        _offline(f"small-vocab-weight-{name}", tag_weight, weight, launch_options(4), element_size, aligned),
+        _offline(f"small-vocab-logits-{name}", small_vocab_logits, constants, launch, element_size, aligned),
+        _offline(
+            f"small-vocab-weight-{name}", small_vocab_weight, weight, launch_options(4), element_size, aligned
+        ),
     )
 
 
@@ -56,7 +62,7 @@ def large_vocab_kernel(classes: int, element_size: int = 2, softcap: bool = Fals
     """Return the softmax kernel for so many classes: one row per program, or several."""
     constants: dict[str, Any] = FLAGS | {"HAS_SOFTCAP": softcap}
     constants |= {"PACKED": True, "GRADIENTS": True, "CHECK_INPUT": True}
-    if classes > triton_softmax.MOST_TILE_CLASSES:
+    if classes > triton_softmax.MAX_TILE_CLASSES:
         kernel = triton_softmax_rows.softmax_row
         options = triton_softmax_rows.row_options(element_size, softcap)
         constants |= {name: options.pop(name) for name in ("GROUPS", "WIDTH")}
@@ -82,7 +88,17 @@ def _offline(
     element = "*bf16" if element_size == 2 else "*fp32"
     elements = ("p_input", "p_weight", "p_bias", "p_logits", "p_grad_input", "p_grad_logits")
     kinds = dict.fromkeys(elements, element)
-    integers = ("tokens", "hidden", "classes", "n_parts", "splits", "start", "ignore_index", "rows", "stride")
+    integers = (
+        "tokens",
+        "hidden",
+        "classes",
+        "num_partials",
+        "splits",
+        "start",
+        "ignore_index",
+        "rows",
+        "stride",
+    )
     kinds |= dict.fromkeys(integers, "i32") | {"p_repair": "*i32"}
     kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}

@@ -30,11 +30,11 @@ _DEVICES = count(90)
 
 @dataclass
 class Launches:
-    """What would have run on a GPU since the last ``clear``, by the kernels' names.
+    """What would have run on a GPU since the last :meth:`clear`, by the kernels' names.
 
     Attributes:
-        launched: in their order.
-        variants: compiled.
+        launched: kernels in their order.
+        variants: compiled variants in their order.
         arguments: of each kernel's last launch, as CUDA's launcher gets them; None where they are not kept.
             A parameter takes over a gradient that nobody else holds, and copies any other.
     """
@@ -44,6 +44,7 @@ class Launches:
     arguments: dict[str, tuple[Any, ...]] | None = None
 
     def clear(self) -> None:
+        """Forget what was recorded."""
         self.launched.clear()
         self.variants.clear()
         if self.arguments is not None:
@@ -51,7 +52,7 @@ class Launches:
 
 
 class _Driver:
-    """What Triton asks of a driver, answered for an H100; launching records a name."""
+    """Answers what Triton asks of a driver, for an H100; launching records a name."""
 
     def __init__(self, launches: Launches):
         self._launches = launches
@@ -62,22 +63,22 @@ class _Driver:
     def get_current_device(self) -> int:
         return self._device
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, _device: int) -> int:
         return 0
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
 
-    def _properties(self, device: int) -> dict[str, int]:
+    def _properties(self, _device: int) -> dict[str, int]:
         return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
 
     def _load(self, name: str, *_: Any) -> tuple[int, int, int, int, int]:
         self._launches.variants.append(name)
         return 0, 0, 0, 0, 1024
 
-    def _launcher(self, source: Any, metadata: Any) -> Callable[..., None]:
+    def _launcher(self, _source: Any, metadata: Any) -> Callable[..., None]:
         launches, name = self._launches, metadata.name
-        pointers: list[int] = []  # places among the arguments
+        pointers: list[int] = []  # positions among the arguments
 
         def launch(*arguments: Any) -> None:
             if not pointers:

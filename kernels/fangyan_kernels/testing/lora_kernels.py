@@ -16,9 +16,9 @@ _KINDS = {
     "threshold": "u32",
 }
 _SIZES = (
-    "inner",
+    "in_features",
     "columns",
-    "outer",
+    "out_features",
     "rank",
     "stride_r",
     "stride_k",
@@ -58,20 +58,29 @@ def low_rank_kernels(
     rank: int = 16, drops: bool = True, tensor_cores: bool = True
 ) -> dict[str, OfflineKernel]:
     """Return the low-rank kernels of a layer's forward and backward, by name."""
-    shrink, expand, outer = (
-        triton_launches.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer")
+    shrink, expand, outer_product = (
+        triton_launches.tiles(name, rank, tensor_cores) for name in ("shrink", "expand", "outer_product")
     )
     unused = () if drops else ("p_seed",)
     no_b, no_sum = ("p_b", "p_products"), ("p_sum", "p_bias", "p_seed")
     kernels = (
         _offline("lora-shrink", triton_low_rank.shrink, shrink, unused, stride_k=1),
         _offline("lora-expand-output", triton_low_rank.expand, expand, no_sum, stride_r=1),
-        _offline("lora-outer-gradient", triton_low_rank.outer, outer, ("p_seed",), stride_r=1),
+        _offline(
+            "lora-outer-gradient", triton_low_rank.outer_product, outer_product, ("p_seed",), stride_r=1
+        ),
         _offline(
             "lora-expand", triton_low_rank.expand, expand, ("p_bias", *unused), stride_k=1, p_low="*fp32"
         ),
-        _offline("lora-outer", triton_low_rank.outer, outer, (*no_b, *unused), stride_k=1, stride_r=1),
-        _offline("lora-finish", triton_low_rank.finish, triton_launches.FINISH),
+        _offline(
+            "lora-outer",
+            triton_low_rank.outer_product,
+            outer_product,
+            (*no_b, *unused),
+            stride_k=1,
+            stride_r=1,
+        ),
+        _offline("lora-reduce", triton_low_rank.reduce_partials, triton_launches.REDUCE),
     )
     return {kernel.name: kernel for kernel in kernels}
 

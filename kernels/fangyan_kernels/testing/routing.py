@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from fangyan_kernels import linear_cross_entropy, lora_linear
+from fangyan_kernels import validation
 
 
 @contextlib.contextmanager
@@ -31,8 +29,7 @@ def cpu_tensors_to_triton() -> Iterator[None]:
         "lora_linear_backward": lora_launch.backward,
     }
     with (
-        _named_on_the_cpu(linear_cross_entropy, {"triton": "triton_auto"}),
-        _named_on_the_cpu(lora_linear, {}),
+        patch.dict(validation.DEVICES, {"triton": ("cuda", "cpu")}),
         torch.library._scoped_library("fangyan", "IMPL") as library,
     ):
         with warnings.catch_warnings():
@@ -40,14 +37,3 @@ def cpu_tensors_to_triton() -> Iterator[None]:
             for name, implementation in implementations.items():
                 library.impl(name, implementation, "CPU", allow_override=True)
         yield
-
-
-def _named_on_the_cpu(function: Any, names: dict[str, str]) -> Any:
-    """The op's module chooses a Triton implementation by name whatever the device."""
-    module = sys.modules[function.__module__]
-    choose = module._choose
-
-    def choose_here(impl: str, input: torch.Tensor) -> str:
-        return names.get(impl, impl) if "triton" in impl else choose(impl, input)
-
-    return patch.object(module, "_choose", choose_here)

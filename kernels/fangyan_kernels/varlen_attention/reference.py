@@ -1,6 +1,6 @@
 """Attention within each of many sequences in plain PyTorch: what the op means.
 
-Shape suffixes: T tokens, H heads, G heads of keys and values, D numbers a head; L tokens of a sequence.
+Shape suffixes: T tokens, H heads, G heads of keys and values, D elements per head; L tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def varlen_attention(
     window: tuple[int, int],
     scale: float,
 ) -> Tensor:
-    """See :func:`fangyan_kernels.varlen_attention`; one sequence at a time."""
+    """Compute :func:`fangyan_kernels.varlen_attention`, one sequence at a time."""
     repeats = query_THD.shape[1] // key_TGD.shape[1]
     key_THD, value_THD = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key_TGD, value_TGD))
     outputs = [query_THD.new_empty((0, *query_THD.shape[1:]))]
@@ -35,8 +35,8 @@ def varlen_attention(
 
 
 def visible(length: int, window: tuple[int, int], device: torch.device) -> Tensor:
-    """Which keys, by column, each token of a sequence sees, (L, L), bool."""
+    """Return which keys, by column, each token of a sequence sees, (L, L), bool."""
     left, right = (length if reach < 0 else reach for reach in window)
-    places = torch.arange(length, device=device)
-    distance_LL = places[None, :] - places[:, None]
+    positions = torch.arange(length, device=device)
+    distance_LL = positions[None, :] - positions[:, None]
     return (distance_LL >= -left) & (distance_LL <= right)

@@ -92,24 +92,23 @@ def test_every_option_at_once_compiles(name):
     """An interpreter takes what a compiler refuses, such as a variable of two types."""
     kernel = KERNELS[name]
     constants = {key: key in OPTIONS or value for key, value in kernel.constants.items()}
-    constants |= {"GIVEN": True} | ({"PACKED": False} if name == LARGE else {})
+    constants |= {"HAS_DIVISOR": True} | ({"PACKED": False} if name == LARGE else {})
     signature = kernel.signature | {"p_token": "*i64"} if name == LARGE else kernel.signature
     compile_offline(replace(kernel, constants=constants, signature=signature, multiples=()), "sm_80")
 
 
-@pytest.mark.parametrize("name", ["add_totals", "finish", "scale_three"])
+@pytest.mark.parametrize("name", ["reduce_loss", "reduce_partials", "scale_gradients"])
 def test_small_kernels_compile(name):
     from fangyan_kernels.linear_cross_entropy import triton_shared
 
-    function = getattr(triton_small_vocab if name == "finish" else triton_shared, name)
-    constants = {"REDUCE": True, "GIVEN": False, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
-    constants |= {"PARTS": triton_shared.PARTS, "BLOCK": 512} | (
-        triton_small_vocab.FINISH if name == "finish" else {}
+    function = getattr(triton_small_vocab if name == "reduce_partials" else triton_shared, name)
+    constants = {"REDUCE": True, "HAS_DIVISOR": False, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
+    constants |= {"NUM_PARTIALS": triton_shared.NUM_PARTIALS, "BLOCK": 512} | (
+        triton_small_vocab.REDUCE if name == "reduce_partials" else {}
     )
     constants = {key: value for key, value in constants.items() if key in function.arg_names}
-    integers = {"p_target": "*i64", "p_labelled": "*i64", "p_correct": "*i64", "p_counts": "*i32"}
-    integers |= {"p_labelled_total": "*i64", "p_correct_total": "*i64"}
-    if name == "add_totals":
+    integers = {"p_target": "*i64", "p_num_valid": "*i64", "p_num_correct": "*i64", "p_correct": "*i64"}
+    if name == "reduce_loss":
         integers["p_correct"] = "*i8"
     arguments = [argument for argument in function.arg_names if argument not in constants]
     signature = {a: integers.get(a, "*fp32" if a.startswith("p_") else "i32") for a in arguments}

@@ -10,8 +10,8 @@ if triton_here.INTERPRETED:
 
 from fangyan_kernels.testing.launches import record_launches
 
-ONE_PASS = ["tag_rows", "finish", "scale_three"]
-TWO_PASSES = ["tag_logits", "tag_weight", "finish", "scale_three"]
+ONE_PASS = ["small_vocab_rows", "reduce_partials", "scale_gradients"]
+TWO_PASSES = ["small_vocab_logits", "small_vocab_weight", "reduce_partials", "scale_gradients"]
 
 
 def step(tokens, hidden, classes, **options):
@@ -34,4 +34,4 @@ def test_launches_and_variants_of_a_training_run(hidden, kernels):
         assert len(first) <= len(kernels)
         launches.clear()
         step(512, hidden, 9)  # without a divisor, the targets' weights are summed first
-        assert launches.launched == ["weigh_targets", *kernels]
+        assert launches.launched == ["sum_target_weights_kernel", *kernels]

@@ -14,7 +14,7 @@ from cross_entropy_cases import (
     weights,
     with_gradients,
 )
-from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels import linear_cross_entropy, linear_cross_entropy_with_statistics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 vocabulary = implementations("triton_large_vocab")
@@ -26,7 +26,7 @@ def kernel(request, monkeypatch):
     from fangyan_kernels.linear_cross_entropy import triton_large_vocab
 
     if request.param == "row":
-        monkeypatch.setattr(triton_large_vocab, "MOST_TILE_CLASSES", 0)
+        monkeypatch.setattr(triton_large_vocab, "MAX_TILE_CLASSES", 0)
         narrow = {"GROUPS": 2, "WIDTH": 64, "num_warps": 1}
         monkeypatch.setattr(triton_large_vocab, "row_options", lambda element_size, softcap: narrow)
     triton_large_vocab._softmax_options.cache_clear()
@@ -70,10 +70,10 @@ def test_the_first_of_equal_classes_wherever_it_is(impl, first):
     weight[first:] = 2.0
     input = torch.ones(5, 4, device=device)
     target = torch.tensor([0, first, 299, 130, IGNORE], device=device)
-    loss, found = linear_cross_entropy(input, weight, target, statistics="predictions", impl=impl)
+    loss, found = linear_cross_entropy_with_statistics(input, weight, target, predictions=True, impl=impl)
     assert found.predictions.tolist() == [first] * 4 + [IGNORE]
     assert found.num_correct == (target == first).sum()
-    counts = linear_cross_entropy(input, weight, target, statistics="counts", impl=impl)[1]
+    _, counts = linear_cross_entropy_with_statistics(input, weight, target, impl=impl)
     assert counts.num_correct == found.num_correct
     assert loss.isfinite()
 

@@ -16,7 +16,7 @@ if triton_here.INTERPRETED:
 
 # One of each tile: 33 and 188 classes are no multiple of 8, whose rows would be misaligned side by side.
 TILES = (33, 188, 512, 1000, 2048, 4096)
-OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "GIVEN", "HAS_SMOOTHING", "HAS_SOFTCAP", "PREDICT")
+OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_DIVISOR", "HAS_SMOOTHING", "HAS_SOFTCAP", "PREDICT")
 
 
 def without_options(classes, element_size=2):
@@ -107,7 +107,7 @@ def test_launches_and_variants_of_a_training_run(classes):
         torch.randn(size, 64, generator=generator).bfloat16().requires_grad_() for size in (500, classes)
     )
     target = torch.randint(classes, (500,), generator=generator)
-    softmax = "softmax_tile" if classes <= triton_softmax.MOST_TILE_CLASSES else "softmax_row"
+    softmax = "softmax_tile" if classes <= triton_softmax.MAX_TILE_CLASSES else "softmax_row"
     with record_launches() as launches:
         for most in (None, 100):
             for step, tokens in enumerate((256, 255, 241, 500, 113)):

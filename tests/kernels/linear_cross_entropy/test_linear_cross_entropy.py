@@ -19,7 +19,7 @@ from cross_entropy_cases import (
     weights,
     with_gradients,
 )
-from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels import linear_cross_entropy, linear_cross_entropy_with_statistics
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -177,8 +177,8 @@ def test_batched_input_and_no_bias(impl):
 @implementations()
 def test_statistics_come_with_the_loss(impl):
     input, weight, bias, target = make(impl, 50, 16, 6)
-    loss, found = linear_cross_entropy(
-        input, weight, target, linear_bias=bias, statistics="predictions", impl=impl
+    loss, found = linear_cross_entropy_with_statistics(
+        input, weight, target, predictions=True, linear_bias=bias, impl=impl
     )
     best = F.linear(input, weight, bias).argmax(1)
     labelled = target != IGNORE
@@ -186,7 +186,8 @@ def test_statistics_come_with_the_loss(impl):
     assert found.num_valid == labelled.sum()
     assert found.num_correct == (best == target)[labelled].sum() > 0
     assert loss.requires_grad
-    counts = linear_cross_entropy(input, weight, target, statistics="counts", impl=impl)[1]
+    alone, counts = linear_cross_entropy_with_statistics(input, weight, target, linear_bias=bias, impl=impl)
+    assert torch.equal(alone, linear_cross_entropy(input, weight, target, linear_bias=bias, impl=impl))
     assert counts.predictions is None
     assert counts.num_valid == found.num_valid
 
@@ -195,7 +196,7 @@ def test_statistics_come_with_the_loss(impl):
 def test_the_first_of_equal_classes_is_predicted(impl):
     _, _, _, target = make(impl, 8, 4, 16, ignored=0.0)
     input, same = (torch.ones(rows, 4, device=target.device) for rows in (8, 16))
-    found = linear_cross_entropy(input, same, target, statistics="predictions", impl=impl)[1]
+    _, found = linear_cross_entropy_with_statistics(input, same, target, predictions=True, impl=impl)
     assert (found.predictions == 0).all()
     assert found.num_correct == (target == 0).sum()
 
@@ -421,7 +422,7 @@ import ctypes, gc, re, sys
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from fangyan_kernels import linear_cross_entropy
+from fangyan_kernels import linear_cross_entropy, linear_cross_entropy_with_statistics
 
 def status(field):
     return 1024 * int(re.search(rf"{field}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -573,7 +574,6 @@ def test_samples_of_torch(impl):
         ({"divisor": torch.ones(2)}, "divisor is .* expected one number"),
         ({"gradient_filter": 1.0}, r"gradient_filter is 1.0, expected a number in \[0, 1\)"),
         ({"max_valid": -1}, "max_valid is -1, expected None, 0 or more"),
-        ({"statistics": "all"}, "statistics is 'all', expected one of none, counts, predictions"),
         ({"impl": "cuda"}, "impl is 'cuda'"),
         ({"impl": "triton"}, "takes float32, bfloat16 and float16 on cuda, input is torch.float32 on cpu"),
     ],
@@ -696,16 +696,18 @@ def test_the_operator_itself_never_reads_out_of_bounds():
 def test_triton_stops_at_a_target_that_is_no_class():
     """The kernel that reads all targets first has an assertion compiled into it, whatever the environment."""
     import triton
-    from fangyan_kernels.linear_cross_entropy.triton_shared import weigh_targets
+    from fangyan_kernels.linear_cross_entropy.triton_shared import sum_target_weights_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    assert weigh_targets.debug
+    assert sum_target_weights_kernel.debug
     kinds = {"tokens": "i32", "classes": "i32", "ignore_index": "i32", "p_target": "*i64"}
     constants = {"HAS_CLASS_WEIGHT": False, "HAS_TOKEN_WEIGHT": False, "BLOCK": 1024}
-    names = weigh_targets.arg_names
+    names = sum_target_weights_kernel.arg_names
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in names}
-    source = ASTSource(weigh_targets, signature, {(names.index(k),): v for k, v in constants.items()})
+    source = ASTSource(
+        sum_target_weights_kernel, signature, {(names.index(k),): v for k, v in constants.items()}
+    )
     ptx = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"debug": True}).asm["ptx"]
     assert "__assertfail" in ptx
     assert "a target is no class" in bytes(map(int, _numbers(ptx))).decode(errors="replace")

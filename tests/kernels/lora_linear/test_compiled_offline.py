@@ -7,7 +7,7 @@ import torch
 import triton_here
 from fangyan_kernels import lora_linear
 from fangyan_kernels.lora_linear import triton_launches
-from fangyan_kernels.lora_linear.launch import MOST_IN_ONE_PASS
+from fangyan_kernels.lora_linear.launch import MAX_RANK_IN_ONE_PASS
 from fangyan_kernels.lora_linear.triton_launches import PROGRAMS
 from fangyan_kernels.testing.launches import record_launches
 from fangyan_kernels.testing.lora_kernels import low_rank_kernels, merge_kernel
@@ -23,7 +23,7 @@ IN_FLIGHT = 20 << 10
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", [name for name in ALL if name != "lora-finish"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "lora-reduce"])
 def test_every_architecture(name, architecture):
     """Triton has no products on Turing's tensor cores: there tiles are smaller."""
     turing = architecture == "sm_75"
@@ -48,7 +48,7 @@ def test_large_ranks(name, architecture, rank):
 @pytest.mark.parametrize("name", low_rank_kernels())
 def test_float32(name, rank):
     """Without tensor cores, too; its gradient's two products are made in one pass at small ranks alone."""
-    if rank > MOST_IN_ONE_PASS and name == "lora-outer-gradient":
+    if rank > MAX_RANK_IN_ONE_PASS and name == "lora-outer-gradient":
         return
     kernel = low_rank_kernels(rank, tensor_cores=False)[name]
     signature = {name: "*fp32" if kind == "*bf16" else kind for name, kind in kernel.signature.items()}
@@ -95,15 +95,15 @@ def test_merging_reads_a_byte_once():
 @pytest.mark.parametrize("inner", [256, 768, 4096, 8192])
 def test_sums_weigh_less_than_what_they_sum(rank, inner, monkeypatch):
     monkeypatch.setattr(triton_launches, "_multiprocessors", lambda device: PROCESSORS)
-    block_t, block_k = (triton_launches.tiles("outer", rank)[name] for name in ("BLOCK_T", "BLOCK_K"))
+    block_t, block_k = (triton_launches.tiles("outer_product", rank)[name] for name in ("BLOCK_T", "BLOCK_K"))
     strips = -(-inner // block_k)
     for tokens in (4 * rank, 1000, 2048, 8192):
-        length, parts = triton_launches._parts(tokens, strips, rank, block_t, torch.device("cuda"))
+        length, parts = triton_launches._partition(tokens, strips, rank, block_t, torch.device("cuda"))
         assert length * (parts - 1) < tokens <= length * parts
         assert length % block_t == 0
         sums, matrix = 4 * parts * rank * inner, 2 * tokens * inner
         assert parts == 1 or sums <= matrix / 2
-        if rank <= MOST_IN_ONE_PASS:
+        if rank <= MAX_RANK_IN_ONE_PASS:
             assert 4 * strips * tokens * rank <= 2 * tokens * max(inner, 256) / 4
         assert tokens < 8192 or rank > 64 or inner < 4096 or strips * parts >= 2 * PROCESSORS
 
@@ -121,7 +121,7 @@ def test_launches_and_variants():
 
     with record_launches() as launches:
         step(64, 0.1)
-        each = ["shrink", "expand", "outer", "expand", "outer", "finish"]
+        each = ["shrink", "expand", "outer_product", "expand", "outer_product", "reduce_partials"]
         assert launches.launched == 2 * each
         assert len(launches.variants) == len(each)
         for tokens, dropout in ((1, 0.1), (16, 0.5), (37, 0.9), (1000, 0.6)):

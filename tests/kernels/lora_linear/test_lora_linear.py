@@ -10,7 +10,7 @@ from fangyan_kernels.testing.error_budget import assert_within_error_budget
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-IMPLEMENTATIONS = ["reference", "cpu", "triton"]
+IMPLEMENTATIONS = ["reference", "cpp", "triton"]
 FUSED = IMPLEMENTATIONS[1:]
 # T, K, N, R: both sides of the number of tokens from which a weight is merged.
 SHAPES = [(1, 1, 1, 1), (3, 63, 5, 2), (130, 63, 48, 3), (97, 16, 100, 16), (300, 64, 17, 40)]
@@ -110,7 +110,7 @@ def test_dropout(impl, dtype, shape):
     check_against_truth(impl, case, keep=keep, dropout=0.3)
 
 
-@implementations("cpu")
+@implementations("cpp")
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_the_cpus_dropout_in_bfloat16(impl, accumulate):
     """To the bit, with rows for several threads that are no whole vectors."""
@@ -126,7 +126,7 @@ def test_the_cpus_dropout_in_bfloat16(impl, accumulate):
     assert torch.equal(found, expected)
 
 
-@implementations("cpu")
+@implementations("cpp")
 @pytest.mark.parametrize("given", ["whole", "transposed", "frozen input"])
 def test_several_projections_with_dropout_in_bfloat16(impl, given):
     """Their part of the input's gradient is dropped as one, whatever the strides."""
@@ -468,7 +468,7 @@ def test_any_shape(tokens, inner, outer, rank, dropout):
     seeded()
     expected = with_gradients(ours, case, impl="reference", dropout=dropout)
     seeded()
-    found = with_gradients(ours, case, impl="cpu", dropout=dropout)
+    found = with_gradients(ours, case, impl="cpp", dropout=dropout)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
@@ -484,7 +484,7 @@ def test_any_shape(tokens, inner, outer, rank, dropout):
         ({"lora_B": torch.randn(6, 3)}, r"lora_B is .* expected shape \(6, 2\)"),
         ({"bias": torch.randn(5)}, r"bias is .* of shape \(6,\)"),
         ({"dropout": 1.0}, r"dropout is 1.0, expected a number in \[0, 1\)"),
-        ({"impl": "cuda"}, "impl is 'cuda', expected one of auto, reference, cpu, triton"),
+        ({"impl": "cuda"}, "impl is 'cuda', expected one of auto, reference, cpp, triton"),
         ({"impl": "triton"}, "impl='triton' takes float32, bfloat16 and float16 on cuda"),
         ({"input": torch.zeros(3, 8, dtype=torch.int64)}, "input is torch.int64"),
         ({"weight": [torch.randn(6, 8)] * 2}, "lora_A has 1 entries"),

@@ -199,10 +199,10 @@ def test_a_second_derivative_is_refused():
         ({"value": torch.zeros(4, 4, 8)}, "value has 4 heads, expected as many as key"),
         ({"value": torch.zeros(4, 2, 8).double()}, "value is torch.float64 on cpu, expected query's"),
         ({"offsets": torch.tensor([0, 4])}, "offsets is torch.int64"),
-        ({"window": (-2, 0)}, r"window is \(-2, 0\), expected two numbers of tokens"),
+        ({"window": (-2, 0)}, r"window is \(-2, 0\), expected two counts of tokens"),
         ({"impl": "triton"}, "impl is 'triton', expected one of auto, reference, cpp"),
         ({"query": torch.zeros(4, 4, 300), "key": torch.zeros(4, 2, 300), "value": torch.zeros(4, 2, 300),
-          "impl": "cpp"}, "impl='cpp' takes float32 and bfloat16 on the cpu and heads of up to 256"),
+          "impl": "cpp"}, "impl='cpp' takes float32 and bfloat16 on cpu and heads of up to 256"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(change, sentence):
