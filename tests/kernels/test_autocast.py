@@ -63,7 +63,7 @@ CALLS = {
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CALLS)
-def test_autocast_changes_nothing_inside_an_operator(name, dtype, inference, monkeypatch):
+def test_operators_under_autocast(name, dtype, inference, monkeypatch):
     """In inference mode too, where no operator goes by autograd."""
     if ("triton" in name) != triton_here.INTERPRETED:
         pytest.skip("the interpreter runs Triton's kernels alone, and nothing else runs them on a CPU")

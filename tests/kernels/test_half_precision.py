@@ -20,17 +20,6 @@ LOSS_SCALE = 2.0**16
 IGNORE = -100
 
 
-@pytest.fixture
-def impl(request, monkeypatch):
-    """An implementation, where this machine can run it."""
-    if "triton" in request.param and triton_here.MISSING:
-        pytest.skip(triton_here.MISSING)
-    if "triton" not in request.param and triton_here.INTERPRETED:
-        pytest.skip("the interpreter runs Triton's kernels alone")
-    with triton_here.on_the_cpu(monkeypatch) if "triton" in request.param else torch.enable_grad():
-        yield request.param
-
-
 def implementations(*names):
     return pytest.mark.parametrize("impl", names, indirect=True)
 
@@ -68,7 +57,7 @@ def with_gradients(function, leaves, upstream):
 @implementations("cpp", "triton_small_vocab", "triton_large_vocab")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("classes", [7, 300])
-def test_linear_cross_entropy(impl, classes, reduction):
+def test_linear_cross_entropy_from_a_loss_scale(impl, classes, reduction):
     """A loss per token has a smaller upstream gradient, as it has under a mean."""
     if impl == "triton_small_vocab" and classes > 256:
         pytest.skip("it takes 256 classes of float16 at most")
@@ -108,7 +97,7 @@ def test_linear_cross_entropy(impl, classes, reduction):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("base", ["plain", "nf4", "nested fp4"])
 @pytest.mark.parametrize("tokens", [5, 150])
-def test_lora_linear(impl, tokens, base, dropout):
+def test_lora_linear_from_a_loss_scale(impl, tokens, base, dropout):
     """4-bit weights of few tokens are unpacked, of many merged; the upstream gradient is scaled."""
     inner, outer, rank, scaling = 64, 48, 4, 0.5
     input = noise(impl, tokens, inner).requires_grad_()
@@ -147,7 +136,7 @@ CARDS = {(7, 0): "7.0", (7, 5): "7.5", (8, 0): None, (9, 0): None}
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize("card", CARDS, ids=str)
-def test_bfloat16_is_refused_by_old_cards(card, impl, monkeypatch):
+def test_refuse_bfloat16_on_old_cards(card, impl, monkeypatch):
     """Tensors of a GPU that is not here: they have a device, a dtype and a shape."""
     monkeypatch.setattr(capability, "_capability", lambda device: card)
 
@@ -172,7 +161,7 @@ def test_bfloat16_is_refused_by_old_cards(card, impl, monkeypatch):
 @pytest.mark.skipif(triton_here.INTERPRETED, reason="an interpreter compiles nothing")
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("classes", [7, 300, 5000])
-def test_every_reduction_compiles(classes, reduction):
+def test_linear_cross_entropy_compiles_every_reduction_in_float16(classes, reduction):
     """Kernels without a divisor have no pointer to one; float16 always is. An interpreter does not mind."""
     with record_launches() as launches:
         input, weight = (torch.randn(size, 64).half().requires_grad_() for size in (20, classes))

@@ -10,7 +10,7 @@ import torch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU has run them as they are")
-def test_triton_kernels_in_the_interpreter():
+def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-k", "triton", "-q", "-x"]
     command += ["--ignore", __file__, "-p", "no:cacheprovider"]
     done = subprocess.run(

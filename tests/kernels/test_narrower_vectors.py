@@ -16,15 +16,15 @@ if triton_here.INTERPRETED:
 HERE = Path(__file__).parent
 # The optimizers' have the most code that is the processor's own; of the others a few sizes.
 CHOSEN = {
-    "optim8bit/test_optim8bit.py": "",
-    "linear_cross_entropy/test_linear_cross_entropy.py": "test_every_option_together and cpp",
-    "lora_linear/test_lora_linear.py": "test_dropout and cpp",
-    "varlen_attention/test_varlen_attention.py": "test_sizes_of_heads",
+    "optim8bit": "",
+    "linear_cross_entropy/test_values.py": "with_every_option and cpp",
+    "lora_linear/test_values.py": "with_dropout and cpp",
+    "varlen_attention/test_varlen_attention.py": "of_every_head_size",
 }
 
 
 @pytest.mark.parametrize("vectors", ["avx2", "default"])
-def test_kernels_with_narrower_vectors(vectors: str) -> None:
+def test_cpp_kernels_with_narrower_vectors(vectors: str) -> None:
     widest = torch.backends.cpu.get_cpu_capability().lower()
     if widest not in {"avx2", "avx512"} or widest == vectors:
         pytest.skip(f"this processor's vectors are no wider than {vectors}")

@@ -66,7 +66,7 @@ def layer(rank, dtype):
     return *leaves, torch.randn(80, 96, dtype=dtype)
 
 
-def test_every_kernel(binaries, tmp_path):
+def test_ops_on_turing(binaries, tmp_path):
     """Heads go the vocabulary's way, whose products are cuBLAS's: in Triton's no tensor core would work."""
     for dtype in (torch.float16, torch.float32):
         input = torch.randn(20, 64, dtype=dtype, requires_grad=True)
@@ -82,7 +82,7 @@ def test_every_kernel(binaries, tmp_path):
     check(binaries, {"shrink", "expand", "outer_product", "reduce_partials"}, tmp_path)
 
 
-def test_unpacking_four_bits(binaries, tmp_path):
+def test_merge_on_turing(binaries, tmp_path):
     bnb = pytest.importorskip("bitsandbytes")
     input, a, b, weight = layer(16, torch.float16)
     for nested in (False, True):

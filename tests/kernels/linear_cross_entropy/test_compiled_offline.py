@@ -24,7 +24,7 @@ ONE_PASS = ("sm_80", "sm_90", "sm_100")  # have the shared memory for it at ever
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_vocabulary_on_every_architecture(architecture):
+def test_large_vocab_kernel_on_every_architecture(architecture):
     report = compile_offline(KERNELS[LARGE], architecture)
     assert report.shared <= SHARED_LIMIT[architecture]
     assert report.spills == report.instructions.get("local memory", 0) == 0
@@ -32,7 +32,7 @@ def test_the_vocabulary_on_every_architecture(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
-def test_tags_keep_their_registers(shape, architecture):
+def test_small_vocab_kernels_do_not_spill(shape, architecture):
     """Of a hidden size, classes and bytes per element, with every option; in one pass without them too."""
     limit = SHARED_LIMIT[architecture]
     for options in ({}, dict.fromkeys(OPTIONS, True))[architecture not in ONE_PASS :]:
@@ -46,7 +46,7 @@ def test_tags_keep_their_registers(shape, architecture):
 
 
 @pytest.mark.parametrize(("classes", "element_size"), [(2, 2), (9, 2), (20, 2), (32, 2), (2, 4), (9, 4)])
-def test_rows_at_any_address_are_compiled_alike(classes, element_size):
+def test_small_vocab_kernels_of_unaligned_rows_are_equal(classes, element_size):
     """What holds above for a hidden size that is no multiple of 16 holds for all."""
     most = 16 if classes <= 16 else 32
     for limit in set(SHARED_LIMIT.values()):
@@ -60,7 +60,7 @@ def test_rows_at_any_address_are_compiled_alike(classes, element_size):
 
 @pytest.mark.parametrize("classes", [7, 16])
 @pytest.mark.parametrize("hidden", [768, 1024])
-def test_tags_read_the_input_once_by_wide_asynchronous_copies(hidden, classes):
+def test_small_vocab_rows_reads_the_input_once(hidden, classes):
     (kernel,) = small_vocab_kernels(hidden, classes, 2, SHARED_LIMIT["sm_90"])
     report = compile_offline(kernel, "sm_90")
     blocks, width = kernel.constants["SPLITS"], hidden
@@ -77,7 +77,7 @@ def test_tags_read_the_input_once_by_wide_asynchronous_copies(hidden, classes):
 
 @pytest.mark.parametrize("classes", [7, 16, 32])
 @pytest.mark.parametrize("hidden", [256, 768, 1024, 4096])
-def test_partial_sums_weigh_no_more_than_registers_or_logits(hidden, classes):
+def test_choose_grid_bounds_the_workspace(hidden, classes):
     """Of the weight's gradient: 64 KB per multiprocessor; from T = P H / 3 less than 12 bytes per logit."""
     tiles = triton_small_vocab.choose_tiles(hidden, classes, 2, SHARED_LIMIT["sm_90"])
     for tokens in (1, 16, 2048, 8192, PROCESSORS * hidden // 3, 1 << 20):
@@ -88,7 +88,7 @@ def test_partial_sums_weigh_no_more_than_registers_or_logits(hidden, classes):
 
 
 @pytest.mark.parametrize("name", ["small-vocab-H1024-C9", "small-vocab-logits-H1024-C32", LARGE])
-def test_every_option_at_once_compiles(name):
+def test_kernels_with_every_option_compile(name):
     """An interpreter takes what a compiler refuses, such as a variable of two types."""
     kernel = KERNELS[name]
     constants = {key: key in OPTIONS or value for key, value in kernel.constants.items()}
@@ -98,7 +98,7 @@ def test_every_option_at_once_compiles(name):
 
 
 @pytest.mark.parametrize("name", ["reduce_loss", "reduce_partials", "scale_gradients"])
-def test_small_kernels_compile(name):
+def test_reduction_kernels_compile(name):
     from fangyan_kernels.linear_cross_entropy import triton_shared
 
     function = getattr(triton_small_vocab if name == "reduce_partials" else triton_shared, name)

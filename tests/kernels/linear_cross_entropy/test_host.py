@@ -22,7 +22,7 @@ def step(tokens, hidden, classes, **options):
 
 
 @pytest.mark.parametrize(("hidden", "kernels"), [(256, ONE_PASS), (1280, TWO_PASSES)])
-def test_launches_and_variants_of_a_training_run(hidden, kernels):
+def test_small_vocab_launches_and_variants(hidden, kernels):
     """Each kernel is compiled once, whatever the number of tokens and of programs of a last batch."""
     with record_launches() as launches:
         step(512, hidden, 9, divisor=300.0)

@@ -38,7 +38,7 @@ def kernel(request, monkeypatch):
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("classes", [77, 300, 1001])
-def test_classes_that_end_anywhere(impl, dtype, classes):
+def test_large_vocab_of_any_number_of_classes(impl, dtype, classes):
     check_against_truth(impl, make(impl, 37, 48, classes, dtype=dtype, scale=0.3), reduction="mean")
 
 
@@ -46,7 +46,7 @@ def test_classes_that_end_anywhere(impl, dtype, classes):
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("classes", [77, 384])
-def test_options_where_classes_end(impl, dtype, classes):
+def test_large_vocab_with_every_option(impl, dtype, classes):
     """384 classes fill a row's padding, and its blocks."""
     case = make(impl, 21, 24, classes, dtype=dtype, scale=0.3)
     check_against_truth(impl, case, reduction="mean", **OPTIONS, **weights(case))
@@ -54,7 +54,7 @@ def test_options_where_classes_end(impl, dtype, classes):
 
 @vocabulary
 @pytest.mark.parametrize("classes", [8287, 30522, 50257])
-def test_real_vocabularies(impl, classes):
+def test_large_vocab_of_real_vocabularies(impl, classes):
     """None of them is a multiple of 8; 3 or 12 blocks each, and what is left."""
     case = make(impl, 3, 8, classes, dtype=torch.bfloat16, ignored=0.0)
     check_against_truth(impl, case, reduction="mean", z_loss=1e-3)
@@ -63,7 +63,7 @@ def test_real_vocabularies(impl, classes):
 @vocabulary
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("first", [0, 70, 127, 128, 299])
-def test_the_first_of_equal_classes_wherever_it_is(impl, first):
+def test_large_vocab_predicts_the_first_of_equal_classes(impl, first):
     """In a lane, in another lane, in the next block, and in what is left of a row."""
     device = triton_here.DEVICE
     weight = torch.ones(300, 4, device=device)
@@ -84,7 +84,7 @@ def test_the_first_of_equal_classes_wherever_it_is(impl, first):
     ("value", "chunks", "more"),
     [(float("nan"), 1, None), (float("inf"), 1, 2), (-float("inf"), 3, None), (float("nan"), 3, 0)],
 )
-def test_rows_without_a_label_may_hold_anything(impl, value, chunks, more, monkeypatch):
+def test_large_vocab_with_nan_in_ignored_rows(impl, value, chunks, more, monkeypatch):
     from fangyan_kernels.linear_cross_entropy import triton_large_vocab
 
     input, weight, bias, target = make(impl, 90, 20, 150, ignored=0.4)
@@ -103,7 +103,7 @@ def test_rows_without_a_label_may_hold_anything(impl, value, chunks, more, monke
 
 @vocabulary
 @pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, in the interpreter
-def test_a_label_on_what_is_not_finite_is_seen(impl):
+def test_large_vocab_with_nan_in_valid_rows(impl):
     """A repair leaves out rows without a label, and no others."""
     input, weight, bias, target = make(impl, 20, 8, 40, ignored=0.0)
     target[3] = IGNORE
@@ -131,7 +131,7 @@ class Recorded(TorchDispatchMode):
 
 
 @vocabulary
-def test_the_input_is_not_copied(impl):
+def test_large_vocab_copies_no_input(impl):
     """In one chunk the three products are all that has the size of input, weight or logits."""
     from fangyan_kernels.linear_cross_entropy import launch
 
@@ -159,7 +159,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "x".join(map(str, c)))
-def test_triton_chunks_are_few_and_no_larger_than_what_they_spare(case):
+def test_chunk_rows_of_triton_bounds_memory(case):
     from fangyan_kernels.linear_cross_entropy.triton_large_vocab import CHUNK_BYTES, chunk_rows, row_stride
 
     tokens, hidden, classes, size, expected = case
@@ -177,7 +177,7 @@ def test_triton_chunks_are_few_and_no_larger_than_what_they_spare(case):
         assert beside_results(rows) <= max(beside_results(fewer), budget)
 
 
-def test_triton_rows_are_aligned():
+def test_row_stride_of_triton_is_aligned():
     from fangyan_kernels.linear_cross_entropy.triton_large_vocab import row_stride
 
     strides = [row_stride(classes) for classes in range(1, 300)]

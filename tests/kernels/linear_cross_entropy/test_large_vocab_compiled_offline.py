@@ -25,7 +25,7 @@ def without_options(classes, element_size=2):
 
 
 @pytest.mark.parametrize("element_size", [2, 4])
-def test_a_logit_costs_18_instructions_and_no_narrow_access(element_size):
+def test_softmax_row_instructions_per_logit(element_size):
     """Whatever the number of classes: no address depends on it, but for those of targets."""
     report = compile_offline(without_options(21128, element_size), "sm_90")
     tile = triton_softmax_rows.row_options(element_size, softcap=False)
@@ -42,7 +42,7 @@ def test_a_logit_costs_18_instructions_and_no_narrow_access(element_size):
 
 
 @pytest.mark.parametrize("classes", TILES)
-def test_a_tile_costs_no_more_arithmetic_than_memory(classes):
+def test_softmax_tile_instructions_per_logit(classes):
     """40 instructions per logit take an H100 as long as the 4 bytes that it reads and writes."""
     report = compile_offline(without_options(classes), "sm_90")
     tile = triton_softmax.choose_tile(classes)
@@ -59,7 +59,7 @@ def test_a_tile_costs_no_more_arithmetic_than_memory(classes):
 
 @pytest.mark.parametrize("classes", [188, 1000, 4096, 21128])
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_120"])
-def test_nothing_spills(classes, architecture):
+def test_large_vocab_kernel_does_not_spill(classes, architecture):
     report = compile_offline(large_vocab_kernel(classes), architecture)
     assert report.spills == 0
     assert report.instructions.get("local memory", 0) == 0
@@ -67,7 +67,7 @@ def test_nothing_spills(classes, architecture):
 
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_SOFTCAP", "PREDICT"), OPTIONS], ids=str)
-def test_no_option_spills_where_a_row_has_a_program(options, element_size):
+def test_softmax_row_with_options_does_not_spill(options, element_size):
     kernel = large_vocab_kernel(21128, element_size, "HAS_SOFTCAP" in options)
     constants = kernel.constants | dict.fromkeys(options, True)
     for architecture in ("sm_80", "sm_90"):
@@ -78,7 +78,7 @@ def test_no_option_spills_where_a_row_has_a_program(options, element_size):
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_90"])
-def test_a_repair_does_not_spill(architecture):
+def test_repair_grad_weight_does_not_spill(architecture):
     """Turing has no tensor cores that Triton uses: there it is all in registers."""
     kernel = triton_large_vocab.repair_grad_weight
     constants = {"PACKED": True, **triton_large_vocab.REPAIR}
@@ -93,14 +93,14 @@ def test_a_repair_does_not_spill(architecture):
 
 
 @pytest.mark.parametrize("classes", [188, 1000])
-def test_every_option_at_once_compiles(classes):
+def test_softmax_tile_with_every_option_compiles(classes):
     kernel = large_vocab_kernel(classes, 4)
     constants = kernel.constants | dict.fromkeys(OPTIONS, True) | {"PACKED": False}
     assert compile_offline(replace(kernel, constants=constants), "sm_90").spills == 0
 
 
 @pytest.mark.parametrize("classes", [301, 5001])
-def test_launches_and_variants_of_a_training_run(classes):
+def test_large_vocab_launches_and_variants(classes):
     """Batches of any number of tokens and labels are served by what the first one compiled."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (

@@ -24,7 +24,7 @@ IN_FLIGHT = 20 << 10
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", [name for name in ALL if name != "lora-reduce"])
-def test_every_architecture(name, architecture):
+def test_low_rank_kernels_on_every_architecture(name, architecture):
     """Triton has no products on Turing's tensor cores: there tiles are smaller."""
     turing = architecture == "sm_75"
     kernel = low_rank_kernels(tensor_cores=False).get(name, ALL[name]) if turing else ALL[name]
@@ -37,7 +37,7 @@ def test_every_architecture(name, architecture):
 @pytest.mark.parametrize("rank", [64, 256])
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86"])
 @pytest.mark.parametrize("name", ["lora-shrink", "lora-expand", "lora-outer"])
-def test_large_ranks(name, architecture, rank):
+def test_low_rank_kernels_of_large_ranks(name, architecture, rank):
     """On the chips with the least memory."""
     report = compile_offline(low_rank_kernels(rank, tensor_cores=architecture != "sm_75")[name], architecture)
     assert report.shared <= SHARED_LIMIT[architecture]
@@ -46,7 +46,7 @@ def test_large_ranks(name, architecture, rank):
 
 @pytest.mark.parametrize("rank", [16, 64])
 @pytest.mark.parametrize("name", low_rank_kernels())
-def test_float32(name, rank):
+def test_low_rank_kernels_in_float32(name, rank):
     """Without tensor cores, too; its gradient's two products are made in one pass at small ranks alone."""
     if rank > MAX_RANK_IN_ONE_PASS and name == "lora-outer-gradient":
         return
@@ -57,7 +57,7 @@ def test_float32(name, rank):
 
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("name", ["lora-shrink", "lora-outer", "lora-outer-gradient"])
-def test_what_is_under_way(name, drops):
+def test_low_rank_kernels_keep_enough_bytes_in_flight(name, drops):
     """Copies of the large matrix alone, at 8,192 tokens; dropout does not make the pipeline shallow."""
     kernel = low_rank_kernels(drops=drops)[name]
     report = compile_offline(kernel, "sm_90")
@@ -71,7 +71,7 @@ def test_what_is_under_way(name, drops):
 
 
 @pytest.mark.parametrize("name", ["lora-expand-output", "lora-expand"])
-def test_outputs_are_written_16_bytes_at_a_time(name):
+def test_expand_stores_16_bytes_per_access(name):
     kernel = ALL[name]
     report = compile_offline(kernel, "sm_90")
     tile = 2 * kernel.constants["BLOCK_T"] * kernel.constants["BLOCK_K"]
@@ -79,7 +79,7 @@ def test_outputs_are_written_16_bytes_at_a_time(name):
     assert report.programs_per_sm >= 6
 
 
-def test_merging_reads_a_byte_once():
+def test_merge_reads_every_byte_once():
     """Before, it took 24.7 instructions and 2.5 loads per number: every byte twice, a scale for each."""
     kernel = merge_kernel()
     report = compile_offline(kernel, "sm_90")
@@ -93,7 +93,7 @@ def test_merging_reads_a_byte_once():
 
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 256])
 @pytest.mark.parametrize("inner", [256, 768, 4096, 8192])
-def test_sums_weigh_less_than_what_they_sum(rank, inner, monkeypatch):
+def test_partition_bounds_partial_sums(rank, inner, monkeypatch):
     monkeypatch.setattr(triton_launches, "_multiprocessors", lambda device: PROCESSORS)
     block_t, block_k = (triton_launches.tiles("outer_product", rank)[name] for name in ("BLOCK_T", "BLOCK_K"))
     strips = -(-inner // block_k)
@@ -108,7 +108,7 @@ def test_sums_weigh_less_than_what_they_sum(rank, inner, monkeypatch):
         assert tokens < 8192 or rank > 64 or inner < 4096 or strips * parts >= 2 * PROCESSORS
 
 
-def test_launches_and_variants():
+def test_lora_linear_launches_and_variants():
     """A layer's whole step; batches of any size, any seed and any rate of dropout compile nothing more."""
     weight, a, b = (torch.randn(size).bfloat16() for size in ((64, 48), (16, 48), (64, 16)))
     a.requires_grad_()

@@ -61,11 +61,11 @@ def check_against_truth(impl, case, **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [BOTH, CAUSAL, (3, 2)], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_values_and_gradients(impl, dtype, window, lengths):
+def test_varlen_attention_values_and_gradients(impl, dtype, window, lengths):
     check_against_truth(impl, make(lengths, dtype=dtype), window=window)
 
 
-def test_hundreds_of_sequences():
+def test_varlen_attention_of_many_sequences():
     check_against_truth("cpp", make([1 + i % 9 for i in range(200)], dtype=torch.bfloat16))
 
 
@@ -73,13 +73,13 @@ def test_hundreds_of_sequences():
 @pytest.mark.parametrize(
     ("heads", "key_heads", "size"), [(1, 1, 1), (3, 3, 17), (4, 1, 64), (6, 2, 80), (2, 1, 256)], ids=str
 )
-def test_sizes_of_heads(dtype, heads, key_heads, size):
+def test_varlen_attention_of_every_head_size(dtype, heads, key_heads, size):
     case = make((50, 7, 49), heads, key_heads, size, dtype)
     check_against_truth("cpp", case, window=CAUSAL, scale=0.3)
 
 
 @pytest.mark.parametrize("window", [BOTH, CAUSAL], ids=str)
-def test_a_mask_over_the_whole_row_is_the_oracle(window):
+def test_varlen_attention_equals_masked_attention(window):
     query, key, value, offsets = make(LENGTHS["odd"])
     ids = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
     mask = ids[:, None] == ids[None, :]
@@ -100,7 +100,7 @@ def test_a_mask_over_the_whole_row_is_the_oracle(window):
     window=st.tuples(st.integers(-1, 50), st.integers(-1, 50)),
 )
 @settings(max_examples=40, deadline=None)
-def test_any_shape(lengths, group, key_heads, size, window):
+def test_varlen_attention_of_any_shape(lengths, group, key_heads, size, window):
     case = make(lengths, group * key_heads, key_heads, size)
     found, expected = (
         with_gradients(varlen_attention, case, impl=impl, window=window) for impl in ("cpp", "reference")
@@ -110,7 +110,7 @@ def test_any_shape(lengths, group, key_heads, size, window):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_views_as_models_have_them(dtype):
+def test_varlen_attention_of_views(dtype):
     """Heads side by side in one projection of queries, keys and values; a stride of 2 within a head."""
     query, key, value, offsets = make((30, 2, 9), 4, 4, 16, dtype)
     joint = torch.cat([query, key, value], dim=1).detach()
@@ -125,7 +125,7 @@ def test_views_as_models_have_them(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_results_depend_neither_on_threads_nor_on_what_memory_held(dtype):
+def test_varlen_attention_on_any_number_of_threads_with_nan_filled_buffers(dtype):
     case = make((100, 3, 60, 1, 33), dtype=dtype)
     expected = with_gradients(varlen_attention, case)
     threads = torch.get_num_threads()
@@ -141,7 +141,7 @@ def test_results_depend_neither_on_threads_nor_on_what_memory_held(dtype):
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_sequence_does_not_see_another():
+def test_varlen_attention_with_nan_in_another_sequence():
     """Not even its NaN; and what a token does not see has no gradient from it."""
     case = make((20, 31, 5))
     expected = varlen_attention(*case, window=CAUSAL)
@@ -157,7 +157,7 @@ def test_a_sequence_does_not_see_another():
     assert not gradient[11:].any()
 
 
-def test_it_keeps_its_inputs_alone():
+def test_varlen_attention_saves_its_inputs_alone():
     case = make((40, 20))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -165,7 +165,7 @@ def test_it_keeps_its_inputs_alone():
     assert {tensor.data_ptr() for tensor in saved} == {tensor.data_ptr() for tensor in case}
 
 
-def test_opcheck_and_fullgraph():
+def test_varlen_attention_passes_opcheck_and_compiles():
     case = make((7, 20, 3))
     torch.library.opcheck(torch.ops.fangyan.varlen_attention.default, (*case, -1, 0, 0.25))
     compiled = torch.compile(varlen_attention, fullgraph=True, backend="aot_eager")
@@ -177,14 +177,14 @@ def test_opcheck_and_fullgraph():
             torch.testing.assert_close(one, other)
 
 
-def test_gradcheck_of_the_reference():
+def test_varlen_attention_reference_passes_gradcheck():
     query, key, value, offsets = make((2, 1, 3), 2, 1, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(
         lambda *v: reference.varlen_attention(*v, offsets, (2, 1), 0.5), (query, key, value)
     )
 
 
-def test_a_second_derivative_is_refused():
+def test_varlen_attention_refuses_a_second_derivative():
     case = make((5,))
     with pytest.raises(RuntimeError, match="gradient of a gradient"):
         torch.autograd.grad(varlen_attention(*case).sum(), case[0], create_graph=True)
@@ -205,7 +205,7 @@ def test_a_second_derivative_is_refused():
           "impl": "cpp"}, "impl='cpp' takes float32 and bfloat16 on cpu and heads of up to 256"),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_named(change, sentence):
+def test_varlen_attention_refuses_bad_arguments(change, sentence):
     good = {
         "query": torch.zeros(4, 4, 8),
         "key": torch.zeros(4, 2, 8),
@@ -223,7 +223,7 @@ def test_bad_arguments_are_named(change, sentence):
         ([0, 3, 2, 4], r"offsets\[2\] is 2, expected no less"),
     ],
 )
-def test_offsets_that_do_not_fit_are_named(offsets, sentence):
+def test_varlen_attention_refuses_bad_offsets(offsets, sentence):
     states = torch.zeros(4, 2, 8)
     with pytest.raises(RuntimeError, match=sentence):
         varlen_attention(states, states, states, torch.tensor(offsets, dtype=torch.int32))

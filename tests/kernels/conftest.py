@@ -1,4 +1,4 @@
-"""The implementations of linear cross-entropy, for all of its tests."""
+"""The implementations of an op, where this machine can run them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import triton_here
 
 @pytest.fixture
 def impl(request, monkeypatch):
-    """An implementation, where this machine can run it."""
+    """An implementation; Triton's runs on a GPU or in an interpreter, which runs nothing else."""
     if "triton" in request.param and triton_here.MISSING:
         pytest.skip(triton_here.MISSING)
     if "triton" not in request.param and triton_here.INTERPRETED:
