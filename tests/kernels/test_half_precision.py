@@ -138,7 +138,7 @@ CARDS = {(7, 0): "7.0", (7, 5): "7.5", (8, 0): None, (9, 0): None}
 @pytest.mark.parametrize("card", CARDS, ids=str)
 def test_refuse_bfloat16_on_old_cards(card, impl, monkeypatch):
     """Tensors of a GPU that is not here: they have a device, a dtype and a shape."""
-    monkeypatch.setattr(capability, "_capability", lambda device: card)
+    monkeypatch.setattr(capability, "_capability", lambda _: card)
 
     def both(dtype):
         with FakeTensorMode():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU has run them as they are")
 def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-k", "triton", "-q", "-x"]

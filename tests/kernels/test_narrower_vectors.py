@@ -23,6 +23,7 @@ CHOSEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectors", ["avx2", "default"])
 def test_cpp_kernels_with_narrower_vectors(vectors: str) -> None:
     widest = torch.backends.cpu.get_cpu_capability().lower()

@@ -28,20 +28,20 @@ def binaries(monkeypatch):
     """Machine code by kernel; where one needs more shared memory than a T4 has, Triton raises."""
     loaded = {}
 
-    def load(name, binary, shared, device):
+    def load(name, binary, *_):
         loaded.setdefault(name, []).append(binary)
         return 0, 0, 0, 0, 1024
 
     module = sys.modules[linear_cross_entropy.__module__]
-    monkeypatch.setattr(module, "has_tensor_cores", lambda device: False)
-    monkeypatch.setattr(triton_launches, "has_tensor_cores", lambda device: False)
+    monkeypatch.setattr(module, "has_tensor_cores", lambda _: False)
+    monkeypatch.setattr(triton_launches, "has_tensor_cores", lambda _: False)
     monkeypatch.setattr(launching, "_compiled", {})
     with record_launches():
         fake = driver.active
         monkeypatch.setattr(fake, "get_current_device", lambda: 75)
         monkeypatch.setattr(fake, "get_current_target", lambda: GPUTarget("cuda", 75, 32))
         properties = {"max_shared_mem": SHARED_LIMIT["sm_75"], "multiprocessor_count": 40}
-        monkeypatch.setattr(fake.utils, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(fake.utils, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(fake.utils, "load_binary", load)
         yield loaded
 
@@ -66,6 +66,7 @@ def layer(rank, dtype):
     return *leaves, torch.randn(80, 96, dtype=dtype)
 
 
+@pytest.mark.slow
 def test_ops_on_turing(binaries, tmp_path):
     """Heads go the vocabulary's way, whose products are cuBLAS's: in Triton's no tensor core would work."""
     for dtype in (torch.float16, torch.float32):
@@ -82,6 +83,7 @@ def test_ops_on_turing(binaries, tmp_path):
     check(binaries, {"shrink", "expand", "outer_product", "reduce_partials"}, tmp_path)
 
 
+@pytest.mark.slow
 def test_merge_on_turing(binaries, tmp_path):
     bnb = pytest.importorskip("bitsandbytes")
     input, a, b, weight = layer(16, torch.float16)

@@ -35,7 +35,7 @@ def _backward_fake(
     return query, key, value
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:4])
     ctx.options = inputs[4:]
 

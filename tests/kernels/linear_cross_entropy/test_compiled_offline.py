@@ -23,6 +23,7 @@ TAGS += [(1023, 9, 2), (1023, 32, 2), (1023, 16, 4)]  # rows at any address: 2 o
 ONE_PASS = ("sm_80", "sm_90", "sm_100")  # have the shared memory for it at every size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_large_vocab_kernel_on_every_architecture(architecture):
     report = compile_offline(KERNELS[LARGE], architecture)
@@ -30,6 +31,7 @@ def test_large_vocab_kernel_on_every_architecture(architecture):
     assert report.spills == report.instructions.get("local memory", 0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
 def test_small_vocab_kernels_do_not_spill(shape, architecture):
@@ -87,6 +89,7 @@ def test_choose_grid_bounds_the_workspace(hidden, classes):
         assert tokens < PROCESSORS * hidden // 3 or sums <= 12 * tokens * classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small-vocab-H1024-C9", "small-vocab-logits-H1024-C32", LARGE])
 def test_kernels_with_every_option_compile(name):
     """An interpreter takes what a compiler refuses, such as a variable of two types."""

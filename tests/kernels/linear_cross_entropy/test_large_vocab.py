@@ -28,7 +28,7 @@ def kernel(request, monkeypatch):
     if request.param == "row":
         monkeypatch.setattr(triton_large_vocab, "MAX_TILE_CLASSES", 0)
         narrow = {"GROUPS": 2, "WIDTH": 64, "num_warps": 1}
-        monkeypatch.setattr(triton_large_vocab, "row_options", lambda element_size, softcap: narrow)
+        monkeypatch.setattr(triton_large_vocab, "row_options", lambda *_: narrow)
     triton_large_vocab._softmax_options.cache_clear()
     yield
     triton_large_vocab._softmax_options.cache_clear()

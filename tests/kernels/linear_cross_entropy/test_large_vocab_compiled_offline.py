@@ -57,6 +57,7 @@ def test_softmax_tile_instructions_per_logit(classes):
     assert report.loads["2"] <= rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [188, 1000, 4096, 21128])
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_120"])
 def test_large_vocab_kernel_does_not_spill(classes, architecture):
@@ -65,6 +66,7 @@ def test_large_vocab_kernel_does_not_spill(classes, architecture):
     assert report.instructions.get("local memory", 0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_SOFTCAP", "PREDICT"), OPTIONS], ids=str)
 def test_softmax_row_with_options_does_not_spill(options, element_size):
@@ -92,6 +94,7 @@ def test_repair_grad_weight_does_not_spill(architecture):
     assert report.spills == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [188, 1000])
 def test_softmax_tile_with_every_option_compiles(classes):
     kernel = large_vocab_kernel(classes, 4)

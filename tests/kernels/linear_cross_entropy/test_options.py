@@ -148,6 +148,7 @@ for function in (eager, linear_cross_entropy):
 """
 
 
+@pytest.mark.slow
 def test_linear_cross_entropy_memory_of_cpp():
     """At 2,048 tokens and 21,128 classes, beyond the gradients that any implementation returns."""
     command = [sys.executable, "-c", MEMORY]

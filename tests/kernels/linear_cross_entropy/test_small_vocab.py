@@ -26,7 +26,7 @@ def test_linear_cross_entropy_small_vocab_in_16_bits(impl, passes, dtype, shape,
     from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 
     if passes == 2:  # as on a chip with little shared memory
-        monkeypatch.setattr(triton_small_vocab, "shared_memory", lambda device: 0)
+        monkeypatch.setattr(triton_small_vocab, "shared_memory", lambda _: 0)
     tiles = triton_small_vocab.choose_tiles(
         *shape[1:], 2, triton_small_vocab.shared_memory(torch.device("cpu"))
     )
@@ -44,7 +44,7 @@ def test_linear_cross_entropy_small_vocab_with_some_gradients(impl, passes, want
     from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 
     if passes == 2:
-        monkeypatch.setattr(triton_small_vocab, "shared_memory", lambda device: 0)
+        monkeypatch.setattr(triton_small_vocab, "shared_memory", lambda _: 0)
     input, weight, bias, target = make(impl, 50, 80, 9, dtype=torch.bfloat16)
     full = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, reduction="sum")
     leaves = dict(zip(("input", "weight", "bias"), (input, weight, bias), strict=True))

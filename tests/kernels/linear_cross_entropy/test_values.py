@@ -24,9 +24,15 @@ SHAPES = [(1, 1, 1), (1, 63, 7), (3, 1, 5), (63, 256, 188), (130, 63, 3), (64, 7
 LARGE = [(1000, 63, 3), (1000, 300, 188), (100, 768, 21128)]  # an interpreter takes minutes for them
 
 
+def name(shape):
+    return "x".join(map(str, shape))
+
+
 @implementations()
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("shape", SHAPES + LARGE, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, *(pytest.param(s, marks=pytest.mark.slow) for s in LARGE)], ids=name
+)
 def test_linear_cross_entropy_values_and_gradients(impl, reduction, shape):
     if shape in LARGE and triton_here.INTERPRETED:
         pytest.skip("too large for an interpreter")
@@ -148,7 +154,7 @@ def test_linear_cross_entropy_with_nan_in_ignored_rows(impl, dtype, classes, val
 
 @implementations()
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_linear_cross_entropy_with_nan_filled_buffers(impl, reduction, monkeypatch):
+def test_linear_cross_entropy_with_nan_filled_buffers(impl, reduction):
     """With every new buffer full of NaN, results are the same."""
     case = make(impl, 75, 40, 37)
     clean = with_gradients(linear_cross_entropy, *case, impl=impl, reduction=reduction)
@@ -215,6 +221,7 @@ def samples():
                 yield logits, eye, target, sample.kwargs, None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(F, "linear_cross_entropy"),
     reason=f"torch {torch.__version__} has no samples of linear_cross_entropy, expected 2.13 or later",

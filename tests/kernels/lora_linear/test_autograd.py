@@ -34,6 +34,7 @@ def test_lora_linear_saves_low_on_a_gpu():
             assert (outputs[0].shape, low.shape, low.device.type) == ((9, 6), size, "cuda")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="it captures a CUDA graph")
 def test_lora_linear_in_a_cuda_graph_of_triton():
     case = [tensor.detach() for tensor in make("triton", 64, 32, 16, 4)]

@@ -22,6 +22,7 @@ PROCESSORS = 132  # multiprocessors of an H100
 IN_FLIGHT = 20 << 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", [name for name in ALL if name != "lora-reduce"])
 def test_low_rank_kernels_on_every_architecture(name, architecture):
@@ -34,6 +35,7 @@ def test_low_rank_kernels_on_every_architecture(name, architecture):
     assert report.instructions.get("tensor core", 0) > 0 or turing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [64, 256])
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_86"])
 @pytest.mark.parametrize("name", ["lora-shrink", "lora-expand", "lora-outer"])
@@ -44,6 +46,7 @@ def test_low_rank_kernels_of_large_ranks(name, architecture, rank):
     assert report.spills == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [16, 64])
 @pytest.mark.parametrize("name", low_rank_kernels())
 def test_low_rank_kernels_in_float32(name, rank):
@@ -94,7 +97,7 @@ def test_merge_reads_every_byte_once():
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 256])
 @pytest.mark.parametrize("inner", [256, 768, 4096, 8192])
 def test_partition_bounds_partial_sums(rank, inner, monkeypatch):
-    monkeypatch.setattr(triton_launches, "_multiprocessors", lambda device: PROCESSORS)
+    monkeypatch.setattr(triton_launches, "_multiprocessors", lambda _: PROCESSORS)
     block_t, block_k = (triton_launches.tiles("outer_product", rank)[name] for name in ("BLOCK_T", "BLOCK_K"))
     strips = -(-inner // block_k)
     for tokens in (4 * rank, 1000, 2048, 8192):

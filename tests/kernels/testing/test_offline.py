@@ -30,6 +30,7 @@ def kernel(block, warps):
     return OfflineKernel("product", product, signature, {"BLOCK": block}, options={"num_warps": warps})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compile_offline_on_every_architecture(architecture):
     idle = architecture in WITHOUT_TENSOR_CORES
@@ -59,6 +60,7 @@ def test_count_by_class():
     assert count_by_class(["buffer_load_dwordx4", "global_load_ushort"]) == {"total": 2, "global load": 2}
 
 
+@pytest.mark.slow
 def test_compile_offline_reports_spills_of_a_large_block():
     report = compile_offline(kernel(128, 1), "sm_80")
     assert report.spills > 0
