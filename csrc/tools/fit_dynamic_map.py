@@ -178,7 +178,7 @@ def selector_margin(with_sign: bool, prescale: float, scale: float, shift: int) 
 def fit_selector(with_sign: bool) -> Selector:
     """Return the selector with the widest margin among prescales of few digits."""
     numbers = np.arange(10 ** (DIGITS - 1), 10**DIGITS)
-    found = []
+    found: list[tuple[float, float, float, int, int]] = []
     for power in (-4, -3, -2):
         prescales = numbers * 10.0**power
         # The transition to the last segment, of 1, lies half a segment below its number.
