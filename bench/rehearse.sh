@@ -48,7 +48,7 @@ cd "$folder/tree"
 "$python" setup.py -q build_ext --inplace >/dev/null
 
 export PYTHONPATH=$PWD/kernels:$PWD/trainer:$PWD/bench:$PWD/tests/support HF_HUB_OFFLINE=1
-"$python" -m pytest tests/kernels tests/bench/test_offline.py -q -p no:cacheprovider
+"$python" -m pytest tests/kernels -q -p no:cacheprovider
 # What the tests launch on a GPU, and every option: compiled for sm_90, which an interpreter does not do.
 compiling="-p compiled_here --assert=plain -q -p no:cacheprovider"
 "$python" -m pytest $compiling -k triton tests/kernels --ignore tests/kernels/test_interpreter.py

@@ -70,7 +70,7 @@ def entry(*implementations, name="small"):
 
 @pytest.mark.slow
 def test_gpu_run_with_a_killed_process(tmp_path):
-    """The whole run as a command; its ops part is killed at its first result, and goes on with the others."""
+    """The whole run as a command; its ops part is killed at its first result, and continues with the others."""
     command = [sys.executable, "bench/gpu.py", str(tmp_path), "--dry", "--parts", ",".join(PARTS)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     json_of_ops, before = tmp_path / "ops.json", {}
@@ -159,7 +159,7 @@ def test_run_part_with_a_hanging_implementation(tmp_path, monkeypatch, capsys):
 
 
 def test_run_part_that_hangs_outside_its_entries(tmp_path, monkeypatch, capsys):
-    """Outside its entries, where nothing watches it: the run goes on with the next part."""
+    """Outside its entries, where nothing watches it: the run continues with the next part."""
     started = tmp_path / "started"
     code = f"""
 import pathlib, subprocess, sys, hanging_part
@@ -216,7 +216,7 @@ def test_measure_skips_what_does_not_fit(tmp_path, monkeypatch):
 
 
 def test_planned_seconds_fit_the_parts():
-    """Entries times warm-up and rounds, at an H100's nominal ceilings: eight minutes, three a part."""
+    """Entries times warm-up and rounds, at an H100's nominal peak rates: eight minutes, three per part."""
     planned = [planned_seconds(e, floor(find_op(e.op), e.shape, NOMINAL)[0]) for e in ENTRIES]
     assert sum(planned) + WARM_UP_SECONDS + START_SECONDS <= PARTS["ops"]
     assert sum(step.planned for step in STEPS) <= PARTS["steps"]

@@ -48,7 +48,7 @@ def test_launch_of_a_compiled_variant(name):
             calls.append(dict(launches.arguments))
             known.append(len(launching._compiled))
     first, second = calls
-    assert known[0] == known[1] > 0, "constants made anew at each call find no variant"
+    assert known[0] == known[1] > 0, "constants made again in each call find no variant"
     assert launches.launched
     assert list(first) == list(second)
     for kernel, arguments in first.items():

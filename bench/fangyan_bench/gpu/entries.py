@@ -15,7 +15,7 @@ TIMING_BUDGET = TimingBudget(min_rounds=5, max_rounds=9, seconds=0.6)  # of eage
 PREPARING = 0.5  # seconds of a implementation: first calls from a warm cache, values, capture, memory
 COMPILING = 2.5  # more for torch.compile, its graphs found in the cache
 PROFILING = 0.6  # for each of ours
-DRAWING = 1.0  # of an entry: inputs, and the truth in float64
+DRAWING = 1.0  # of an entry: inputs, and the reference in float64
 
 
 @dataclass(frozen=True)

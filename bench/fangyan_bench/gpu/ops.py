@@ -25,7 +25,7 @@ from fangyan_bench.harness.timing import Timed, TimingBudget, Trial, describe_er
 from fangyan_bench.registry import missing_ops, ops
 
 WARM_UP_SECONDS = 40.0  # in parallel processes, at most
-START_SECONDS = 8.0  # imports, ceilings
+START_SECONDS = 8.0  # imports, peak rates
 HANGING = 25.0  # seconds beyond the plan after which an entry's process ends itself
 DRY_TIMING_BUDGET = TimingBudget(2, 2, 0.1)
 

@@ -153,7 +153,7 @@ class _Addmm(torch.autograd.Function):
 
 
 class _Augmented(torch.autograd.Function):
-    """[x | s x A'] [W | B]': one product of K + R terms forward; backward, one gives g W and g B."""
+    """[x | s x A'] [W | B]': one product of K + R terms forward; backward, one product is g [W | B]."""
 
     @staticmethod
     def forward(
