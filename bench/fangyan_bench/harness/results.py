@@ -92,9 +92,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     for heading, members in groupby(rows, title):
         lines.append(heading)
         for row in members:
-            name = row.get("implementation") or ", ".join(
-                f"{n} {row[n]}" for n in ("dim", "ranks", "stage") if n in row
-            )
+            others = ", ".join(f"{n} {row[n]}" for n in ("dim", "ranks", "stage") if n in row)
+            name = row.get("implementation") or others or "fangyan"
             seconds = row["seconds"]
             spread = f"{seconds['low']:.3g} to {seconds['high']:.3g}, {seconds['rounds']} rounds"
             lines.append(f"  {name:40} {seconds['median']:<10.3g} {spread}")
