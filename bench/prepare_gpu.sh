@@ -24,7 +24,7 @@ trap 'rm -rf "$work"' EXIT
     --platform manylinux2014_x86_64 \
     bitsandbytes==0.50.2 liger-kernel==0.8.5 cut-cross-entropy==25.1.1 expecttest==0.3.0 \
     pydantic==2.14.3 pydantic-core==2.50.4 annotated-types typing-inspection \
-    omegaconf==2.4.0 gguf==0.19.0 hjson py-cpuinfo
+    gguf==0.19.0 hjson py-cpuinfo
 # These come as source and are Python alone, as DeepSpeed is unless it is told to build something.
 DS_BUILD_OPS=0 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
     --wheel-dir "$work" deepspeed==0.19.8 seqeval==1.2.2

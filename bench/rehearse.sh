@@ -32,7 +32,7 @@ python="$folder/venv/bin/python"
 "$python" -c 'import sys, torch, triton, transformers
 print("Python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__,
       "transformers", transformers.__version__)'
-for package in bitsandbytes expecttest pydantic deepspeed gguf omegaconf; do
+for package in bitsandbytes expecttest pydantic deepspeed gguf; do
     if "$python" -c "import $package" 2>/dev/null; then
         echo "$package is in $folder/venv: this would rehearse nothing" >&2
         exit 1
