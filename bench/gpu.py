@@ -61,7 +61,7 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
     log.unlink(missing_ok=True)
     for _ in range(STARTS):
         left = end - time.monotonic()
-        with log.open("a") as out:
+        with log.open("a", encoding="utf-8") as out:
             process = subprocess.Popen(
                 command_of(part, folder, left, dry),
                 env=environment(dry),
@@ -82,7 +82,7 @@ def run_part(part: str, folder: Path, seconds: float, dry: bool) -> None:
                 process.wait(GRACE)
         if code == 0:
             return
-        last = " ".join(log.read_text().splitlines()[-1:])
+        last = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:])
         left = end - time.monotonic()
         print(f"{part}: its process died with {code}; {left:.0f} s are left; it said: {last}", flush=True)
 
@@ -113,7 +113,9 @@ def machine() -> dict[str, object]:
         except PackageNotFoundError:
             found[package] = None
     carried = CARRIED / "commit"
-    found["commit"] = _git_commit() or (carried.read_text().strip() if carried.exists() else "unknown")
+    found["commit"] = _git_commit() or (
+        carried.read_text(encoding="utf-8").strip() if carried.exists() else "unknown"
+    )
     return found
 
 
@@ -146,13 +148,19 @@ def main() -> None:
     seconds: dict[str, float] = {}
     for part in (part for part in PARTS if part in chosen):
         (folder / f"{part}.json").unlink(missing_ok=True)
-        (folder / "machine.json").write_text(json.dumps({**about, "seconds": seconds}, indent=1) + "\n")
+        (folder / "machine.json").write_text(
+            json.dumps({**about, "seconds": seconds}, indent=1) + "\n", encoding="utf-8"
+        )
         start = time.monotonic()
         run_part(part, folder, PARTS[part], arguments.dry)
         seconds[part] = round(time.monotonic() - start, 1)
         page = folder / f"{part}.md"
-        print(page.read_text() if page.exists() else f"{part}: nothing was written", flush=True)
-    (folder / "machine.json").write_text(json.dumps({**about, "seconds": seconds}, indent=1) + "\n")
+        print(
+            page.read_text(encoding="utf-8") if page.exists() else f"{part}: nothing was written", flush=True
+        )
+    (folder / "machine.json").write_text(
+        json.dumps({**about, "seconds": seconds}, indent=1) + "\n", encoding="utf-8"
+    )
     _write_readme(folder, about, seconds)
 
 
@@ -160,10 +168,14 @@ def _write_readme(folder: Path, about: dict[str, object], seconds: dict[str, flo
     """Write the folder's page: what ran where, then every part's own."""
     lines = [f"- {name}: {value}" for name, value in about.items() if value is not None and name != "seconds"]
     lines += [f"- {part}: {taken} s" for part, taken in seconds.items()]
-    pages = [(folder / f"{part}.md").read_text() for part in PARTS if (folder / f"{part}.md").exists()]
+    pages = [
+        (folder / f"{part}.md").read_text(encoding="utf-8")
+        for part in PARTS
+        if (folder / f"{part}.md").exists()
+    ]
     text = "# A run of bench/gpu.py\n\n" + "\n".join(lines) + "\n\n"
     text += "\n".join(re.sub("^#", "##", page, flags=re.M) for page in pages)
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

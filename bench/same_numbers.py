@@ -152,7 +152,7 @@ def predict(tree: Path, folder: Path) -> None:
         text: str(prediction)
         for text, prediction in zip(texts, fangyan.load("run").predict(texts), strict=True)
     }
-    Path("predictions.json").write_text(json.dumps(found))
+    Path("predictions.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def run_cases(cases: dict[str, Case], tree: Path, folder: Path, full: bool) -> dict[str, str]:
@@ -173,7 +173,7 @@ def run_cases(cases: dict[str, Case], tree: Path, folder: Path, full: bool) -> d
 def computed(folder: Path) -> dict[str, Any]:
     """Return everything that a run computed, by what it is."""
     found: dict[str, Any] = {}
-    for line in (folder / "run" / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         step = record.pop("step")
         what = " ".join(value for value in record.values() if isinstance(value, str))
@@ -181,7 +181,7 @@ def computed(folder: Path) -> dict[str, Any]:
     for path in sorted((folder / "run").rglob("*.safetensors")):
         name = f"{path.parent.name}/{path.name}"
         found |= {f"{name}, {key}": tensor for key, tensor in load_file(path).items()}
-    found |= json.loads((folder / "predictions.json").read_text())
+    found |= json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
     return found
 
 

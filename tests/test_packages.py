@@ -28,18 +28,20 @@ def test_exports_exist():
 
 def test_kernels_do_not_import_the_trainer():
     for path in (ROOT / "kernels").rglob("*.py"):
-        assert not re.search(r"^\s*(import|from)\s+fangyan\b", path.read_text(), flags=re.M), path
+        assert not re.search(
+            r"^\s*(import|from)\s+fangyan\b", path.read_text(encoding="utf-8"), flags=re.M
+        ), path
 
 
 def test_distributions_share_one_version():
     assert fangyan.__version__ == fangyan_kernels.__version__
-    requirements = (ROOT / "trainer" / "pyproject.toml").read_text()
+    requirements = (ROOT / "trainer" / "pyproject.toml").read_text(encoding="utf-8")
     (pinned,) = re.findall(r'"fangyan-kernels\[\w+\]==([^"]+)"', requirements)
     assert pinned == fangyan.__version__
 
 
 def test_kernels_require_torch_and_triton_alone():
     """Whoever wants the ops installs no trainer: DeepSpeed, transformers and bitsandbytes stay out."""
-    settings = (ROOT / "pyproject.toml").read_text()
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (required,) = re.findall(r"^dependencies = \[(.*?)^\]", settings, flags=re.M | re.S)
     assert re.findall(r'^ +"([\w-]+)', required, flags=re.M) == ["torch", "triton"]

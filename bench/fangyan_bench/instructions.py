@@ -55,7 +55,7 @@ def inside(dump: Path, extension: str = EXTENSION) -> int:
     """Count the instructions of a Callgrind file that ran in the extension's own code."""
     names: dict[str, str] = {}
     here, skip, total = False, False, 0
-    for line in dump.read_text().splitlines():
+    for line in dump.read_text(encoding="utf-8").splitlines():
         if found := re.match(r"ob=\((\d+)\)(?: (.+))?", line):
             names.setdefault(found[1], found[2] or "")
             here = extension in names[found[1]]

@@ -57,7 +57,9 @@ def measured(folder, entries, monkeypatch, seconds=60.0, timing_budget=DRY_TIMIN
     record = Record(folder, "ops")
     peak_rates = PeakRates(1e10, {torch.float32: 1e10})
     measure(entries, record, Budget(seconds), peak_rates, timing_budget, watch=False)
-    return json.loads((folder / "ops.json").read_text())["entries"], (folder / "ops.md").read_text()
+    return json.loads((folder / "ops.json").read_text(encoding="utf-8"))["entries"], (
+        folder / "ops.md"
+    ).read_text(encoding="utf-8")
 
 
 def raising(x):
@@ -76,25 +78,29 @@ def test_gpu_run_with_a_killed_process(tmp_path):
     json_of_ops, before = tmp_path / "ops.json", {}
     while not before and run.poll() is None:
         time.sleep(0.02)
-        entries = json.loads(json_of_ops.read_text())["entries"] if json_of_ops.exists() else {}
+        entries = (
+            json.loads(json_of_ops.read_text(encoding="utf-8"))["entries"] if json_of_ops.exists() else {}
+        )
         before = {name: found for name, found in entries.items() if found["state"] == "done"}
     killed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     for pid, parent, *arguments in (line.split() for line in killed.splitlines()):
         if parent == str(run.pid) and "fangyan_bench.gpu" in arguments:
             os.kill(int(pid), signal.SIGKILL)
-    assert (tmp_path / "ops.md").read_text().count("graph / floor") == len(before)
+    assert (tmp_path / "ops.md").read_text(encoding="utf-8").count("graph / floor") == len(before)
     said, _ = run.communicate(timeout=200)
     assert run.returncode == 0, said
     assert "ops: its process died with -9" in said, said
-    found = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in PARTS}
-    assert all("24 passed" in (tmp_path / name).read_text() for name in ("values.md", "README.md"))
+    found = {part: json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    assert all(
+        "24 passed" in (tmp_path / name).read_text(encoding="utf-8") for name in ("values.md", "README.md")
+    )
     assert set(found["ops"]["entries"]) == set(map(str, DRY_ENTRIES)) | set(before)
     assert before.items() <= found["ops"]["entries"].items()
     states = {state["state"] for part in PARTS for state in found[part]["entries"].values()}
     assert states <= ({"passed", "done"} if not missing_ops() else {"passed", "done", "missing"}), found
     assert found["ops"]["about"]["compilation"]["not in time"] == 0
     assert {"card", "torch", "triton", "commit", "seconds"} <= set(
-        json.loads((tmp_path / "machine.json").read_text())
+        json.loads((tmp_path / "machine.json").read_text(encoding="utf-8"))
     )
 
 
@@ -148,10 +154,10 @@ def test_run_part_with_a_hanging_implementation(tmp_path, monkeypatch, capsys):
     gpu.run_part("ops", tmp_path, 90.0, dry=True)
     assert time.monotonic() - start < 60
     assert capsys.readouterr().out.count("ops: its process died with 1;") == 1
-    log = (tmp_path / "ops.log").read_text()
+    log = (tmp_path / "ops.log").read_text(encoding="utf-8")
     assert log.count("Timeout (0:00:0") == 1
     assert "in hang" in log
-    first, second = json.loads((tmp_path / "ops.json").read_text())["entries"].values()
+    first, second = json.loads((tmp_path / "ops.json").read_text(encoding="utf-8"))["entries"].values()
     assert first["failed"] == {"peer": "the process died or hung in its first calls or its capture"}
     for found in (first, second):
         assert found["state"] == "done"
@@ -171,9 +177,9 @@ hanging_part.hang()
     monkeypatch.setattr(gpu, "GRACE", 2)
     gpu.run_part("ops", tmp_path, 1.0, dry=True)
     assert "ops: ended after 1 s" in capsys.readouterr().out
-    status = Path(f"/proc/{started.read_text()}/status")
+    status = Path(f"/proc/{started.read_text(encoding='utf-8')}/status")
     for _ in range(50):
-        alive = status.exists() and "(zombie)" not in status.read_text()
+        alive = status.exists() and "(zombie)" not in status.read_text(encoding="utf-8")
         if not alive:
             break
         time.sleep(0.1)

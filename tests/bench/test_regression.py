@@ -108,9 +108,9 @@ def test_compare_finds_a_planted_slowdown_and_nothing_else(repository):
     assert sentence.startswith("None of 1 cases is worse than HEAD beyond the noise")
 
     reference = repository / "kernels" / "fangyan_kernels" / "linear_cross_entropy" / "reference.py"
-    source = reference.read_text()
+    source = reference.read_text(encoding="utf-8")
     assert LINE in source
-    reference.write_text(source.replace(LINE, PLANTED))
+    reference.write_text(source.replace(LINE, PLANTED), encoding="utf-8")
     planted = compare(repository, "HEAD")
     assert planted.returncode == 0, planted.stderr
     results, sentence = planted.stdout.splitlines()

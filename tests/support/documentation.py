@@ -117,7 +117,7 @@ def check_command(words, place):
     elif name == "fangyan":
         _check_fangyan(rest, place)
     elif name == "make":
-        makefile = (ROOT / "Makefile").read_text()
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         for target in rest:
             assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.M), f"{place}: no target {target}"
     elif name in ("python", "python3", "bash", "pytest") or name.startswith(".ci/"):

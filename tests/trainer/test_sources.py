@@ -11,13 +11,13 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 
 
 def calls(tree, name):
-    """Calls of a function or method."""
+    """Calls of a function or method; those of ``os`` are not of text files."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            called = (
-                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-            )
-            if called == name:
+            called, attribute = node.func, isinstance(node.func, ast.Attribute)
+            if attribute and getattr(called.value, "id", None) == "os":
+                continue
+            if name == (called.attr if attribute else getattr(called, "id", None)):
                 yield node
 
 

@@ -37,5 +37,5 @@ class _Outcomes:
     def _write(self, test: str, state: str, seconds: float, said: str) -> None:
         lines = [line for line in said.splitlines() if line.startswith("E ")] or said.splitlines()[-1:]
         reason = " ".join(" ".join(lines).split())[:300]
-        with self._path.open("a") as out:
+        with self._path.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"test": test, "state": state, "seconds": seconds, "reason": reason}) + "\n")

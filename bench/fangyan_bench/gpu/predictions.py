@@ -12,7 +12,9 @@ PREDICTIONS = Path(__file__).parents[2] / "predictions.json"
 
 def predictions() -> dict[str, Any]:
     """Return, by ``OP/SHAPE`` or ``OP/SHAPE IMPLEMENTATION``: ``over`` what, ``ratio`` range, ``why``."""
-    found: dict[str, Any] = json.loads(PREDICTIONS.read_text()) if PREDICTIONS.exists() else {}
+    found: dict[str, Any] = (
+        json.loads(PREDICTIONS.read_text(encoding="utf-8")) if PREDICTIONS.exists() else {}
+    )
     return found
 
 

@@ -25,7 +25,7 @@ class Record:
         self._json, self._page = folder / f"{part}.json", folder / f"{part}.md"
         self._part = part
         folder.mkdir(parents=True, exist_ok=True)
-        found = json.loads(self._json.read_text()) if self._json.exists() else {}
+        found = json.loads(self._json.read_text(encoding="utf-8")) if self._json.exists() else {}
         self.about: Row = found.get("about", {})
         self.entries: dict[str, Row] = found.get("entries", {})
 
@@ -93,5 +93,5 @@ class Budget:
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)

@@ -34,7 +34,7 @@ def run(record: Record, seconds: float, dry: bool) -> None:
     if find_spec("pytest_timeout"):
         command += ["-o", "timeout=60"]
     end = time.monotonic() + seconds
-    with (record.folder / "pytest.log").open("w") as log:
+    with (record.folder / "pytest.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.3)
@@ -51,7 +51,7 @@ def _read(outcomes: Path, record: Record) -> None:
     """Record the outcomes so far; the last line may be half written."""
     if not outcomes.exists():
         return
-    lines = outcomes.read_text().splitlines(keepends=True)
+    lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
     new = [json.loads(line) for line in lines[len(record.entries) :] if line.endswith("\n")]
     for outcome in new:
         record.entries[outcome.pop("test")] = outcome

@@ -60,7 +60,10 @@ def cache_bytes(device: str) -> int:
     """Return the size of the last cache before memory, as the machine reports it."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
-    sizes = [_bytes(path.read_text()) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")]
+    sizes = [
+        _bytes(path.read_text(encoding="utf-8"))
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")
+    ]
     return max(sizes, default=32 << 20)
 
 

@@ -87,7 +87,7 @@ def reset_peak() -> int:
     """Return freed memory to the system, start a new high-water mark, and return the bytes in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS")
 
 
@@ -97,7 +97,7 @@ def high_water_mark() -> int:
 
 
 def _status(field: str) -> int:
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"{field}:\s+(\d+) kB", text)
     if found is None:
         raise RuntimeError(f"/proc/self/status has no {field}, expected Linux's")

@@ -37,5 +37,5 @@ def launch(spec: StepSpec, ranks: int, out: Path) -> dict[str, list[float]]:
     )
     if done.returncode:
         raise RuntimeError(f"{ranks} ranks: {done.stderr[-2000:]}")
-    times: dict[str, list[float]] = json.loads(out.read_text())["seconds_per_token"]
+    times: dict[str, list[float]] = json.loads(out.read_text(encoding="utf-8"))["seconds_per_token"]
     return times

@@ -68,7 +68,7 @@ def main() -> None:
     # The same number of rounds on every rank, whatever each of them reads off its clock.
     times = interleave(trials, "step", TimingBudget(arguments.rounds, arguments.rounds, 3600.0))
     if rank == 0:
-        arguments.out.write_text(json.dumps({"ranks": ranks, "seconds_per_token": times}))
+        arguments.out.write_text(json.dumps({"ranks": ranks, "seconds_per_token": times}), encoding="utf-8")
 
 
 if __name__ == "__main__":

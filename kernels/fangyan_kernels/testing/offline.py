@@ -169,7 +169,7 @@ def _read_nvidia(ptx: str, shared: int) -> Report:
     assembler = tools / ("ptxas-blackwell" if number >= 100 else "ptxas")
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
+        source.write_text(ptx, encoding="utf-8")
         said = _run(assembler, "-v", f"--gpu-name={target}", source, "-o", binary)
         code = _run(tools / "nvdisasm", "-c", binary)
     opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
