@@ -131,7 +131,7 @@ def test_optimizer_step_passes_opcheck():
     ("change", "sentence"),
     [
         ({"qmap1": torch.linspace(-1, 1, 256)}, "map of state1 is not bitsandbytes' dynamic map"),
-        ({"state2": torch.zeros(299, dtype=torch.uint8)}, "expected state2 contiguous, of 300 numbers"),
+        ({"state2": torch.zeros(299, dtype=torch.uint8)}, "expected state2 contiguous, of 300 elements"),
         ({"state2": torch.zeros(300)}, "expected state2 of state1's type"),
         ({"absmax1": None}, "expected scales and a map with the codes of state1"),
         ({"parameter": torch.zeros(300, dtype=torch.float64)}, "expected parameter in float32, bfloat16 or"),
