@@ -20,6 +20,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -148,15 +149,17 @@ def predict(tree: Path, folder: Path) -> None:
     assert Path(fangyan.__file__).is_relative_to(tree), f"{fangyan.__file__} is not of {tree}"
     os.chdir(folder)
     texts = ["我哋聽日去睇戲", "佢話 呢度啲嘢好平 不如 一齊去買", "今日天氣好好," * 5, "一個人"]
-    found = {
-        text: str(prediction)
-        for text, prediction in zip(texts, fangyan.load("run").predict(texts), strict=True)
-    }
-    Path("predictions.json").write_text(json.dumps(found), encoding="utf-8")
+    predictions = [str(prediction) for prediction in fangyan.load("run").predict(texts)]
+    Path("predictions.json").write_text(
+        json.dumps(dict(zip(texts, predictions, strict=True))), encoding="utf-8"
+    )
 
 
-def run_cases(cases: dict[str, Case], tree: Path, folder: Path, full: bool) -> dict[str, str]:
-    """Run cases by a tree, each in a folder of its own; return what went wrong, by case."""
+Outcomes = Iterator[tuple[str, str | None]]
+
+
+def run_cases(cases: dict[str, Case], tree: Path, folder: Path, full: bool) -> Outcomes:
+    """Run cases by a tree, each in a folder of its own; yield each with what went wrong, or None."""
     os.environ["OMP_NUM_THREADS"] = str(CORES) if full else "1"  # sums depend on it
     roots = [str(tree / "kernels"), str(tree / "trainer")]
     sys.path[:0] = roots
@@ -165,9 +168,9 @@ def run_cases(cases: dict[str, Case], tree: Path, folder: Path, full: bool) -> d
     modules = (path.relative_to(roots[1]).with_suffix("") for path in tree.glob("trainer/fangyan/**/*.py"))
     server.set_forkserver_preload([".".join(path.parts) for path in modules if "__" not in path.name])
     with ThreadPoolExecutor(1 if full else CORES) as pool:
-        errors = list(pool.map(lambda name: run_case(cases[name], tree, folder / name, server), cases))
+        errors = pool.map(lambda name: run_case(cases[name], tree, folder / name, server), cases)
+        yield from zip(cases, errors, strict=True)
     del sys.path[: len(roots)]
-    return {name: error for name, error in zip(cases, errors, strict=True) if error}
 
 
 def computed(folder: Path) -> dict[str, Any]:
@@ -217,30 +220,30 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the committed recipes, with all threads")
     parser.add_argument("--runs", type=Path, help="keep BASE's runs in this folder, and use those in it")
     parser.add_argument("--record", action="store_true", help="only run BASE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # cases may follow an option
     cases = read_cases(options.full)
     if unknown := [name for name in options.cases if name not in cases]:
         parser.error(f"no case {unknown[0]!r}, expected some of {', '.join(cases)}")
     cases = {name: case for name, case in cases.items() if name in options.cases or not options.cases}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = options.runs.resolve() if options.runs else scratch / "base"
+        runs = options.runs.resolve() if options.runs else scratch / "of BASE"
         missing = {n: case for n, case in cases.items() if not (runs / n / "predictions.json").exists()}
         results: dict[str, str | None] = {}
+        done = "recorded" if options.record else "identical"
         if missing:
-            failed = run_cases(missing, base_tree(options.base, stack), runs, options.full)
-            results |= {name: f"fails in BASE: {error}" for name, error in failed.items()}
-        if not options.record:
-            cases = {name: case for name, case in cases.items() if name not in results}
-            failed = run_cases(cases, ROOT, scratch / "new", options.full)
-            results |= {name: f"fails here: {error}" for name, error in failed.items()}
-            for name in [name for name in cases if name not in failed]:
-                results[name] = first_difference(*(computed(f / name) for f in (runs, scratch / "new")))
-    for name, difference in results.items():
-        print(f"{name}: {difference or 'identical'}")
-    differing = sum(difference is not None for difference in results.values())
-    print(f"{len(results) - differing} of {len(results)} cases are identical" if results else "recorded")
-    sys.exit(differing > 0)
+            for name, error in run_cases(missing, base_tree(options.base, stack), runs, options.full):
+                if error or options.record:
+                    results[name] = error and f"fails in BASE: {error}"
+                    print(f"{name}: {results[name] or done}", flush=True)
+        new = {name: case for name, case in cases.items() if name not in results and not options.record}
+        for name, error in run_cases(new, ROOT, scratch, options.full):
+            failure = error and f"fails here: {error}"
+            results[name] = failure or first_difference(computed(runs / name), computed(scratch / name))
+            print(f"{name}: {results[name] or done}", flush=True)
+    whole = sum(result is None for result in results.values())
+    print(f"{whole} of {len(results)} cases are {done}")
+    sys.exit(whole < len(results))
 
 
 if __name__ == "__main__":
