@@ -13,7 +13,7 @@ settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of several ranks run in one worker: they share two cores, and look at what others leave behind."""
+    """Run tests of several ranks in one worker: they use both cores, and look for what ranks leave behind."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.get_closest_marker("ranks"):
