@@ -2,7 +2,7 @@
 # make test    sets up .venv with the developers' tools, then lint, types, tests and quick benchmarks
 # make bench   measures everything on this machine, into bench/results
 PYTHON ?= python3
-RECIPE ?= trainer/fangyan/recipes/cantonese-pos.yaml
+RECIPE ?= cantonese-pos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
