@@ -59,7 +59,13 @@ def test_every_part_has_a_floor():
     assert parts == set(FLOOR_OF)
 
 
-def test_help_imports_neither_torch_nor_deepspeed():
-    code = "import sys, fangyan, fangyan.cli; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "slow"),
+    [("fangyan, fangyan.cli", ["torch", "pydantic"]), ("fangyan.recipe", ["torch", "transformers"])],
+)
+def test_import_is_quick(modules, slow):
+    """Help, and a mistake in a recipe, do not wait for libraries that take seconds."""
+    names = [*slow, "deepspeed", "bitsandbytes"]
+    code = f"import sys, {modules}; print([m for m in {names} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

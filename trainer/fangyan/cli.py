@@ -77,8 +77,8 @@ def train(
     """
     from fangyan.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
-    from fangyan.training.trainer import train as run  # after the recipe: a mistake in it is said at once
+    loaded = load_recipe(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    from fangyan.training.trainer import train as run
 
     run(loaded, resume, profile)
 

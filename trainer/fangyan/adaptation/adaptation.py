@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fangyan.config import Config
-from fangyan.models.loss_head import Kernels
+
+if TYPE_CHECKING:
+    import torch
+
+    from fangyan.models.loss_head import Kernels
 
 
 class Adaptation(Config, ABC):

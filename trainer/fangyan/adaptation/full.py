@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
-from torch import nn
 from typing_extensions import override
 
 from fangyan.adaptation.adaptation import Adaptation
 from fangyan.errors import UserError
-from fangyan.models.structure import encoder_layers
 
 
 class Full(Adaptation):
@@ -36,7 +34,9 @@ class Full(Adaptation):
     @override
     def apply(self, model: Any, **_: Any) -> Any:
         """Freeze what the recipe says; see :class:`Adaptation`."""
-        chosen: list[nn.Module] = []
+        from torch import nn
+
+        chosen: list[Any] = []
         if self.freeze_embeddings:
             chosen += [module for module in model.modules() if isinstance(module, nn.Embedding)]
         if self.freeze_layers is not None:
@@ -47,7 +47,9 @@ class Full(Adaptation):
         return model
 
 
-def _layers(model: nn.Module, spans: list[range]) -> list[nn.Module]:
+def _layers(model: Any, spans: list[range]) -> list[Any]:
+    from fangyan.models.structure import encoder_layers
+
     layers = encoder_layers(model, "adaptation.freeze_layers")
     for span in spans:
         if span[-1] >= len(layers):

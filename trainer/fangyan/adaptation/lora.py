@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.adaptation.fused_lora import assert_adapters_updated
 from fangyan.adaptation.peft_model import TargetedMethod, trained_whole
 from fangyan.config import Fraction
 
@@ -34,6 +33,8 @@ class LowRankMethod(TargetedMethod, ABC):
     @override
     def after_optimizer_step(self, model: Any, step: int) -> None:
         """Check after the second step that adapters learn: a warm-up's first has a learning rate of 0."""
+        from fangyan.adaptation.fused_lora import assert_adapters_updated
+
         if step == 1:
             assert_adapters_updated(model)
 

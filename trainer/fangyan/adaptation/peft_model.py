@@ -9,21 +9,19 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
-import torch
 from pydantic import Field
-from torch import nn
 from typing_extensions import override
 
-import fangyan.device  # noqa: F401  (PEFT imports DeepSpeed)
 from fangyan.adaptation.adaptation import Adaptation
-from fangyan.adaptation.fused_lora import use_fused_lora
-from fangyan.adaptation.quantization import quantize
 from fangyan.errors import UserError
-from fangyan.models.loss_head import Kernels
-from fangyan.models.structure import fingerprint, is_in, new_modules
+
+if TYPE_CHECKING:
+    import torch
+
+    from fangyan.models.loss_head import Kernels
 
 
 class PeftMethod(Adaptation, ABC):
@@ -70,6 +68,11 @@ class PeftMethod(Adaptation, ABC):
         """Return PEFT's model around a transformers model; see :class:`Adaptation`."""
         import peft
 
+        import fangyan.device  # noqa: F401  (PEFT imports DeepSpeed)
+        from fangyan.adaptation.fused_lora import use_fused_lora
+        from fangyan.adaptation.quantization import quantize
+        from fangyan.models.structure import new_modules
+
         new = new_modules(model, new_head)
         if self.adapter_path is not None:
             self._check_base(model, new, self.adapter_path)
@@ -89,6 +92,8 @@ class PeftMethod(Adaptation, ABC):
 
     def _check_base(self, model: Any, new: list[str], folder: str) -> None:
         """Refuse an adapter that a run has trained on other weights or labels than this model's."""
+        from fangyan.models.structure import fingerprint
+
         path = Path(folder) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         base = config.get("fangyan", {}).get("base")
@@ -140,6 +145,10 @@ class TargetedMethod(PeftMethod, ABC):
         Raises:
             UserError: if a target names no layer.
         """
+        from torch import nn
+
+        from fangyan.models.structure import is_in
+
         output = model.get_output_embeddings()
         linears = [
             name

@@ -24,6 +24,7 @@ from fangyan.data.splits import read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
+from fangyan.models.loading import silence_transformers
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
 from fangyan.tasks import task_of_export
@@ -165,6 +166,7 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
     Raises:
         UserError: naming what is missing or cannot be read.
     """
+    silence_transformers()
     try:
         config = AutoConfig.from_pretrained(folder)
         inference = getattr(config, "fangyan", None)

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
 
 from fangyan.config import Config, Fraction
 from fangyan.errors import UserError
@@ -61,6 +58,10 @@ class ModelConfig(Config):
         Raises:
             UserError: if the folder has no weights, or the hub has no such model.
         """
+        import torch
+        from safetensors import SafetensorError
+
+        silence_transformers()
         torch.manual_seed(seed)
         if self.path in PACKAGED:
             return self._load_packaged(auto_model, model_kwargs or {})
@@ -75,6 +76,8 @@ class ModelConfig(Config):
             ) from None
 
     def _load_packaged(self, auto_model: Any, model_kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        import torch
+
         packaged = PACKAGED[self.path](self.pretrained)
         packaged.config.update(dict(model_kwargs))
         self._set_dropout(packaged.config)
@@ -91,6 +94,9 @@ class ModelConfig(Config):
     def _load_from_hub_or_disk(
         self, auto_model: Any, model_kwargs: Mapping[str, Any], tokenizer_kwargs: Mapping[str, Any]
     ) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoConfig, AutoTokenizer
+
         config = AutoConfig.from_pretrained(self.path, **model_kwargs)
         tokenizer = AutoTokenizer.from_pretrained(self.path, use_fast=True, **tokenizer_kwargs)
         if not tokenizer.is_fast:
@@ -121,6 +127,14 @@ class ModelConfig(Config):
                 setattr(config, key, self.attention_dropout)
             elif self.hidden_dropout is not None:
                 setattr(config, key, self.hidden_dropout)
+
+
+def silence_transformers() -> None:
+    """Turn off progress bars and tables of keys where models are loaded: the run says what matters."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _set_new_weights(model: Any, missing: list[str]) -> None:

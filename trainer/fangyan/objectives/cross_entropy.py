@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 from typing_extensions import override
 
 from fangyan.config import Fraction
-from fangyan.data.packing import Batch
-from fangyan.models.packed import PackedModel
 from fangyan.objectives.objective import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fangyan.data.packing import Batch
+    from fangyan.models.packed import PackedModel
 
 
 class CrossEntropy(Objective):

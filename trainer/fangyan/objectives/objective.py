@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fangyan.config import Config
-from fangyan.data.packing import Batch
-from fangyan.models.packed import PackedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fangyan.data.packing import Batch
+    from fangyan.models.packed import PackedModel
 
 
 class Objective(Config, ABC):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from typing_extensions import override
 
 from fangyan.config import Betas
 from fangyan.optimizers.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 class AdamConfig(OptimizerConfig, ABC):
@@ -29,4 +31,6 @@ class AdamW(AdamConfig):
     @override
     def build(self, groups: list[dict[str, Any]], total_steps: int, on_cpu: bool) -> torch.optim.Optimizer:
         """Return ``torch.optim.AdamW``; see :class:`OptimizerConfig`."""
+        import torch
+
         return torch.optim.AdamW(groups, self.lr, self.betas, self.eps, fused=True)

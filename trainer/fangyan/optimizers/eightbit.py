@@ -5,15 +5,17 @@ On a GPU they are bitsandbytes', on the CPU and offloaded ours, in one format.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from typing_extensions import override
 
 from fangyan.config import Betas, Fraction
 from fangyan.optimizers.adamw import AdamConfig
 from fangyan.optimizers.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 class AdamW8bit(AdamConfig):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 
 from fangyan.config import Config
+
+if TYPE_CHECKING:
+    import torch
 
 
 class OptimizerConfig(Config, ABC):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from typing_extensions import override
 
 from fangyan.config import Fraction
 from fangyan.optimizers.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SGD(OptimizerConfig):
@@ -23,4 +25,6 @@ class SGD(OptimizerConfig):
     @override
     def build(self, groups: list[dict[str, Any]], total_steps: int, on_cpu: bool) -> torch.optim.Optimizer:
         """Return ``torch.optim.SGD``; see :class:`OptimizerConfig`."""
+        import torch
+
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fangyan.config import Config
 from fangyan.data.example import Example, Splits
-from fangyan.data.packing import Batch
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
-from fangyan.models.packed import PackedModel
+
+if TYPE_CHECKING:
+    from fangyan.data.packing import Batch
+    from fangyan.models.packed import PackedModel
+
 
 Metrics = dict[str, float]
 

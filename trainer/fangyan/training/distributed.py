@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+import fangyan.device  # noqa: F401  (before DeepSpeed, which would guess its device)
 from fangyan.errors import UserError
 
 T = TypeVar("T")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from fangyan_kernels.capability import bfloat16_missing
@@ -88,6 +87,8 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
         model: whose trainable parameters are stepped.
         total_steps: optimizer steps of the whole run, for the learning rate's schedule.
     """
+    import deepspeed  # after fangyan.device
+
     on_cpu = not on_gpu() or recipe.engine.offload == "optimizer"
     groups = parameter_groups(model, recipe.optimizer)
     optimizer = recipe.optimizer.build(groups, total_steps, on_cpu)
@@ -120,6 +121,8 @@ def gathered_state_dict(engine: Any, model: nn.Module, trained_only: bool = Fals
         model: in it.
         trained_only: leaves out what is frozen, and buffers.
     """
+    import deepspeed
+
     rank = dist.get_rank()
     state: dict[str, Tensor] = {}
     names: dict[int, list[str]] = {}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from tokenizers import decoders
-from transformers import PreTrainedTokenizerFast, Qwen3Config
-
 from fangyan.errors import UserError
 from fangyan.models.packaged.electra import read_electra
 from fangyan.models.packaged.package import PackagedModel
@@ -20,6 +17,9 @@ def read_cantonese_qwen3(pretrained: bool) -> PackagedModel:
         raise UserError(
             "model.pretrained: cantonese-qwen3 is a configuration without weights, expected false"
         )
+    from tokenizers import decoders
+    from transformers import PreTrainedTokenizerFast, Qwen3Config
+
     electra = read_electra(pretrained=False).tokenizer
     # Characters of a text stand side by side; the ELECTRA's own class would put a space between them.
     backend = electra.backend_tokenizer

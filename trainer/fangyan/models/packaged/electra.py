@@ -10,10 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
-import torch
-from transformers import ElectraConfig, ElectraTokenizerFast
-
 from fangyan.errors import UserError
 from fangyan.models.packaged.package import PackagedModel
 from fangyan.packages import package_folder
@@ -30,6 +26,10 @@ def read_electra(pretrained: bool) -> PackagedModel:
     Raises:
         UserError: if the package is not installed, or the file is not a BERT-type model.
     """
+    import gguf
+    import torch
+    from transformers import ElectraConfig, ElectraTokenizerFast
+
     path = _find_file()
     reader = gguf.GGUFReader(path)
 

