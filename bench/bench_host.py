@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fangyan_kernels import linear_cross_entropy, lora_linear
 from fangyan_kernels.testing.launches import Launches, record_launches
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fangyan_bench.harness.host import host_seconds
+from fangyan_bench.harness.replay import CLOCK
 from fangyan_bench.harness.stats import ratio, summarize
 from fangyan_bench.harness.suite import Suite
 
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read, warmup=False, disable_gc=False, cprofile=False)
+
+OURS, PLAIN = "fangyan", "plain PyTorch"
 TOKENS, HIDDEN, RANK = 16, 16, 16  # larger ones of bfloat16 take a CPU 30 us
 
 
@@ -111,26 +117,64 @@ def matrices() -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_host(name: str, launches: Launches, suite: Suite) -> None:
-    """Time the host's part of a forward and backward, and count its launches."""
-    case, values = CASES[name], matrices()
-    ours, plain = (_forward_and_backward(forward, values) for forward in (case.ours, case.plain))
-    ours()
+@dataclass(frozen=True)
+class HostTimes:
+    """What a case took, one entry per round.
+
+    Attributes:
+        seconds: by implementation.
+        launched: the kernels that ours launches.
+    """
+
+    seconds: dict[str, list[float]]
+    launched: list[str]
+
+
+@pytest.fixture(scope="module")
+def host_times(launches: Launches) -> Callable[[str], HostTimes]:
+    """Return the function that measures a case by name, once."""
+    return cache(lambda name: _measure(CASES[name], launches))
+
+
+def _measure(case: Case, launches: Launches) -> HostTimes:
+    values = matrices()
+    calls = {OURS: _forward_and_backward(case.ours, values), PLAIN: _forward_and_backward(case.plain, values)}
+    calls[OURS]()
     launches.clear()
-    ours()
+    calls[OURS]()
     launched = list(launches.launched)
     assert len(launched) <= case.launches, launched
     assert not launches.variants
-    rounds = [(host_seconds(ours, rounds=1), host_seconds(plain, rounds=1)) for _ in range(15)]
-    times, beside = zip(*rounds, strict=True)
-    found = ratio(times, beside)
+    rounds = [[host_seconds(call, rounds=1) for call in calls.values()] for _ in range(15)]
+    seconds = dict(zip(calls, map(list, zip(*rounds, strict=True)), strict=True))
+    return HostTimes(seconds, launched)
+
+
+@pytest.mark.parametrize("implementation", [OURS, PLAIN])
+@pytest.mark.parametrize("name", CASES)
+def test_host(
+    name: str,
+    implementation: str,
+    host_times: Callable[[str], HostTimes],
+    suite: Suite,
+    benchmark: BenchmarkFixture,
+) -> None:
+    """Time the host's part of a forward and backward, and count its launches."""
+    measured = host_times(name)
+    times = measured.seconds[implementation]
+    if implementation == PLAIN:
+        suite.record(benchmark, "host", times, op=name, implementation=PLAIN, role="baseline")
+        return
+    found = ratio(times, measured.seconds[PLAIN])
+    launched = measured.launched
     suite.messages.append(
         f"host of {name}: {1e6 * summarize(times).median:.0f} us, {found.median:.2f}x of plain PyTorch's, "
         f"{len(launched)} launches: {', '.join(launched)}"
     )
-    suite.record("host", times, op=name, launches=launched, plain=summarize(beside), ratio=found)
-    assert found.median <= case.at_most, f"{name}: {found.median:.2f}x of plain PyTorch's host time"
+    suite.record(
+        benchmark, "host", times, op=name, implementation=OURS, role="ours", launches=launched, ratio=found
+    )
+    assert found.median <= CASES[name].at_most, f"{name}: {found.median:.2f}x of plain PyTorch's host time"
 
 
 def _forward_and_backward(

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from fangyan_bench.harness.machine import device
-from fangyan_bench.harness.op import ExpectedSpeedup, Implementation, Op, Shape
+from fangyan_bench.harness.op import ExpectedSpeedup, Op, Shape
+from fangyan_bench.harness.replay import CLOCK
 from fangyan_bench.harness.suite import Suite, scaling, slopes
 from fangyan_bench.registry import missing_ops, ops
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the table."""
-
-    op: Op
-    shape: Shape
-    pass_name: str
-    implementation: Implementation
-
-    def __str__(self) -> str:
-        return f"{self.op.name}-{self.shape}-{self.pass_name}-{self.implementation.name}"
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read, warmup=False, disable_gc=False, cprofile=False)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test per row, per expected speed-up, and per dimension whose growth is fitted."""
     quick = metafunc.config.getoption("quick")
-    if "cell" in metafunc.fixturenames:
-        metafunc.parametrize("cell", _cells(quick), ids=str)
+    if "pass_name" in metafunc.fixturenames:
+        metafunc.parametrize(("op", "shape", "pass_name", "implementation"), _rows(quick))
     if "expected" in metafunc.fixturenames:
         metafunc.parametrize(("op", "shape", "expected"), _expected_speedups(quick))
     if "dim" in metafunc.fixturenames:
-        metafunc.parametrize(("op", "shape", "dim"), [] if quick else _dims())
+        dims = [(op.name, dim) for op in ops().values() for dim in op.scaling]
+        metafunc.parametrize(("op", "dim"), [] if quick else dims)
 
 
-def _cells(quick: bool) -> list[Cell]:
+def _rows(quick: bool) -> list[tuple[str, str, str, str]]:
+    """Return op, shape, pass and implementation, all by name: pytest-benchmark stores parameters as JSON."""
     return [
-        Cell(op, shape, pass_name, implementation)
+        (op.name, str(shape), pass_name, implementation.name)
         for op in ops().values()
         for shape in op.shapes_to_time(device(), quick)
         for pass_name in op.passes
@@ -58,44 +49,41 @@ def _expected_speedups(quick: bool) -> list[object]:
     ]
 
 
-def _dims() -> list[object]:
-    return [
-        pytest.param(op, op.shapes_to_time(device(), quick=False)[0], dim, id=f"{op.name}-{dim}")
-        for op in ops().values()
-        for dim in op.scaling
-    ]
-
-
-def test_op(cell: Cell, suite: Suite) -> None:
+def test_op(
+    op: str, shape: str, pass_name: str, implementation: str, suite: Suite, benchmark: BenchmarkFixture
+) -> None:
     """Time an implementation that computes the right values."""
-    op, shape, pass_name, name = cell.op, cell.shape, cell.pass_name, cell.implementation.name
-    measured = suite.op(op, shape)
-    if name in measured.missing:
-        pytest.skip(measured.missing[name])
-    if name in measured.failed:
+    declared = ops()[op]
+    declared_shape, role = declared.shape(shape), declared.implementation(implementation).role
+    measured = suite.op(declared, declared_shape)
+    if implementation in measured.missing:
+        pytest.skip(measured.missing[implementation])
+    if implementation in measured.failed:
         # A peer that raises or computes something else is skipped and reported; all others fail.
-        assert cell.implementation.role == "peer", f"{name}: {measured.failed[name]}"
-        message = f"not timed, {op.name}, {shape}, {name}: {measured.failed[name]}"
+        error = measured.failed[implementation]
+        assert role == "peer", f"{implementation}: {error}"
+        message = f"not timed, {op}, {shape}, {implementation}: {error}"
         if message not in suite.messages:
             suite.messages.append(message)
-        pytest.skip(measured.failed[name])
-    cost = op.cost(shape, pass_name)
+        pytest.skip(error)
+    cost = declared.cost(declared_shape, pass_name)
     suite.record(
+        benchmark,
         "op",
-        measured.times[pass_name][name],
-        op=op.name,
-        shape=str(shape),
+        measured.times[pass_name][implementation],
+        op=op,
+        shape=shape,
         **{"pass": pass_name},
-        implementation=name,
-        role=cell.implementation.role,
-        baseline=op.baseline.name,
-        ratio=suite.ratio(op, shape, pass_name, name),
-        error=measured.errors.get(name),
-        peak_memory=measured.peak_memory[name],
-        first_call_seconds=measured.first_call_seconds[name],
+        implementation=implementation,
+        role=role,
+        baseline=declared.baseline.name,
+        ratio=suite.ratio(declared, declared_shape, pass_name, implementation),
+        error=measured.errors.get(implementation),
+        peak_memory=measured.peak_memory[implementation],
+        first_call_seconds=measured.first_call_seconds[implementation],
         bytes=cost.bytes,
         flops=cost.flops,
-        floor_seconds=suite.floor(op, shape, pass_name),
+        floor_seconds=suite.floor(declared, declared_shape, pass_name),
     )
 
 
@@ -122,12 +110,13 @@ def test_expected_speedup(op: Op, shape: Shape, expected: ExpectedSpeedup, suite
     )
 
 
-def test_scaling(op: Op, shape: Shape, dim: str, suite: Suite) -> None:
+def test_scaling(op: str, dim: str, suite: Suite, benchmark: BenchmarkFixture) -> None:
     """Fit how cost grows with one dimension: an exponent of 1 is proportional, 0 is not at all."""
-    points = scaling(op, shape, dim)
+    declared = ops()[op]
+    points = scaling(declared, declared.shapes_to_time(device(), quick=False)[0], dim)
     exponents = slopes(points)
     for name, exponent in exponents.items():
-        suite.messages.append(f"{op.name} {op.passes[-1]}, {name}: cost grows as {dim}^{exponent:.2f}")
+        suite.messages.append(f"{op} {declared.passes[-1]}, {name}: cost grows as {dim}^{exponent:.2f}")
         assert exponent < 1.25, f"{name} grows as {dim}^{exponent:.2f}, expected at most proportionally"
-    baseline = [points[op.baseline.name][-1][1]]
-    suite.record("scaling", baseline, op=op.name, dim=dim, points=points, slopes=exponents)
+    baseline = [points[declared.baseline.name][-1][1]]
+    suite.record(benchmark, "scaling", baseline, op=op, dim=dim, points=points, slopes=exponents)

@@ -7,8 +7,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from fangyan_bench.harness.machine import device
+from fangyan_bench.harness.replay import CLOCK
 from fangyan_bench.harness.stats import ratio, slope, summarize
 from fangyan_bench.harness.steps import StepMeasurements, StepResult, StepSpec, seconds_to_score
 from fangyan_bench.harness.suite import Suite
@@ -18,6 +20,8 @@ try:
     from fangyan_bench.trainer_access import RECIPE, load_setup
 except ImportError as error:
     pytest.skip(f"whole steps need the trainer's dependencies: {error}", allow_module_level=True)
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read, warmup=False, disable_gc=False, cprofile=False)
 
 ELECTRA, BERT = "ELECTRA, 5.9 M", "BERT-base, 93 M"
 DEV_SCORE = 85.0  # joint F1
@@ -138,12 +142,14 @@ def adapters_agree() -> None:
     lora_lm.check_agreement(load_setup(masked.recipe, masked.overrides, common.PADDED_LENGTH))
 
 
-def test_tagger_step(model: str, name: str, specs: dict[str, StepSpec], suite: Suite) -> None:
+def test_tagger_step(
+    model: str, name: str, specs: dict[str, StepSpec], suite: Suite, benchmark: BenchmarkFixture
+) -> None:
     """Time a tagger's whole step."""
     if reason := tagger.IMPLEMENTATIONS[name].missing():
         pytest.skip(reason)
     group = _tagger_group(model, specs[model], name, suite.quick)
-    measured = _record(group, name, suite)
+    measured = _record(group, name, suite, benchmark)
     if name == tagger.OURS_BF16:
         own = measured.results[name].seconds_per_token
         for other in (other for other in EXPECTED_BF16 if other in measured.results):
@@ -152,18 +158,18 @@ def test_tagger_step(model: str, name: str, specs: dict[str, StepSpec], suite: S
 
 
 @pytest.mark.usefixtures("heads_agree")
-def test_masked_lm_step(masked_size: str, name: str, suite: Suite) -> None:
+def test_masked_lm_step(masked_size: str, name: str, suite: Suite, benchmark: BenchmarkFixture) -> None:
     """Time the whole step of a masked language model: less is gained than of its head alone."""
-    _record(_masked_lm_group(masked_size), name, suite)
+    _record(_masked_lm_group(masked_size), name, suite, benchmark)
 
 
 @pytest.mark.usefixtures("adapters_agree")
-def test_lora_lm_step(lora_size: str, name: str, suite: Suite) -> None:
+def test_lora_lm_step(lora_size: str, name: str, suite: Suite, benchmark: BenchmarkFixture) -> None:
     """Time the whole step of a causal model with LoRA."""
-    _record(_lora_lm_group(lora_size), name, suite)
+    _record(_lora_lm_group(lora_size), name, suite, benchmark)
 
 
-def _record(group: Group, name: str, suite: Suite) -> StepMeasurements:
+def _record(group: Group, name: str, suite: Suite, benchmark: BenchmarkFixture) -> StepMeasurements:
     """Measure a group once, and record one of its implementations; a peer that failed is skipped."""
     measured = suite.steps(group.spec, group.names)
     role = group.tasks.implementations(group.spec.size)[name].role
@@ -174,6 +180,7 @@ def _record(group: Group, name: str, suite: Suite) -> StepMeasurements:
     result, baseline = measured.results[name], measured.results.get(group.baseline)
     times, ours = result.seconds_per_token, measured.results[group.ours].seconds_per_token
     suite.record(
+        benchmark,
         "step",
         times,
         task=group.title,
@@ -258,7 +265,9 @@ def _assert_speedup(measured: StepMeasurements, who: str, other: str, expected: 
     )
 
 
-def test_time_to_score(learner: str, specs: dict[str, StepSpec], suite: Suite) -> None:
+def test_time_to_score(
+    learner: str, specs: dict[str, StepSpec], suite: Suite, benchmark: BenchmarkFixture
+) -> None:
     """Measure the seconds of training until a dev score; once, since learning does not vary by rounds."""
     seconds = seconds_to_score(specs[ELECTRA], learner, DEV_SCORE)
     if seconds is None:
@@ -268,10 +277,16 @@ def test_time_to_score(learner: str, specs: dict[str, StepSpec], suite: Suite) -
         assert learner != tagger.OURS, message
         pytest.skip(message)
     suite.messages.append(f"{learner}: dev joint F1 {DEV_SCORE} after {seconds:.0f} s of training")
-    suite.record("time to score", [seconds], implementation=learner, score=DEV_SCORE)
+    suite.record(benchmark, "time to score", [seconds], implementation=learner, score=DEV_SCORE)
 
 
-def test_ranks(ranks: int, stage: int, launched: dict[int, dict[str, list[float]]], suite: Suite) -> None:
+def test_ranks(
+    ranks: int,
+    stage: int,
+    launched: dict[int, dict[str, list[float]]],
+    suite: Suite,
+    benchmark: BenchmarkFixture,
+) -> None:
     """Time fangyan's step by ranks and ZeRO stage, seconds per token."""
     if ranks not in launched:
         pytest.skip(f"{ranks} ranks need {ranks} GPUs, found {torch.cuda.device_count()}")
@@ -281,7 +296,7 @@ def test_ranks(ranks: int, stage: int, launched: dict[int, dict[str, list[float]
             f"ZeRO {stage}: a token's cost grows as ranks^{slope((1, ranks), medians):.2f}"
             + (", on the same two cores" if device() == "cpu" else "")
         )
-    suite.record("ranks", launched[ranks][str(stage)], ranks=ranks, stage=stage)
+    suite.record(benchmark, "ranks", launched[ranks][str(stage)], ranks=ranks, stage=stage)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
-"""Options, the suite that all tests read from, and what a run prints and stores."""
+"""Options, the suite that all tests read from, and what a run stores and prints."""
 
 from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fangyan_bench.harness.suite import Suite
 from fangyan_bench.regression import check_ref
 
 SUITE: pytest.StashKey[Suite] = pytest.StashKey()
+Groups = list[tuple[str, list[dict[str, Any]]]]  # of pytest-benchmark: by title, the rows of a table
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse options that contradict each other, and start a suite."""
     config.stash[SUITE] = Suite(config.getoption("quick"))
+    if config.option.benchmark_columns is None:  # pytest-benchmark's default is ten of them
+        config.option.benchmark_columns = ["min", "median", "iqr", "max", "rounds"]
     # Peers, and what they import, warn as they please; nothing of theirs is tested here.
     config.addinivalue_line("filterwarnings", "ignore")
     if config.option.compare is not None:
@@ -78,16 +81,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _describe_run(suite: Suite) -> dict[str, Any]:
     """Return the machine, versions and command of a run."""
-    rates = suite.peak_rates
     return {
         "machine": machine_name(),
         "command": "pytest bench/ --results",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "bytes_per_second": rates.bytes_per_second,
-        "flops": {str(dtype).removeprefix("torch."): flops for dtype, flops in rates.flops.items()},
+        **_peak_rates(suite),
     }
+
+
+def _peak_rates(suite: Suite) -> dict[str, Any]:
+    """Return the machine's peak rates as JSON holds them."""
+    rates = suite.peak_rates
+    flops = {str(dtype).removeprefix("torch."): flops for dtype, flops in rates.flops.items()}
+    return {"bytes_per_second": rates.bytes_per_second, "flops": flops}
 
 
 def _commit() -> str:
@@ -106,16 +114,30 @@ def _is_selection(config: pytest.Config) -> bool:
     return bool(narrowed) or [Path(path).resolve() for path in config.args] != [BENCH]
 
 
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Add what times depend on: ``--benchmark-compare`` warns if it differs."""
+    machine_info.update(name=machine_name(), threads=torch.get_num_threads(), versions=versions())
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Add the peak rates, which are no part of the machine's description: every run measures others."""
+    output_json["peak_rates"] = _peak_rates(config.stash[SUITE])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_benchmark_group_stats(group_by: str) -> Generator[None, Groups, Groups]:
+    """Name rows by their implementation alone: their table's title has the op, its shape and the pass."""
+    groups = yield
+    if group_by == "group":
+        for row in (row for _, rows in groups for row in rows):
+            row["name"] = results.label(row["extra_info"])
+    return groups
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the medians of all benchmarks, then the suite's messages."""
-    suite = config.stash[SUITE]
-    _print_section(terminalreporter, "medians", results.table(suite.rows))
-    _print_section(terminalreporter, "fangyan", suite.messages)
-
-
-def _print_section(reporter: Any, title: str, lines: Iterable[str]) -> None:
-    lines = list(lines)
-    if lines:
-        reporter.section(title)
-    for line in lines:
-        reporter.write_line(line)
+    """Print the suite's messages."""
+    messages = config.stash[SUITE].messages
+    if messages:
+        terminalreporter.section("fangyan")
+    for message in messages:
+        terminalreporter.write_line(message)

@@ -24,7 +24,7 @@ if [ ! -e "$folder/installed" ]; then
     $pip torch==2.11.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null || $pip torch==2.11.0
     # Triton 3.6 can interpret nothing with numpy 2.5.
     $pip triton==3.6.0 transformers==5.17.0 peft accelerate numpy==2.4.6 setuptools ninja \
-        pytest pytest-timeout pytest-xdist hypothesis
+        pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis
     "$folder/venv/bin/python" -m pip uninstall --quiet --yes pydantic pydantic-core  # typer's, and not there
     touch "$folder/installed"
 fi

@@ -42,11 +42,18 @@ def test_merge_replaces_what_was_measured_again_in_its_place():
     ]
 
 
-def test_table_shows_every_row_under_its_title():
-    lines = results.table([row("eager", [0.1, 0.2, 0.3]), row("fangyan", [0.1])])
-    assert lines[0] == "op, square, seconds"
-    assert [line.split()[0] for line in lines[1:]] == ["eager", "fangyan"]
-    assert "3 rounds" in lines[1]
+@pytest.mark.parametrize(
+    ("kind", "fields", "title", "label"),
+    [
+        ("op", {"op": "square", "pass": "call", "implementation": "eager"}, "op, square, call", "eager"),
+        ("step", {"task": "tagger", "implementation": "ours"}, "step, tagger, seconds per token", "ours"),
+        ("scaling", {"op": "square", "dim": "T"}, "scaling, square", "dim T"),
+        ("ranks", {"ranks": 2, "stage": 0}, "ranks, seconds per token", "ranks 2, stage 0"),
+    ],
+)
+def test_title_and_label(kind, fields, title, label):
+    stored = results.make_row(kind, [0.1], **fields)
+    assert (results.title(stored), results.label(stored)) == (title, label)
 
 
 def test_summarize_is_by_percentiles():

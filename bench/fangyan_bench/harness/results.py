@@ -1,8 +1,7 @@
 """Results of a run: one row per benchmark, stored as one line of JSON each.
 
-pytest-benchmark is not used: it times one function after another, where here all implementations take their
-turns in every round. It would have to be fed recorded times through a fake clock, and stores every round:
-67,000 lines of JSON for 900 benchmarks, of which the reports read medians.
+``--benchmark-json`` stores every round: 67,000 lines for the 900 benchmarks of a full run. What is committed
+is what the reports read, the medians and their spread.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +63,20 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     return [*kept, *measured.values()]
 
 
+def title(row: Mapping[str, Any]) -> str:
+    """Return the title of the table that a row stands in: the group of its benchmark."""
+    named = ("op", "shape", "pass", "task", "model")
+    fields = ", ".join(str(row[name]) for name in named if name in row)
+    unit = "seconds per token" if row["kind"] in ("step", "ranks") else ""
+    return ", ".join(part for part in (row["kind"], fields, unit) if part)
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """Return what names a row within its table."""
+    others = ", ".join(f"{name} {row[name]}" for name in ("dim", "ranks", "stage") if name in row)
+    return str(row.get("implementation", others))
+
+
 def _plain(value: Any) -> Any:
     """Return a value as JSON holds it, its floats rounded to the digits that mean something."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -76,25 +88,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value
-
-
-def title(row: Mapping[str, Any]) -> str:
-    """Return the title of the table that a row stands in."""
-    named = ("op", "shape", "pass", "task", "model")
-    fields = ", ".join(str(row[name]) for name in named if name in row)
-    unit = {"step": "seconds per token", "ranks": "seconds per token"}.get(row["kind"], "seconds")
-    return ", ".join(part for part in (row["kind"], fields, unit) if part)
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Return the lines that a run prints: median, 10th and 90th percentile, and rounds of every row."""
-    lines = []
-    for heading, members in groupby(rows, title):
-        lines.append(heading)
-        for row in members:
-            others = ", ".join(f"{n} {row[n]}" for n in ("dim", "ranks", "stage") if n in row)
-            name = row.get("implementation") or others or "fangyan"
-            seconds = row["seconds"]
-            spread = f"{seconds['low']:.3g} to {seconds['high']:.3g}, {seconds['rounds']} rounds"
-            lines.append(f"  {name:40} {seconds['median']:<10.3g} {spread}")
-    return lines

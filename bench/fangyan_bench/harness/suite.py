@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,14 @@ from fangyan_bench.harness.check import check, expected
 from fangyan_bench.harness.machine import PeakRates, gpu_lost, measure_peak_rates
 from fangyan_bench.harness.memory import peak_memory
 from fangyan_bench.harness.op import Implementation, Inputs, Op, Shape
-from fangyan_bench.harness.results import Row, make_row
+from fangyan_bench.harness.replay import replay
+from fangyan_bench.harness.results import Row, make_row, title
 from fangyan_bench.harness.stats import Ratio, ratio, slope
 from fangyan_bench.harness.steps import StepMeasurements, StepSpec, measure_steps
 from fangyan_bench.harness.timing import describe_error
+
+if TYPE_CHECKING:  # bench/gpu.py imports the harness without pytest-benchmark
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 
 @dataclass
@@ -62,9 +66,20 @@ class Suite:
         """What this machine reaches at its best."""
         return measure_peak_rates()
 
-    def record(self, kind: str, rounds: Sequence[float], **fields: Any) -> None:
-        """Keep a benchmark's row; the arguments are those of :func:`make_row`."""
-        self.rows.append(make_row(kind, rounds, **fields))
+    def record(self, benchmark: BenchmarkFixture, kind: str, rounds: Sequence[float], **fields: Any) -> None:
+        """Report a benchmark: to pytest-benchmark, and as a row of ``--results``.
+
+        Args:
+            benchmark: the fixture; it takes the rounds, and the fields as its ``extra_info``.
+            kind: as :func:`make_row` takes it, like ``rounds`` and ``fields``.
+            rounds: seconds, one per round.
+            fields: what else is known.
+        """
+        row = make_row(kind, rounds, **fields)
+        benchmark.group = title(row)
+        benchmark.extra_info.update({name: value for name, value in row.items() if name != "seconds"})
+        replay(benchmark, rounds)
+        self.rows.append(row)
 
     def op(self, op: Op, shape: Shape) -> OpMeasurements:
         """Return times and memory of every implementation."""
