@@ -17,7 +17,7 @@ MIB = 1 << 20
 # Twenty more products with the head's weight, and their results kept: the op takes several times its time and
 # its memory.
 LINE = "    logits_TC = F.linear("
-PLANTED = f"    kept = [F.linear(input_TH.detach(), weight_CH.detach()) for _ in range(20)]\n{LINE}"
+PLANTED = f"    kept = [F.linear(input_TH.detach(), inputs.weight_CH.detach()) for _ in range(20)]\n{LINE}"
 
 COMPARE = """
 import json, sys
