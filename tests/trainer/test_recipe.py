@@ -246,7 +246,7 @@ def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
         ),
         (
             TEXT,
-            "data.format is text, which has no tokens and tags; expected hkcancor, conll, jsonl for ",
+            "data.format is text, which has no tokens and tags; expected hkcancor",
         ),
         (
             ["adaptation.name=lora", "adaptation.rank=0"],
