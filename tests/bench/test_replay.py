@@ -30,7 +30,7 @@ def run(pytester, monkeypatch):
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark times nothing there
     rates = PeakRates(1e9, {torch.float32: 2e9})
     monkeypatch.setattr(suite, "measure_peak_rates", lambda: rates)
-    pytester.makeconftest((BENCH / "conftest.py").read_text())
+    pytester.makeconftest((BENCH / "conftest.py").read_text(encoding="utf-8"))
     pytester.makepyfile(BENCHMARKS)
     return lambda *options: pytester.runpytest_inprocess(*options)
 
@@ -63,7 +63,7 @@ def test_options_of_pytest_benchmark_hold(run):
 
 def test_json_has_rounds_machine_and_peak_rates(run, pytester):
     run("--benchmark-json=out.json").assert_outcomes(passed=2)
-    stored = json.loads((pytester.path / "out.json").read_text())
+    stored = json.loads((pytester.path / "out.json").read_text(encoding="utf-8"))
     assert stored["machine_info"]["versions"]["torch"] == torch.__version__
     assert stored["peak_rates"] == {"bytes_per_second": 1e9, "flops": {"float32": 2e9}}
     for entry, (name, rounds) in zip(stored["benchmarks"], ROUNDS.items(), strict=True):
