@@ -66,14 +66,14 @@ class PeftMethod(Adaptation, ABC):
         kernels: Kernels,
     ) -> Any:
         """Return PEFT's model around a transformers model; see :class:`Adaptation`."""
-        import peft
-
-        import fangyan.device  # noqa: F401  (PEFT imports DeepSpeed)
+        import fangyan.device  # noqa: F401  (before PEFT, which imports DeepSpeed)
         from fangyan.adaptation.fused_lora import use_fused_lora
         from fangyan.adaptation.quantization import quantize
         from fangyan.models.structure import new_modules
 
         new = new_modules(model, new_head)
+        import peft
+
         if self.adapter_path is not None:
             self._check_base(model, new, self.adapter_path)
         if self.base_quantization == "nf4":

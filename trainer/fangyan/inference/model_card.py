@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transformers
@@ -94,18 +94,23 @@ def _describe(split: Any) -> str:
     return ", ".join(split) if isinstance(split, list) else str(split)
 
 
-def _table(before: Mapping[str, Metrics], after: Mapping[str, Metrics]) -> str:
-    columns = [(split, when) for split in after for when in ("before", "after")]
-    metrics = {"before": before, "after": after}
-    lines = [
-        "| metric | " + " | ".join(f"{split} {when}" for split, when in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
+def metrics_rows(before: Mapping[str, Metrics], after: Mapping[str, Metrics]) -> list[list[str]]:
+    """Return a table of metrics before and after training, per split; its head is the first row."""
+    columns = [(split, when, metrics) for split in after for when, metrics in _when(before, after)]
+    rows = [["metric", *(f"{split} {when}" for split, when, _ in columns)]]
     for name in next(iter(after.values())):
-        values = [metrics[when].get(split, {}).get(name) for split, when in columns]
-        cells = " | ".join("–" if value is None else f"{value:.2f}" for value in values)
-        lines.append(f"| {name.replace('_', ' ')} | {cells} |")
-    return "\n".join(lines)
+        values = [metrics.get(split, {}).get(name) for split, _, metrics in columns]
+        rows.append([name.replace("_", " "), *("–" if v is None else f"{v:.2f}" for v in values)])
+    return rows
+
+
+def _when(*metrics: Mapping[str, Metrics]) -> Iterable[tuple[str, Mapping[str, Metrics]]]:
+    return zip(("before", "after"), metrics, strict=True)
+
+
+def _table(before: Mapping[str, Metrics], after: Mapping[str, Metrics]) -> str:
+    head, *rows = (f"| {' | '.join(row)} |" for row in metrics_rows(before, after))
+    return "\n".join([head, "|---|" + "---:|" * 2 * len(after), *rows])
 
 
 def _usage(task: Task, num_labels: int, is_adapter: bool, model_config: ModelConfig) -> str:

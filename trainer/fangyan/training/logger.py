@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fangyan.device import memory_in_use
 from fangyan.errors import UserError
+from fangyan.inference.model_card import metrics_rows
 from fangyan.tasks.task import Metrics
 
 # Records of the best checkpoint's metrics, written at the end of a run.
@@ -196,13 +197,11 @@ class Throughput:
 def metrics_table(before: Mapping[str, Metrics], after: Mapping[str, Metrics], unit: str) -> Table:
     """Return a table of metrics before and after training, per split."""
     table = Table(title=f"Before and after ({unit})" if unit else "Before and after")
-    table.add_column("metric")
-    for split in after:
-        for column in (f"{split} before", f"{split} after"):
-            table.add_column(column, justify="right")
-    for name in next(iter(after.values())):
-        values = [metrics.get(split, {}).get(name) for split in after for metrics in (before, after)]
-        table.add_row(name.replace("_", " "), *("–" if v is None else f"{v:.2f}" for v in values))
+    head, *rows = metrics_rows(before, after)
+    for i, column in enumerate(head):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
