@@ -113,10 +113,9 @@ class BenchmarkSetup:
     def score(self, model: nn.Module) -> float:
         """Return the dev score of a plain transformers model, whoever has trained it."""
         model.eval()
-        device = next(model.parameters()).device
         examples, sequences = self.dev
         plain: Any = _PlainModel(model)
-        outputs = run_batches(self.task, plain, sequences, self.tokenizer.pad_token_id, device)
+        outputs = run_batches(self.task, plain, sequences, self.tokenizer.pad_token_id)
         score = self.task.metrics(examples, outputs)[self.task.primary_metric]
         model.train()
         return score

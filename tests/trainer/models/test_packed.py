@@ -297,7 +297,7 @@ def test_block_mask():
 
 
 def test_boundaries_of_one_row():
-    offsets, longest = boundaries(collate(make_sequences([3, 1, 5]), 0, None).sequence_ids)
+    offsets, longest = boundaries(collate(make_sequences([3, 1, 5]), 0, None))
     assert offsets.tolist() == [0, 3, 4, 9, 64]  # and the row's empty end
     assert offsets.dtype == torch.int32
     assert longest == 55

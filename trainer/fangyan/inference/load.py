@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,7 @@ from fangyan.errors import UserError
 from fangyan.models.loading import silence_transformers
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
-from fangyan.tasks import task_of_export
-from fangyan.tasks.evaluation import run_batches
+from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.task import Metrics, Predictor, Task
 
 
@@ -78,10 +77,8 @@ def evaluate(run: str | Path, data: Sequence[str] | None = None) -> Metrics:
     folder = Path(run)
     exported = load_exported(_model_folder(folder))
     examples = _examples(folder, data)
-    packed, tokenizer, task = exported.packed(), Tokenizer(exported.backend), exported.task
-    sequences = task.tokenize(examples, tokenizer, exported.max_length)
-    outputs = run_batches(task, packed, sequences, tokenizer.pad_id, device())
-    return task.metrics(examples, outputs)
+    tokenizer = Tokenizer(exported.backend)
+    return evaluation.evaluate(exported.task, exported.packed(), examples, tokenizer, exported.max_length)
 
 
 def _examples(folder: Path, data: Sequence[str] | None) -> list[Example]:
@@ -175,18 +172,25 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
                 f"{folder}/config.json: no field 'fangyan', expected a model that fangyan exported"
             )
         task = task_of_export(inference, config, f"{folder}/config.json: fangyan")
+        _check_fields(folder, inference)
         backend = AutoTokenizer.from_pretrained(folder)
         if (folder / "adapter_config.json").is_file():
             model = _load_adapter(folder, task, config, mergeable)
         else:
             model = task.auto_model.from_pretrained(folder, dtype=torch.float32)
         return ExportedModel(model, backend, task, inference["layout"], inference["max_length"])
-    except KeyError as error:
-        raise UserError(
-            f"{folder}/config.json: fangyan has no field {error}, expected a whole export"
-        ) from None
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
+    """Refuse an export that does not say what loading needs."""
+    needed = ["layout", "max_length"]
+    if (folder / "adapter_config.json").is_file():
+        needed.append("base")
+    for field in needed:
+        if field not in inference:
+            raise UserError(f"{folder}/config.json: fangyan has no field {field!r}, expected a whole export")
 
 
 def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any:
@@ -209,7 +213,10 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
             dequantize(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # as in fangyan.adaptation.peft_model
-        model = PeftModel.from_pretrained(base, folder)
+        try:
+            model = PeftModel.from_pretrained(base, folder)
+        except RuntimeError as error:  # PEFT's, where sizes differ
+            raise ValueError(str(error)) from None
     if not mergeable:
         use_fused_lora(model)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -136,7 +137,7 @@ class PackedModel(nn.Module):
             blocked = torch.zeros(mask.shape, dtype=self.base.dtype, device=mask.device)
             inputs["attention_mask"] = blocked.masked_fill_(~mask, torch.finfo(blocked.dtype).min)
         else:
-            offsets, longest = boundaries(batch.sequence_ids)
+            offsets, longest = boundaries(batch)
             inputs.update(
                 cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest
             )
@@ -152,13 +153,16 @@ def block_mask(sequence_ids: Tensor, causal: bool) -> Tensor:
     return mask.tril() if causal else mask
 
 
-def boundaries(sequence_ids: Tensor) -> tuple[Tensor, int]:
+def boundaries(batch: Batch) -> tuple[Tensor, int]:
     """Return the offsets of the sequences of a batch with one row, as variable-length kernels take them.
 
+    They come from the lengths that the host knows: asking the device would wait for it in every step.
+
     Returns:
-        Offsets, (sequences + 1,), int32, and the longest length.
+        Offsets, (sequences + 1,), int32, with the row's empty end as a sequence; and the longest length.
     """
-    counts = torch.unique_consecutive(sequence_ids[0], return_counts=True)[1]
-    offsets = torch.zeros(len(counts) + 1, dtype=torch.int32, device=sequence_ids.device)
-    offsets[1:] = counts.cumsum(0)
-    return offsets, int(counts.max())
+    lengths = [len(sequence.input_ids) for sequence in batch.sequences]
+    if empty := batch.input_ids.shape[1] - sum(lengths):
+        lengths.append(empty)
+    offsets = [0, *accumulate(lengths)]
+    return torch.tensor(offsets, dtype=torch.int32, device=batch.input_ids.device), max(lengths)

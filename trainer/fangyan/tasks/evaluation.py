@@ -9,15 +9,30 @@ import torch
 import torch.distributed as dist
 
 from fangyan.data.batching import bucket_by_length
+from fangyan.data.example import Example
 from fangyan.data.packing import collate
-from fangyan.data.tokenization import TokenizedSequence
+from fangyan.data.tokenization import TokenizedSequence, Tokenizer
+from fangyan.device import device
 from fangyan.models.packed import PackedModel
-from fangyan.tasks.task import Task
+from fangyan.tasks.task import Metrics, Task
 
 # Sub-words in a batch of evaluation.
 BATCH_TOKENS = 4096
 
 Forward = Callable[[Callable[[PackedModel], list[Any]]], list[Any]]
+
+
+def evaluate(
+    task: Task,
+    model: PackedModel,
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    max_length: int,
+    forward: Forward | None = None,
+) -> Metrics:
+    """Return the task's metrics of a model on examples; see :func:`run_batches` for ``forward``."""
+    sequences = task.tokenize(examples, tokenizer, max_length)
+    return task.metrics(examples, run_batches(task, model, sequences, tokenizer.pad_id, forward))
 
 
 @torch.no_grad()
@@ -26,7 +41,6 @@ def run_batches(
     model: PackedModel,
     sequences: Sequence[TokenizedSequence],
     pad_id: int,
-    device: torch.device,
     forward: Forward | None = None,
 ) -> list[Any]:
     """Return the task's outputs of all sequences, in an order that may be any.
@@ -36,10 +50,9 @@ def run_batches(
 
     Args:
         task: whose outputs.
-        model: on ``device``, in evaluation mode.
+        model: on this rank's device, in evaluation mode.
         sequences: what to run.
         pad_id: of the tokenizer.
-        device: where the model is.
         forward: the DeepSpeed engine around the model; by default the model itself, on this process alone.
     """
     rank, ranks = (0, 1) if forward is None else (dist.get_rank(), dist.get_world_size())
@@ -49,7 +62,7 @@ def run_batches(
     # Under ZeRO-3 a forward gathers weights from every rank: all make the same number of them.
     for first in range(0, len(batches), ranks):
         members = batches[first + rank] if first + rank < len(batches) else []
-        batch = collate([sequences[i] for i in members], pad_id, model.row_width).to(device)
+        batch = collate([sequences[i] for i in members], pad_id, model.row_width).to(device())
         outputs += run(lambda packed, batch=batch: task.outputs(packed, batch))  # type: ignore[misc]
     if ranks == 1:
         return outputs

@@ -20,7 +20,7 @@ from fangyan.models.structure import (
 )
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.recipe import Recipe, load_recipe
-from fangyan.tasks.evaluation import run_batches
+from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.task import Metrics
 from fangyan.training.checkpoint import Checkpoints, State
 from fangyan.training.distributed import start_distributed
@@ -149,10 +149,9 @@ class Trainer(Workload):
         found = {}
         for name in names:
             if examples := self.splits.get(name):
-                sequences = self.task.tokenize(examples, self.tokenizer, self.max_length)
-                pad_id = self.tokenizer.pad_id
-                outputs = run_batches(self.task, self.model, sequences, pad_id, device(), self.engine)
-                found[name] = self.task.metrics(examples, outputs)
+                found[name] = evaluate(
+                    self.task, self.model, examples, self.tokenizer, self.max_length, self.engine
+                )
         self.engine.train()
         return found
 

@@ -222,12 +222,10 @@ class TokenClassification(Task):
         """Return the model as a tagger."""
         from fangyan.tasks.evaluation import run_batches
 
-        device = next(model.parameters()).device
-
         def tag(sentences: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
             examples = [Example({"tokens": tokens}, "", "") for tokens in sentences]
             sequences = self.tokenize(examples, tokenizer, max_length)
-            outputs = run_batches(self, model, sequences, tokenizer.pad_id, device)
+            outputs = run_batches(self, model, sequences, tokenizer.pad_id)
             return self.join(outputs, len(sentences))
 
         return TokenClassifier(self, tag, self.scheme, self.token_unit)
