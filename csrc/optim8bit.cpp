@@ -114,7 +114,7 @@ int64_t run(const Arguments& s) {
   std::atomic<int64_t> next{0}, num_skipped{0};
   torch::stable::parallel_for(0, blocks, kBlocksPerTake, [&](int64_t, int64_t) {
     for (int64_t begin; (begin = next.fetch_add(kBlocksPerTake)) < blocks;)
-      num_skipped += FANGYAN_DISPATCH(step_blocks)(s, begin, std::min(begin + kBlocksPerTake, blocks));
+      num_skipped += FANGYAN_DISPATCH_VBMI(step_blocks)(s, begin, std::min(begin + kBlocksPerTake, blocks));
   });
   return num_skipped;
 }
@@ -169,8 +169,8 @@ std::vector<double> sums_of_squares(const Tensor& tensor) {
   torch::stable::parallel_for(0, number, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t start = i * kSquaresPerSum, count = std::min(kSquaresPerSum, size - start);
-      sums[i] = is_bfloat16 ? FANGYAN_DISPATCH(squares<uint16_t>)(const_data<uint16_t>(tensor) + start, count)
-                            : FANGYAN_DISPATCH(squares<float>)(const_data<float>(tensor) + start, count);
+      sums[i] = is_bfloat16 ? FANGYAN_DISPATCH_VBMI(squares<uint16_t>)(const_data<uint16_t>(tensor) + start, count)
+                            : FANGYAN_DISPATCH_VBMI(squares<float>)(const_data<float>(tensor) + start, count);
     }
   });
   return sums;

@@ -57,4 +57,5 @@ inline const DynamicMap kNoMap{};
 }  // namespace fangyan::optim8bit
 
 #define FANGYAN_INL "optim8bit-inl.h"
+#define FANGYAN_NEEDS_VBMI
 #include "cpu_dispatch.h"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fangyan.config import Config, OneOf, family_of
-from fangyan.recipe import RECIPES, Recipe, describe_fields
+from fangyan.config import OneOf, family_of
+from fangyan.recipe import RECIPES, FieldDescription, Recipe, describe_fields
 
 PAGE = Path(__file__).with_name("recipe.md")
 
@@ -26,47 +25,39 @@ def recipe_reference() -> str:
     """Return the reference of all fields, in Markdown."""
     recipes = ", ".join(f"`{path.stem}`" for path in sorted(RECIPES.glob("*.yaml")))
     blocks = [INTRODUCTION.format(recipes=recipes)]
-    rows = [row for row in describe_fields() if "." not in row[0]]
-    blocks += _table(("field", "default", "meaning"), [(f"`{name}`", _code(d), m) for name, d, m in rows])
+    blocks += _fields([row for row in describe_fields() if "." not in row.name])
     for section, field in Recipe.model_fields.items():
-        rows = [row for row in describe_fields() if row[0].startswith(f"{section}.")]
+        rows = [row for row in describe_fields() if row.name.startswith(f"{section}.")]
         if not rows:
             continue
         blocks += ["", f"## {section}", ""]
         family = family_of(field)
         if family is None:
-            blocks += _table(
-                ("field", "default", "meaning"), [(f"`{name}`", _code(d), m) for name, d, m in rows]
-            )
+            blocks += _fields(rows)
         else:
             blocks += _family(section, family, rows)
     return "\n".join(blocks) + "\n"
 
 
-def _family(section: str, family: OneOf, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+def _fields(rows: Sequence[FieldDescription]) -> Iterator[str]:
+    cells = [(f"`{row.name}`", _code(row.default), row.meaning) for row in rows]
+    return _table(("field", "default", "meaning"), cells)
+
+
+def _family(section: str, family: OneOf, rows: Sequence[FieldDescription]) -> Iterator[str]:
     """Yield the members of a family, then their fields and which members have them."""
     default = f"by default `{family.default}`" if family.default else "required"
     yield f"`{section}.{family.tag}`, {default}:"
     yield ""
-    summaries = (_summary(member) for member in family.members.values())
-    yield from _table(
-        (family.tag, ""),
-        [(f"`{name}`", text) for name, text in zip(family.members, summaries, strict=True)],
-    )
-    fields = []
-    for name, value, meaning in rows[1:]:
-        match = re.fullmatch(r"(\S+)(?: \[(.*)\])?", name)
-        assert match is not None
-        owners = "all" if match[2] is None else ", ".join(f"`{owner}`" for owner in match[2].split(", "))
-        fields.append((f"`{match[1]}`", _code(value), owners, meaning))
+    members = [(f"`{name}`", member.summary().replace("``", "`")) for name, member in family.members.items()]
+    yield from _table((family.tag, ""), members)
+    fields = [
+        (f"`{row.name}`", _code(row.default), ", ".join(f"`{m}`" for m in row.members) or "all", row.meaning)
+        for row in rows[1:]
+    ]
     if fields:
         yield ""
         yield from _table(("field", "default", f"of {family.tag}", "meaning"), fields)
-
-
-def _summary(member: type[Config]) -> str:
-    """Return the first line of a docstring, its code in Markdown."""
-    return (member.__doc__ or "").strip().splitlines()[0].replace("``", "`")
 
 
 def _code(default: str) -> str:

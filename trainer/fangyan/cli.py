@@ -41,8 +41,9 @@ class _TrainCommand(typer.core.TyperCommand):
         table = Table(title="Recipe fields", title_justify="left")
         for column in ("field", "default", "meaning"):
             table.add_column(column, overflow="fold")
-        for row in describe_fields():
-            table.add_row(*(escape(cell) for cell in row))
+        for field in describe_fields():
+            name = f"{field.name} [{', '.join(field.members)}]" if field.members else field.name
+            table.add_row(escape(name), escape(field.default), escape(field.meaning))
         Console().print(table)
 
 

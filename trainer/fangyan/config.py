@@ -24,6 +24,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the docstring, which help and documentation show."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
 
 class OneOf:
     """A family of Configs, told apart by one field: a discriminated union with a default.

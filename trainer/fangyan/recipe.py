@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import yaml
@@ -145,15 +145,28 @@ def _override(content: dict[str, Any], override: str) -> None:
     content[key] = value
 
 
-def describe_fields() -> list[tuple[str, str, str]]:
-    """Return every field as (dotted name, default, meaning), for help and documentation.
+class FieldDescription(NamedTuple):
+    """A field of a recipe, for help and documentation.
 
-    A field of some members of a family alone is shown with their names: ``optimizer.momentum [sgd]``.
+    Attributes:
+        name: dotted.
+        default: as YAML, or ``required``.
+        meaning: one sentence.
+        members: of a family, that have the field; none where all have it.
     """
+
+    name: str
+    default: str
+    meaning: str
+    members: tuple[str, ...] = ()
+
+
+def describe_fields() -> list[FieldDescription]:
+    """Return every field of a recipe."""
     return _describe(Recipe, "")
 
 
-def _describe(section: type[Config], prefix: str) -> list[tuple[str, str, str]]:
+def _describe(section: type[Config], prefix: str) -> list[FieldDescription]:
     rows = []
     for name, field in section.model_fields.items():
         family = family_of(field)
@@ -162,24 +175,21 @@ def _describe(section: type[Config], prefix: str) -> list[tuple[str, str, str]]:
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             rows += _describe(field.annotation, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, _default(field), field.description or ""))
+            rows.append(FieldDescription(prefix + name, _default(field), field.description or ""))
     return rows
 
 
-def _describe_family(family: OneOf, prefix: str) -> list[tuple[str, str, str]]:
-    summaries = [
-        f"{name}: {(member.__doc__ or '').strip().splitlines()[0]}" for name, member in family.members.items()
-    ]
-    rows = [(f"{prefix}.{family.tag}", family.default or "required", " ".join(summaries))]
-    shown: dict[tuple[str, str, str], list[str]] = {}
+def _describe_family(family: OneOf, prefix: str) -> list[FieldDescription]:
+    summaries = [f"{name}: {member.summary()}" for name, member in family.members.items()]
+    rows = [FieldDescription(f"{prefix}.{family.tag}", family.default or "required", " ".join(summaries))]
+    owners: dict[FieldDescription, list[str]] = {}
     for member_name, member in family.members.items():
         for name, field in member.model_fields.items():
             if name != family.tag:
-                row = (f"{prefix}.{name}", _default(field), field.description or "")
-                shown.setdefault(row, []).append(member_name)
-    for (name, default, meaning), members in shown.items():
-        only = "" if len(members) == len(family.members) else f" [{', '.join(members)}]"
-        rows.append((name + only, default, meaning))
+                row = FieldDescription(f"{prefix}.{name}", _default(field), field.description or "")
+                owners.setdefault(row, []).append(member_name)
+    for row, names in owners.items():
+        rows.append(row if len(names) == len(family.members) else row._replace(members=tuple(names)))
     return rows
 
 
