@@ -114,17 +114,20 @@ def takes_boundaries(model: Any, position_offset: int) -> bool:
         return False
     offsets = torch.tensor([0, 1, 2], dtype=torch.int32)
     boundaries = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": 1, "max_length_k": 1}
-    trained = model.training
+    training, implementation = model.training, model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            return False
         with torch.no_grad():
             positions = torch.full((1, 2), position_offset)
             model.eval()(input_ids=torch.zeros_like(positions), position_ids=positions, **boundaries)
     except (UserError, TypeError, ValueError):
         return False
     finally:
-        model.train(trained)
-    return bool(model.config._attn_implementation == NAME)
+        model.train(training)
+        model.set_attn_implementation(implementation)
+    return True
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
