@@ -108,6 +108,21 @@ def test_train_nf4_resumes_exactly(cli, stage):
     assert whole[-1][1] < whole[0][1] / 1.3
 
 
+def test_train_adalora_resumes_exactly(cli):
+    """From a checkpoint in the middle of moving ranks to the same losses, adapter and ranks."""
+    options = ["adaptation.name=adalora", "adaptation.rank=4", "optimizer.lr=5e-3"]
+    options += ["train.epochs=4", "train.keep_checkpoints=9"]
+    cli.train(*options)
+    whole, expected = cli.losses(), adapter(cli)
+    assert len({len(weight) for name, weight in expected.items() if "lora_A" in name}) > 1
+    steps = sorted(path.name for path in (cli.folder / "run/checkpoints").glob("step-*"))
+    cli.train(*options, resume=cli.folder / "run/checkpoints" / steps[1])
+    assert cli.losses() == whole
+    found = adapter(cli)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
 @pytest.mark.ranks
 def test_train_nf4_on_two_ranks_is_one_rank(cli, cli_in, tmp_path_factory):
     """Sharded by ZeRO-3, packed weights included, to the losses of one rank."""

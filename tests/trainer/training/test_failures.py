@@ -27,13 +27,15 @@ class BrokenEngine:
 def test_save_reports_a_full_disk(tmp_path, error):
     start_distributed()
     with pytest.raises(UserError, match="the checkpoint cannot be written .* GB are free"):
-        Checkpoints(tmp_path, 1).save(BrokenEngine(error), State())
+        Checkpoints(tmp_path, 1).save(BrokenEngine(error), State(), {})
 
 
 def test_save_does_not_call_every_error_the_disks(tmp_path):
     start_distributed()
     with pytest.raises(RuntimeError, match="device-side assert"):
-        Checkpoints(tmp_path, 1).save(BrokenEngine(RuntimeError("CUDA error: device-side assert")), State())
+        Checkpoints(tmp_path, 1).save(
+            BrokenEngine(RuntimeError("CUDA error: device-side assert")), State(), {}
+        )
 
 
 def test_on_rank_zero_returns_and_raises():

@@ -64,3 +64,10 @@ class Adaptation(Config, ABC):
 
     def after_optimizer_step(self, model: Any, step: int) -> None:
         """Act after the optimizer, ``step`` counted from 0. Every rank calls it."""
+
+    def state_dict(self, model: Any) -> dict[str, Any]:  # noqa: ARG002
+        """Return what a resumed run needs beside the model's parameters."""
+        return {}
+
+    def load_state_dict(self, model: Any, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""

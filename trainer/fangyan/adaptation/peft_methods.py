@@ -12,6 +12,9 @@ from fangyan.adaptation.lora import LowRankMethod
 from fangyan.adaptation.peft_model import PeftMethod, TargetedMethod, trained_whole
 from fangyan.errors import UserError
 
+# PEFT's names of the importance of every weight now, and the averages of it and of its uncertainty.
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
 
 class AdaLora(LowRankMethod):
     """LoRA that moves ranks to the weights that need them (Zhang et al. 2023, arXiv 2303.10512)."""
@@ -39,8 +42,30 @@ class AdaLora(LowRankMethod):
 
     @override
     def before_optimizer_step(self, model: Any, step: int) -> None:
-        """Reallocate ranks by the gradients."""
+        """Reallocate ranks by the gradients, which are gone after the optimizer's step."""
         model.base_model.update_and_allocate(step)
+
+    @override
+    def after_optimizer_step(self, model: Any, step: int) -> None:
+        """Set the singular values of dropped ranks to 0, which the optimizer has moved: exports have none."""
+        super().after_optimizer_step(model, step)
+        if pattern := model.active_peft_config.rank_pattern:
+            tuner = model.base_model
+            tuner.rankallocator.mask_using_rank_pattern(tuner.model, pattern)
+
+    @override
+    def state_dict(self, model: Any) -> dict[str, Any]:
+        """Return the importance of every weight, and the ranks that are left."""
+        allocator = model.base_model.rankallocator
+        importance = {name: getattr(allocator, name) for name in _IMPORTANCE}
+        return {**importance, "rank_pattern": model.active_peft_config.rank_pattern}
+
+    @override
+    def load_state_dict(self, model: Any, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        for name in _IMPORTANCE:
+            setattr(model.base_model.rankallocator, name, state[name])
+        model.active_peft_config.rank_pattern = state["rank_pattern"]
 
 
 class IA3(TargetedMethod):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -67,7 +69,6 @@ class PeftMethod(Adaptation, ABC):
     ) -> Any:
         """Return PEFT's model around a transformers model; see :class:`Adaptation`."""
         import fangyan.device  # noqa: F401  (before PEFT, which imports DeepSpeed)
-        from fangyan.adaptation.fused_lora import use_fused_lora
         from fangyan.adaptation.quantization import quantize
         from fangyan.models.structure import new_modules
 
@@ -78,17 +79,35 @@ class PeftMethod(Adaptation, ABC):
             self._check_base(model, new, self.adapter_path)
         if self.base_quantization == "nf4":
             quantize(model, new, activation_dtype)
-        with warnings.catch_warnings():
-            # PEFT asks transformers for an attribute by a name that transformers has deprecated.
-            warnings.simplefilter("ignore", FutureWarning)
+        with without_peft_warnings():
             if self.adapter_path is not None:
                 adapted = self._load(model, self.adapter_path)
             else:
                 config = self.peft_config(model, new, total_steps, task_type=peft_task_type)
                 adapted = peft.get_peft_model(model, config)
-        if kernels == "auto":
-            use_fused_lora(adapted)
+        self._prepare_forward(adapted, kernels)
         return adapted
+
+    def _prepare_forward(self, adapted: Any, kernels: Kernels) -> None:
+        """Choose how layers are computed; a forward on two sub-words tells whether the method can be."""
+        import torch
+
+        from fangyan.adaptation.fused_lora import use_fused_lora
+
+        training = adapted.training
+        try:
+            if kernels == "auto":
+                use_fused_lora(adapted)
+            adapted.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=adapted.device))
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            on = " on 4-bit weights" if self.base_quantization else ""
+            raise UserError(
+                f"adaptation.name: {self.name}{on} cannot compute {type(adapted.get_base_model()).__name__} "
+                f"({reason}), expected lora"
+            ) from error
+        finally:
+            adapted.train(training)
 
     def _check_base(self, model: Any, new: list[str], folder: str) -> None:
         """Refuse an adapter that a run has trained on other weights or labels than this model's."""
@@ -165,6 +184,17 @@ class TargetedMethod(PeftMethod, ABC):
                     f"all-linear or some of {', '.join(endings)}"
                 )
         return [name for name in linears if any(_ends(name, target) for target in self.targets)]
+
+
+@contextmanager
+def without_peft_warnings() -> Iterator[None]:
+    """Keep PEFT from warning of what nobody can change."""
+    with warnings.catch_warnings():
+        # It asks transformers for an attribute by a name that transformers has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        # It takes the ranks of AdaLoRA, under the names of parameters, for LoRA's, and finds no such layers.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        yield
 
 
 def trained_whole(new: list[str]) -> dict[str, list[str]]:

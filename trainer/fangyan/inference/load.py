@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from fangyan.adaptation.fused_lora import use_fused_lora
+from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.adaptation.quantization import dequantize, quantize
 from fangyan.config import parse_yaml
 from fangyan.data.example import Example
@@ -211,8 +211,7 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
         quantize(base, expected["new"], torch.float32)
         if mergeable:
             dequantize(base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # as in fangyan.adaptation.peft_model
+    with without_peft_warnings():
         try:
             model = PeftModel.from_pretrained(base, folder)
         except RuntimeError as error:  # PEFT's, where sizes differ

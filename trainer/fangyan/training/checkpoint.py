@@ -82,8 +82,8 @@ class Checkpoints:
         self.keep = keep
         self.trained_only = trained_only
 
-    def save(self, engine: Any, state: State, best: bool = False) -> None:
-        """Write the engine and the state; with ``best`` also link ``best`` to them.
+    def save(self, engine: Any, state: State, adaptation: dict[str, Any], best: bool = False) -> None:
+        """Write the engine, the state and the adaptation's; with ``best`` also link ``best`` to them.
 
         Raises:
             UserError: if the disk takes no more; earlier checkpoints stay as they are.
@@ -100,6 +100,7 @@ class Checkpoints:
                 str(self.folder),
                 tag=partial.name,
                 save_latest=False,
+                client_state={"adaptation": adaptation},
                 exclude_frozen_parameters=self.trained_only,
             )
             dist.barrier()
@@ -168,7 +169,7 @@ class Checkpoints:
             return path, warnings
         return None, warnings
 
-    def load(self, engine: Any, path: Path, sizes: Sequence[int]) -> tuple[State, list[str]]:
+    def load(self, engine: Any, path: Path, sizes: Sequence[int]) -> tuple[State, dict[str, Any], list[str]]:
         """Load a checkpoint into the engine: weights, optimizer and schedule.
 
         Args:
@@ -177,7 +178,7 @@ class Checkpoints:
             sizes: of the vectors that the optimizer steps on this rank.
 
         Returns:
-            The state, and a message if the checkpoint was of another number of ranks.
+            The state, the adaptation's, and a message if the checkpoint was of another number of ranks.
 
         Raises:
             UserError: if it is cut short, or of another model.
@@ -186,8 +187,7 @@ class Checkpoints:
         state = read_state(path)
         ranks = dist.get_world_size()
         if state.ranks == ranks or engine.zero_optimization_stage() == 0:
-            self._load(engine, path)
-            return replace(state, ranks=ranks), []
+            return replace(state, ranks=ranks), self._load(engine, path), []
         # Should this be killed, the next save removes it.
         resharded = self.folder / f"{path.name}-for-{ranks}-ranks{_PARTIAL}"
         if dist.get_rank() == 0:
@@ -196,17 +196,21 @@ class Checkpoints:
         dist.barrier()
         reshard(path, resharded, dist.get_rank(), sizes, ranks)
         dist.barrier()
-        self._load(engine, resharded)
+        adaptation = self._load(engine, resharded)
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(resharded)
         message = (
             f"{path} is of {state.ranks} ranks: its weights and optimizer states were resharded for {ranks}"
         )
-        return replace(state, ranks=ranks), [message]
+        return replace(state, ranks=ranks), adaptation, [message]
 
-    def _load(self, engine: Any, path: Path) -> None:
-        engine.load_checkpoint(str(path.parent), tag=path.name, load_module_strict=not self.trained_only)
+    def _load(self, engine: Any, path: Path) -> dict[str, Any]:
+        _, client_state = engine.load_checkpoint(
+            str(path.parent), tag=path.name, load_module_strict=not self.trained_only
+        )
+        adaptation: dict[str, Any] = client_state.get("adaptation", {})
+        return adaptation
 
 
 def _is_of_the_disk(error: OSError | RuntimeError) -> bool:

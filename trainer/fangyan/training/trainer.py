@@ -114,7 +114,7 @@ class Trainer(Workload):
         if start.checkpoint is None:
             state, messages = State(ranks=dist.get_world_size()), self.folder.claim()
         else:
-            state, messages = self.folder.checkpoints.load(self.engine, start.checkpoint, self.vector_sizes)
+            state, messages = self._load(start.checkpoint)
         self.folder.write_inputs(self.recipe, self.splits)
         return state, messages
 
@@ -219,12 +219,21 @@ class Trainer(Workload):
         self.logger.info(f"epoch {state.epoch + 1:2}  dev   {format_metrics(metrics)}")
         score = metrics[self.metric] * (1 if self.task.greater_is_better else -1)
         best = state.end_epoch(score, self.recipe.train.early_stopping)
-        self.folder.checkpoints.save(self.engine, state, best)
+        self._save(best)
 
     def save(self) -> None:
         """Write a checkpoint. Collective."""
         self._assert_finite_weights()
-        self.folder.checkpoints.save(self.engine, self.state)
+        self._save()
+
+    def _save(self, best: bool = False) -> None:
+        adaptation = self.recipe.adaptation.state_dict(self.model.model)
+        self.folder.checkpoints.save(self.engine, self.state, adaptation, best)
+
+    def _load(self, checkpoint: Path) -> tuple[State, list[str]]:
+        state, adaptation, messages = self.folder.checkpoints.load(self.engine, checkpoint, self.vector_sizes)
+        self.recipe.adaptation.load_state_dict(self.model.model, adaptation)
+        return state, messages
 
     def _assert_finite_weights(self) -> None:
         """Raise if any weight is not finite, before evaluating or saving. Collective."""
@@ -242,7 +251,7 @@ class Trainer(Workload):
         state, folder, logger = self.state, self.folder, self.logger
         logger.stop_progress()
         if state.best_step != state.step:
-            folder.checkpoints.load(self.engine, folder.checkpoints.folder / "best", self.vector_sizes)
+            self._load(folder.checkpoints.folder / "best")
         after = self.evaluate("dev", "test")
         for split, metrics in after.items():
             logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
