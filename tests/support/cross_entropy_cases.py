@@ -1,5 +1,7 @@
 """Inputs of linear cross-entropy, and the check of every implementation against float64."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,28 +78,39 @@ def check_against_truth(impl, case, **options):
     truth = with_gradients(plain, *doubles, case[3], **options)
     same_dtype = with_gradients(plain, *case, **options)
     found = with_gradients(linear_cross_entropy, *case, impl=impl, **options)
-    scales = term_sizes(*doubles, case[3], options)
+    scales = term_sizes(*doubles, case[3], options, case[0].dtype)
     names = ("loss", "input", "weight", "bias")
     for name, *values, size in zip(names, found, same_dtype, truth, scales, strict=True):
         assert_within_error_budget(*values, f"{impl} {name}", case[0].dtype, size)
 
 
 @torch.no_grad()
-def term_sizes(input, weight, bias, target, options):
+def term_sizes(input, weight, bias, target, options, dtype):
     """The largest sum of absolute terms behind an element of the loss and of each gradient.
 
     A rounding step is relative to the terms and not to their sum: logits cancel in the loss, and a
     probability near 1 cancels with the target in its gradient.
     """
-    logits = F.linear(input, weight, bias)
-    terms = logits.softmax(1)
+    values, softcap = F.linear(input, weight, bias), options.get("softcap")
+    probabilities = (values if softcap is None else softcap * torch.tanh(values / softcap)).softmax(1)
+    logits = F.linear(input.abs(), weight.abs(), bias.abs())
+    logsumexp = logits.amax(1, keepdim=True) + math.log(len(weight))  # at most
+    mean = (probabilities * logits).sum(1, keepdim=True)
+    steps = torch.zeros_like(logits)
+    if dtype == torch.float32:
+        # Logits are rounded too, in float32 whatever the dtype: softmax's Jacobian takes their step, which is
+        # relative to logits of 27, into every probability.
+        steps = probabilities * ((1 - 2 * probabilities) * logits + mean)
     labelled = target != IGNORE
+    terms = probabilities + steps + options.get("label_smoothing", 0.0) / len(weight)
     terms[labelled, target[labelled]] += 1.0
+    z_loss = options.get("z_loss", 0.0)
+    terms += 2 * z_loss * (logsumexp * (probabilities + steps) + probabilities * mean)
     most = max((float(value.max()) for name, value in options.items() if "weight" in name), default=1.0) ** 2
     total = labelled.sum().clamp(min=1) if options.get("reduction", "mean") == "mean" else 1
     terms = terms * 1.5 * most * labelled[:, None] / total
-    sizes = F.linear(input.abs(), weight.abs(), bias.abs()).amax(1) * labelled * most
-    sizes = sizes + options.get("z_loss", 0.0) * sizes**2
+    sizes = logsumexp[:, 0] * labelled * most
+    sizes = sizes + 2 * z_loss * sizes**2  # a square has twice the relative step of its argument
     return (
         sizes.amax() if options.get("reduction") == "none" else sizes.sum() / total,
         (terms @ weight.abs()).amax(),
