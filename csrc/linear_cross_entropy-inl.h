@@ -5,10 +5,13 @@ namespace fangyan::linear_cross_entropy::FANGYAN_SIMD {
 using namespace softmax;
 using namespace matmul::FANGYAN_SIMD;
 
-FANGYAN_INLINE void add_bias_and_cap(const LogitsChunk& k, float* z) {
-  const float cap = k.options.softcap;
+// Turns a row of products into logits.
+FANGYAN_INLINE void add_bias_scale_and_cap(const LogitsChunk& k, float* z) {
+  const float scale = k.options.logit_scale, cap = k.options.softcap;
   if (k.bias_C)
     for (int64_t c = 0; c < k.classes; ++c) z[c] += k.bias_C[c];
+  if (scale != 1.0f)
+    for (int64_t c = 0; c < k.classes; ++c) z[c] *= scale;
   if (cap > 0.0f)
     for (int64_t c = 0; c < k.classes; ++c) z[c] = cap * fast_tanh(z[c] / cap);
 }
@@ -34,7 +37,7 @@ FANGYAN_INLINE void loss_row(const LogitsChunk& k, int64_t r) {
   const int64_t classes = k.classes, t = k.token_R[r], y = k.target_T[t];
   const float eps = k.options.smoothing, cap = k.options.softcap;
   float* z = k.logits_RC + r * classes;
-  add_bias_and_cap(k, z);
+  add_bias_scale_and_cap(k, z);
   const float max = row_max(z, classes), z_target = z[y];
   record_prediction(k, z, max, t);
   const float below_max = eps > 0.0f ? sum_below_max(k, z, max) : 0.0f;

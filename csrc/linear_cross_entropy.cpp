@@ -1,10 +1,11 @@
 // A linear head with softmax cross-entropy, and its gradients, one chunk of tokens at a time.
 //
-//   z_tc   = sum_h input_th weight_ch + bias_c,  capped as cap tanh(z / cap) if there is a cap
+//   z_tc   = s (sum_h input_th weight_ch + bias_c),  capped as cap tanh(z / cap) if there is a cap
 //   loss_t = u_t ((1 - eps) w_y (lse - z_y) + eps / C sum_c w_c (lse - z_c) + z_loss lse^2)
-//   g_tc   = u_t / divisor ((S + 2 z_loss lse) p_tc - (1 - eps) w_y [c = y] - eps w_c / C)
+//   g_tc   = u_t s / divisor ((S + 2 z_loss lse) p_tc - (1 - eps) w_y [c = y] - eps w_c / C)
 //
-// with y the target, lse = log sum_c exp z_tc, p = softmax z, S = (1 - eps) w_y + eps / C sum_c w_c. Then
+// with s the scale of the logits, y the target, lse = log sum_c exp z_tc, p = softmax z, S = (1 - eps) w_y + eps / C
+// sum_c w_c; a cap's derivative multiplies g. Then
 // grad_input = g weight, grad_weight = g' input: three matrix products, 6 T H C operations over the valid tokens
 // (those that are not ignored). Reads input and weight and writes their gradients once; grad_weight is read and written
 // again per chunk. A chunk's logits are meant to stay in the last-level cache and are overwritten by their gradients,
@@ -183,7 +184,7 @@ using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 Results forward(Tensor input_TH, Tensor weight_CH, std::optional<Tensor> bias_C, Tensor target_T,
                 std::optional<Tensor> class_weight_C, std::optional<Tensor> token_weight_T,
                 std::optional<Tensor> divisor, std::string reduction, int64_t ignore_index, double label_smoothing,
-                double z_loss, double softcap, double gradient_filter,
+                double z_loss, double logit_scale, double softcap, double gradient_filter,
                 std::optional<int64_t> /*max_valid: counted here*/, std::string variant, bool predict,
                 bool wants_grad_input, bool wants_grad_weight, bool wants_grad_bias) {
   check(input_TH, weight_CH, bias_C, target_T, class_weight_C, token_weight_T, divisor);
@@ -223,12 +224,13 @@ Results forward(Tensor input_TH, Tensor weight_CH, std::optional<Tensor> bias_C,
                           .token_weight_T = token_weight,
                           .classes = classes,
                           .class_weight_sum = static_cast<float>(sum_of_class_weights(class_weight, classes)),
-                          .scale = static_cast<float>(1.0 / total),
+                          .scale = static_cast<float>(logit_scale / total),
                           .with_gradients = gradients.any_wanted(),
                           .with_predictions = predict,
                           .options = {.ignore_index = ignore_index,
                                       .smoothing = static_cast<float>(label_smoothing),
                                       .z_loss = static_cast<float>(z_loss),
+                                      .logit_scale = static_cast<float>(logit_scale),
                                       .softcap = static_cast<float>(softcap),
                                       .gradient_filter = static_cast<float>(gradient_filter)},
                           .loss_T = mutable_data<float>(loss_T),

@@ -25,7 +25,7 @@ constexpr int64_t kClassBlock = 1024;
 
 struct LossOptions {
   int64_t ignore_index;
-  float smoothing, z_loss, softcap, gradient_filter;
+  float smoothing, z_loss, logit_scale, softcap, gradient_filter;
 };
 
 // Logits of some tokens in, their gradients out.
@@ -38,7 +38,7 @@ struct LogitsChunk {
   const float* token_weight_T;  // or null
   int64_t classes;
   float class_weight_sum;
-  float scale;  // 1 / divisor
+  float scale;  // logit_scale / divisor, of the gradients
   bool with_gradients, with_predictions;
   LossOptions options;
   float* loss_T;

@@ -13,6 +13,7 @@ ALONE = {
     "token_weight": {},
     "label_smoothing": {"label_smoothing": 0.1},
     "z_loss": {"z_loss": 0.01},
+    "logit_scale": {"logit_scale": 0.25},
     "softcap": {"softcap": 15.0},
     "divisor": {"divisor": 7.0},
     "max_valid": {"max_valid": 20},
@@ -21,7 +22,7 @@ ALONE = {
     "frozen weight": {},
     "no gradient": {},
 }
-TOGETHER = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 15.0, "predictions": True}
+TOGETHER = {"label_smoothing": 0.1, "z_loss": 0.01, "logit_scale": 0.25, "softcap": 15.0, "predictions": True}
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ def rand(*size, dtype, seed):
 def cross_entropy(dtype, variant, classes=40):
     target = torch.randint(classes, (TOKENS,), generator=torch.Generator().manual_seed(2))
     input, weight = rand(TOKENS, INNER, dtype=dtype, seed=0), rand(classes, INNER, dtype=dtype, seed=1)
-    options = ("mean", -100, 0.1, 1e-4, 0.0, 0.0, None, variant, True, True, True, False)
+    options = ("mean", -100, 0.1, 1e-4, 0.5, 0.0, 0.0, None, variant, True, True, True, False)
     return operators.linear_cross_entropy.default(input, weight, None, target, None, None, None, *options)
 
 

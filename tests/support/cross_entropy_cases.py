@@ -14,7 +14,7 @@ IGNORE = -100
 MAX_CLASSES = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # of triton_small_vocab
 
 # All of them together: a mistake in one term is not hidden by another that is zero.
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 15.0}
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "logit_scale": 0.25, "softcap": 15.0}
 
 
 def implementations(*names):
@@ -54,10 +54,22 @@ def with_gradients(function, input, weight, bias, target, /, **options):
     return loss, *torch.autograd.grad(loss, (input, weight, bias), upstream.reshape(loss.shape))
 
 
-def plain(input, head, target, *, linear_bias, z_loss=0.0, softcap=None, token_weight=None, **options):
+def plain(
+    input,
+    head,
+    target,
+    *,
+    linear_bias,
+    z_loss=0.0,
+    logit_scale=1.0,
+    softcap=None,
+    token_weight=None,
+    **options,
+):
     """The expression in plain PyTorch; the product in its input's dtype, as a model computes it."""
     logits = F.linear(input, head, linear_bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits * logit_scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     reduction, factor = options.pop("reduction", "mean"), options.pop("weight", None)
@@ -91,9 +103,10 @@ def term_sizes(input, weight, bias, target, options, dtype):
     A rounding step is relative to the terms and not to their sum: logits cancel in the loss, and a
     probability near 1 cancels with the target in its gradient.
     """
-    values, softcap = F.linear(input, weight, bias), options.get("softcap")
+    scale, softcap = options.get("logit_scale", 1.0), options.get("softcap")
+    values = scale * F.linear(input, weight, bias)
     probabilities = (values if softcap is None else softcap * torch.tanh(values / softcap)).softmax(1)
-    logits = F.linear(input.abs(), weight.abs(), bias.abs())
+    logits = abs(scale) * F.linear(input.abs(), weight.abs(), bias.abs())
     logsumexp = logits.amax(1, keepdim=True) + math.log(len(weight))  # at most
     mean = (probabilities * logits).sum(1, keepdim=True)
     steps = torch.zeros_like(logits)
@@ -108,7 +121,7 @@ def term_sizes(input, weight, bias, target, options, dtype):
     terms += 2 * z_loss * (logsumexp * (probabilities + steps) + probabilities * mean)
     most = max((float(value.max()) for name, value in options.items() if "weight" in name), default=1.0) ** 2
     total = labelled.sum().clamp(min=1) if options.get("reduction", "mean") == "mean" else 1
-    terms = terms * 1.5 * most * labelled[:, None] / total
+    terms = terms * abs(scale) * 1.5 * most * labelled[:, None] / total
     sizes = logsumexp[:, 0] * labelled * most
     sizes = sizes + 2 * z_loss * sizes**2  # a square has twice the relative step of its argument
     return (

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, H hidden, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -50,6 +51,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    logit_scale: float = 1.0,
     softcap: float | None = None,
     token_weight: Tensor | None = None,
     divisor: Tensor | float | None = None,
@@ -80,6 +82,8 @@ def linear_cross_entropy(
             (Szegedy et al. 2015, arXiv 1512.00567).
         z_loss: factor of the squared log-sum-exp (Chowdhery et al. 2022, arXiv 2204.02311), added to
             the loss; class weights do not touch it.
+        logit_scale: factor on the logits, bias included, before a softcap: Cohere's ``logit_scale``, or
+            one over Granite's ``logits_scaling``. Any finite number.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma Team 2024, arXiv 2408.00118).
         token_weight: one factor per token, ``(...)``; it enters what ``mean`` divides by.
         divisor: what ``mean`` divides by in place of the targets here, ``()`` or a number: the valid
@@ -87,9 +91,9 @@ def linear_cross_entropy(
         gradient_filter: leaves out of the gradients' products whatever is smaller, as a fraction of its
             token's weight, for a whole chunk of tokens (after Wijmans et al. 2024, arXiv 2411.09009).
             An element of the gradient of ``input`` is then off by at most this, times its token's
-            weight over the divisor, times the sum of the absolute values of its column of
-            ``linear_weight``; one of ``linear_weight`` by at most this times its column of ``input``,
-            weighted so, in absolute values. 2**-12 is below what bfloat16 resolves. Implemented by
+            weight over the divisor, times ``logit_scale``, times the sum of the absolute values of its
+            column of ``linear_weight``; one of ``linear_weight`` by at most this times its column of
+            ``input``, weighted so, in absolute values. 2**-12 is below what bfloat16 resolves. Implemented by
             ``cpp``; on a GPU it has no effect: the kernels there always compute every product exactly.
         max_valid: a bound of the number of targets that are not ignored, where the caller knows one. Spares
             a GPU the work of a large vocabulary on ignored tokens, without asking the GPU for their number.
@@ -117,6 +121,7 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        logit_scale=float(logit_scale),
         softcap=softcap,
         token_weight=token_weight,
         divisor=divisor,
@@ -282,6 +287,8 @@ def _validate_options(options: Options, divisor: Tensor | float | None) -> None:
         raise ValueError(f"label_smoothing is {options.label_smoothing}, expected a number in [0, 1]")
     if not options.z_loss >= 0.0:
         raise ValueError(f"z_loss is {options.z_loss}, expected 0 or more")
+    if not abs(options.logit_scale) < math.inf:  # math.isfinite would break a compiled graph
+        raise ValueError(f"logit_scale is {options.logit_scale}, expected a finite number")
     if divisor is not None and options.reduction != "mean":
         raise ValueError(f"divisor is given with reduction={options.reduction!r}, expected 'mean'")
     if isinstance(divisor, Tensor) and divisor.numel() != 1:

@@ -2,7 +2,7 @@
 
 For a labelled token t with target y, of weight u_t, and class weights w:
 
-    z_c    = input_t . weight_c + bias_c,          then softcap tanh(z_c / softcap) if there is one
+    z_c    = logit_scale (input_t . weight_c + bias_c),     then softcap tanh(z_c / softcap) if there is one
     loss_t = u_t ( (1 - eps) w_y (lse - z_y) + eps / C sum_c w_c (lse - z_c) + z_loss lse^2 )
 
 with lse = log sum_c exp z_c; 0 where the target is ignored. Cross-entropy with label smoothing:
@@ -27,6 +27,8 @@ def linear_cross_entropy(inputs: Inputs, options: Options) -> tuple[Tensor, Tens
     input_TH = torch.where(valid_T[:, None], inputs.input_TH, 0.0)
     logits_TC = F.linear(input_TH, inputs.weight_CH, inputs.bias_C)
     logits_TC = logits_TC.to(torch.promote_types(logits_TC.dtype, torch.float32))
+    if options.logit_scale != 1.0:
+        logits_TC = options.logit_scale * logits_TC
     if options.softcap:
         logits_TC = options.softcap * torch.tanh(logits_TC / options.softcap)
     class_weight_C = inputs.class_weight_C

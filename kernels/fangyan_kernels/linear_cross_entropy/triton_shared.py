@@ -33,6 +33,7 @@ class Flags(NamedTuple):
     HAS_TOKEN_WEIGHT: bool
     HAS_DIVISOR: bool
     HAS_SMOOTHING: bool
+    HAS_LOGIT_SCALE: bool
     HAS_SOFTCAP: bool
     PREDICT: bool
 
@@ -80,8 +81,8 @@ class Call(NamedTuple):
     def scalars(self) -> tuple[float, ...]:
         """What every kernel takes and may vary from batch to batch."""
         options = self.options
-        rest = options.ignore_index, options.label_smoothing, options.z_loss, options.softcap
-        return self.num_partials, *rest
+        rest = options.label_smoothing, options.z_loss, options.logit_scale, options.softcap
+        return self.num_partials, options.ignore_index, *rest
 
     @property
     def flags(self) -> Flags:
@@ -92,6 +93,7 @@ class Call(NamedTuple):
             self.inputs.token_weight_T is not None,
             self.has_divisor,
             self.options.label_smoothing > 0.0,
+            self.options.logit_scale != 1.0,
             self.options.softcap > 0.0,
             self.options.predict,
         )

@@ -33,10 +33,12 @@ def tile_loss(
     ignore_index,
     smoothing,
     z_loss,
+    logit_scale,
     softcap,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PREDICT: tl.constexpr,
     LOSS_T: tl.constexpr,
@@ -52,6 +54,9 @@ def tile_loss(
     m_c = c < classes
     m_t = target != ignore_index
     i_target = target.to(tl.int32)
+    if HAS_LOGIT_SCALE:
+        z *= logit_scale
+        inverse *= logit_scale
     if HAS_SOFTCAP:
         tanh_z = tanh(z / softcap)
         z = softcap * tanh_z

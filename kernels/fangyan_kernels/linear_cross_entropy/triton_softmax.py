@@ -55,11 +55,21 @@ def choose_tile(classes: int) -> Tile:
 
 
 @triton.jit
-def to_logits(z, bias, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
-    """Turn products into logits: float32, with the bias, capped."""
+def to_logits(
+    z,
+    bias,
+    logit_scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+):
+    """Turn products into logits: float32, with the bias, scaled, capped."""
     z = z.to(tl.float32)
     if HAS_BIAS:
         z += bias.to(tl.float32)
+    if HAS_LOGIT_SCALE:
+        z *= logit_scale
     if HAS_SOFTCAP:
         z = softcap * tanh(z / softcap)
     return z
@@ -94,9 +104,11 @@ def loss_and_factors(
     classes,
     smoothing,
     z_loss,
+    logit_scale,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_TOKEN_WEIGHT: tl.constexpr,
     HAS_DIVISOR: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
     NUM_PARTIALS: tl.constexpr,
 ):
     """Compute the loss of one or several tokens, and the three factors of its gradient.
@@ -115,6 +127,8 @@ def loss_and_factors(
         lse, lse_minus_target, margin_sum, target_weight, smoothing_per_class, class_weight_sum, z_loss
     )
     scale = 1.0 / divisor(p_partial_sums, num_partials, HAS_DIVISOR, NUM_PARTIALS)
+    if HAS_LOGIT_SCALE:
+        scale *= logit_scale
     if HAS_TOKEN_WEIGHT:
         token_weight = tl.load(p_token_weight + token, mask=m_valid, other=0.0)
         loss = token_weight * loss
@@ -135,7 +149,10 @@ def gradient(
     HAS_SMOOTHING: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
-    """Compute the gradient of the products before a cap, from logits z with exp_z = exp(z - max_z)."""
+    """Compute the gradient of the products, from logits z with exp_z = exp(z - max_z).
+
+    The factors hold the logits' scale already.
+    """
     g = factor * exp_z - target_factor
     if HAS_SMOOTHING:
         g -= smoothing_factor * weight
@@ -171,6 +188,7 @@ def softmax_tile(
     ignore_index,
     smoothing,
     z_loss,
+    logit_scale,
     softcap,
     classes,
     stride,
@@ -180,6 +198,7 @@ def softmax_tile(
     HAS_TOKEN_WEIGHT: tl.constexpr,
     HAS_DIVISOR: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PREDICT: tl.constexpr,
     PACKED: tl.constexpr,
@@ -206,7 +225,7 @@ def softmax_tile(
     p_row = p_logits + i_row.to(tl.int64) * stride
     z_target = tl.load(p_row + target, mask=m_valid, other=0.0)
     target_bias = load_per_class(p_bias, target, m_valid, True, HAS_BIAS)
-    z_target = to_logits(z_target, target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
+    z_target = to_logits(z_target, target_bias, logit_scale, softcap, HAS_BIAS, HAS_LOGIT_SCALE, HAS_SOFTCAP)
     i_c = tl.arange(0, BLOCK)
     c = i_c[None, :]
     m_c = c < classes
@@ -219,7 +238,8 @@ def softmax_tile(
     p_z = p_row[:, None] + c
     m_z = c < stride
     z = tl.load(p_z, mask=m_valid[:, None] & m_z, other=0.0)
-    z = to_logits(tl.where(m_c, z, 0.0), bias, softcap, HAS_BIAS, HAS_SOFTCAP)  # past the classes is anything
+    z = tl.where(m_c, z, 0.0)  # past the classes is anything
+    z = to_logits(z, bias, logit_scale, softcap, HAS_BIAS, HAS_LOGIT_SCALE, HAS_SOFTCAP)
     margin_sum = 0.0
     class_weight_sum = 0.0
     if HAS_SMOOTHING:
@@ -244,9 +264,11 @@ def softmax_tile(
         classes,
         smoothing,
         z_loss,
+        logit_scale,
         HAS_CLASS_WEIGHT,
         HAS_TOKEN_WEIGHT,
         HAS_DIVISOR,
+        HAS_LOGIT_SCALE,
         NUM_PARTIALS,
     )
     best = tl.min(tl.where(seen == max_z[:, None], c, classes), 1)

@@ -59,6 +59,7 @@ def softmax_row(
     ignore_index,
     smoothing,
     z_loss,
+    logit_scale,
     softcap,
     classes,
     stride,
@@ -68,6 +69,7 @@ def softmax_row(
     HAS_TOKEN_WEIGHT: tl.constexpr,
     HAS_DIVISOR: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     PREDICT: tl.constexpr,
     PACKED: tl.constexpr,
@@ -110,7 +112,10 @@ def softmax_row(
                     tl.store(p_repair, 1)
     else:
         target_bias = load_per_class(p_bias, target, True, False, HAS_BIAS)
-        z_target = to_logits(tl.load(p_row + target), target_bias, softcap, HAS_BIAS, HAS_SOFTCAP)
+        z_target = tl.load(p_row + target)
+        z_target = to_logits(
+            z_target, target_bias, logit_scale, softcap, HAS_BIAS, HAS_LOGIT_SCALE, HAS_SOFTCAP
+        )
         top = tl.full((WIDTH,), -2e38, tl.float32)  # times log2(e) still finite
         total = tl.zeros((WIDTH,), tl.float32)
         origin = tl.zeros((WIDTH,), tl.int32)
@@ -118,7 +123,19 @@ def softmax_row(
         weights = tl.zeros((WIDTH,), tl.float32)
         for o in range(0, whole, BLOCK):
             c = o + block
-            z = _read(p_row, p_bias, c, classes, stride, softcap, False, HAS_BIAS, HAS_SOFTCAP)
+            z = _read(
+                p_row,
+                p_bias,
+                c,
+                classes,
+                stride,
+                logit_scale,
+                softcap,
+                False,
+                HAS_BIAS,
+                HAS_LOGIT_SCALE,
+                HAS_SOFTCAP,
+            )
             if HAS_SMOOTHING:
                 weight = _smoothing(p_class_weight, c, classes, False, HAS_CLASS_WEIGHT)
                 margin_sum += tl.sum(weight * (z_target - z), 0)
@@ -126,7 +143,19 @@ def softmax_row(
             top, total, origin = _join(z, o, top, total, origin)
         for o in range(whole, classes, WIDTH):
             i_c = o + lane
-            end = _read(p_row, p_bias, i_c, classes, stride, softcap, True, HAS_BIAS, HAS_SOFTCAP)
+            end = _read(
+                p_row,
+                p_bias,
+                i_c,
+                classes,
+                stride,
+                logit_scale,
+                softcap,
+                True,
+                HAS_BIAS,
+                HAS_LOGIT_SCALE,
+                HAS_SOFTCAP,
+            )
             if HAS_SMOOTHING:
                 weight_end = _smoothing(p_class_weight, i_c, classes, True, HAS_CLASS_WEIGHT)
                 margin_sum += tl.sum(weight_end * (z_target - end), 0)
@@ -150,9 +179,11 @@ def softmax_row(
             classes,
             smoothing,
             z_loss,
+            logit_scale,
             HAS_CLASS_WEIGHT,
             HAS_TOKEN_WEIGHT,
             HAS_DIVISOR,
+            HAS_LOGIT_SCALE,
             NUM_PARTIALS,
         )
         tl.store(p_loss + token, loss)
@@ -164,7 +195,19 @@ def softmax_row(
             place = tl.full((1, WIDTH), 0, tl.int32) + classes
             for o in range(first, tl.minimum(first + BLOCK, classes), WIDTH):
                 i_c = o // WIDTH * WIDTH + lane  # told so, the compiler loads 16 bytes at once
-                end = _read(p_row, p_bias, i_c, classes, stride, softcap, True, HAS_BIAS, HAS_SOFTCAP)
+                end = _read(
+                    p_row,
+                    p_bias,
+                    i_c,
+                    classes,
+                    stride,
+                    logit_scale,
+                    softcap,
+                    True,
+                    HAS_BIAS,
+                    HAS_LOGIT_SCALE,
+                    HAS_SOFTCAP,
+                )
                 end = tl.where(i_c < classes, end, -float("inf"))
                 place = tl.where(end > largest, i_c, place)
                 largest = tl.maximum(largest, end)
@@ -185,11 +228,13 @@ def softmax_row(
                     max_z,
                     factor,
                     smoothing_factor,
+                    logit_scale,
                     softcap,
                     True,
                     HAS_BIAS,
                     HAS_CLASS_WEIGHT,
                     HAS_SMOOTHING,
+                    HAS_LOGIT_SCALE,
                     HAS_SOFTCAP,
                 )
             for back in range(0, whole, BLOCK):
@@ -203,11 +248,13 @@ def softmax_row(
                     max_z,
                     factor,
                     smoothing_factor,
+                    logit_scale,
                     softcap,
                     False,
                     HAS_BIAS,
                     HAS_CLASS_WEIGHT,
                     HAS_SMOOTHING,
+                    HAS_LOGIT_SCALE,
                     HAS_SOFTCAP,
                 )
             weight_at_target = 1.0
@@ -236,9 +283,11 @@ def _read(
     c,
     classes,
     stride,
+    logit_scale,
     softcap,
     MASKED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
     """Load the logits of classes c; beyond the last class something finite."""
@@ -246,9 +295,8 @@ def _read(
         z = tl.where(c < classes, tl.load(p_row + c, mask=c < stride, other=0.0), 0.0)
     else:
         z = tl.load(p_row + c)
-    return to_logits(
-        z, load_per_class(p_bias, c, c < classes, MASKED, HAS_BIAS), softcap, HAS_BIAS, HAS_SOFTCAP
-    )
+    bias = load_per_class(p_bias, c, c < classes, MASKED, HAS_BIAS)
+    return to_logits(z, bias, logit_scale, softcap, HAS_BIAS, HAS_LOGIT_SCALE, HAS_SOFTCAP)
 
 
 @triton.jit
@@ -280,15 +328,29 @@ def _write(
     max_z,
     factor,
     smoothing_factor,
+    logit_scale,
     softcap,
     MASKED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_SMOOTHING: tl.constexpr,
+    HAS_LOGIT_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
     """Overwrite the logits of classes c by their gradient, without the target's own term."""
-    z = _read(p_row, p_bias, c, classes, stride, softcap, MASKED, HAS_BIAS, HAS_SOFTCAP)
+    z = _read(
+        p_row,
+        p_bias,
+        c,
+        classes,
+        stride,
+        logit_scale,
+        softcap,
+        MASKED,
+        HAS_BIAS,
+        HAS_LOGIT_SCALE,
+        HAS_SOFTCAP,
+    )
     weight = 1.0
     if HAS_SMOOTHING:
         weight = _smoothing(p_class_weight, c, classes, MASKED, HAS_CLASS_WEIGHT)

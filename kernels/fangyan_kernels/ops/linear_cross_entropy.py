@@ -32,6 +32,7 @@ class Options(NamedTuple):
         ignore_index: target of tokens without a loss.
         label_smoothing: share of the target that is uniform over the classes.
         z_loss: factor of the squared log-sum-exp.
+        logit_scale: factor on the logits, before the softcap.
         softcap: bound of the logits; 0 for none.
         gradient_filter: bound of what is left out of the gradients' products; 0 for none.
         max_valid: bound of the number of targets that are not ignored, where the host knows one.
@@ -44,6 +45,7 @@ class Options(NamedTuple):
     ignore_index: int
     label_smoothing: float
     z_loss: float
+    logit_scale: float
     softcap: float
     gradient_filter: float = 0.0
     max_valid: int | None = None
@@ -80,8 +82,8 @@ torch.library.define(
     "fangyan::linear_cross_entropy",
     "(Tensor input_TH, Tensor weight_CH, Tensor? bias_C, Tensor target_T, Tensor? class_weight_C,"
     " Tensor? token_weight_T, Tensor? divisor, str reduction, int ignore_index, float label_smoothing,"
-    " float z_loss, float softcap, float gradient_filter, SymInt? max_valid, str variant, bool predict,"
-    " bool grad_input, bool grad_weight, bool grad_bias)"
+    " float z_loss, float logit_scale, float softcap, float gradient_filter, SymInt? max_valid, str variant,"
+    " bool predict, bool grad_input, bool grad_weight, bool grad_bias)"
     " -> (Tensor loss, Tensor num_valid, Tensor num_correct, Tensor prediction_T, Tensor grad_input_TH,"
     " Tensor grad_weight_CH, Tensor grad_bias_C)",
 )
@@ -201,7 +203,7 @@ def _scaled(gradients: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
 
 
 # Not by register_autograd: at each call it fills in the schema's defaults in a time that grows with the
-# square of the 19 arguments, 113 to 143 us.
+# square of their number, of 19 arguments 113 to 143 us.
 def _autograd(*arguments: Any) -> Results:
     inputs, options = split(arguments)
     leaves = inputs.input_TH, inputs.weight_CH, inputs.bias_C

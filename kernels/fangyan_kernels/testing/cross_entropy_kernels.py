@@ -19,6 +19,7 @@ FLAGS = {
     "HAS_TOKEN_WEIGHT": False,
     "HAS_DIVISOR": False,
     "HAS_SMOOTHING": False,
+    "HAS_LOGIT_SCALE": False,
     "HAS_SOFTCAP": False,
     "PREDICT": False,
     "NUM_PARTIALS": NUM_PARTIALS,
@@ -100,7 +101,7 @@ def _offline(
         "stride",
     )
     kinds |= dict.fromkeys(integers, "i32") | {"p_repair": "*i32"}
-    kinds |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
+    kinds |= dict.fromkeys(("smoothing", "z_loss", "logit_scale", "softcap"), "fp32")
     kinds |= {"p_target": "*i64", "p_prediction": "*i64", "p_counts": "*i32", "p_correct": "*i8"}
     kinds["p_token"] = "*i64" if "PACKED" in constants else "*i32"
     signature = {

@@ -30,6 +30,7 @@ from fangyan_kernels import linear_cross_entropy
         ({"reduction": "total"}, "reduction is 'total'"),
         ({"label_smoothing": 1.5}, r"label_smoothing is 1.5, expected a number in \[0, 1\]"),
         ({"z_loss": -1.0}, "z_loss is -1.0, expected 0 or more"),
+        ({"logit_scale": float("nan")}, "logit_scale is nan, expected a finite number"),
         ({"softcap": 0.0}, "softcap is 0.0, expected None or more than 0"),
         ({"divisor": 2.0, "reduction": "sum"}, "divisor is given with reduction='sum', expected 'mean'"),
         ({"divisor": torch.ones(2)}, "divisor is .* expected one number"),
@@ -82,7 +83,7 @@ def test_linear_cross_entropy_reports_a_target_that_is_no_class(impl, wrong, mon
     heed_assertions(monkeypatch)
     input, weight, _, target = make(impl, 40, 16, 12)
     variant = impl.removeprefix("triton_")
-    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, variant, False, False, False, False)
+    options = ("mean", IGNORE, 0.0, 0.0, 1.0, 0.0, 0.0, None, variant, False, False, False, False)
     arguments = (input, weight, None, target, None, None, torch.tensor(3.0, device=input.device), *options)
     torch.ops.fangyan.linear_cross_entropy(*arguments)
     target[17] = wrong
@@ -104,7 +105,7 @@ def test_linear_cross_entropy_reports_valid_targets_beyond_max_valid(impl, monke
 
 
 def test_linear_cross_entropy_operator_checks_targets():
-    options = ("sum", IGNORE, 0.0, 0.0, 0.0, 0.0, None, "auto", False, False, False, False)
+    options = ("sum", IGNORE, 0.0, 0.0, 1.0, 0.0, 0.0, None, "auto", False, False, False, False)
     with pytest.raises(RuntimeError, match=r"target\[1\] is 9, expected a class in \[0, 5\)"):
         torch.ops.fangyan.linear_cross_entropy(
             torch.zeros(2, 8), torch.zeros(5, 8), None, torch.tensor([0, 9]), None, None, None, *options

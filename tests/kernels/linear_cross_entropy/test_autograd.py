@@ -123,8 +123,8 @@ def test_linear_cross_entropy_under_activation_checkpointing(impl):
 def test_linear_cross_entropy_under_autocast(impl):
     input, weight, bias, target = make(impl, 20, 8, 5)
     with torch.autocast(input.device.type, torch.bfloat16):
-        loss = linear_cross_entropy(input, weight, target, linear_bias=bias, impl=impl)
-        expected = F.cross_entropy(F.linear(input, weight, bias).float(), target)
+        loss = linear_cross_entropy(input, weight, target, linear_bias=bias, logit_scale=0.5, impl=impl)
+        expected = F.cross_entropy(0.5 * F.linear(input, weight, bias).float(), target)
     torch.testing.assert_close(loss, expected, rtol=2e-2, atol=2e-2)
     assert loss.dtype == torch.float32
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(loss, (input, weight, bias)))
@@ -147,9 +147,9 @@ def test_linear_cross_entropy_passes_opcheck(reduction):
     input, weight, bias, target = make("cpp", 13, 8, 5)
     operator = torch.ops.fangyan.linear_cross_entropy.default
     early = reduction != "none"
-    options = (reduction, IGNORE, 0.1, 0.0, 0.0, 0.0, None, "auto", True, early, early, early)
+    options = (reduction, IGNORE, 0.1, 0.0, 1.0, 0.0, 0.0, None, "auto", True, early, early, early)
     torch.library.opcheck(operator, (input, weight, bias, target, None, None, None, *options))
-    frozen = (reduction, IGNORE, 0.0, 0.1, 9.0, 0.0, 13, "auto", False, early, early, False)
+    frozen = (reduction, IGNORE, 0.0, 0.1, 0.25, 9.0, 0.0, 13, "auto", False, early, early, False)
     factors = torch.rand(5), torch.rand(13), torch.tensor(3.0)
     torch.library.opcheck(operator, (input, weight, None, target, *factors, *frozen))
     gradients = tuple(torch.rand(3) for _ in range(3))
@@ -163,7 +163,7 @@ def test_linear_cross_entropy_compiles_as_one_graph(impl):
     with torch._dynamo.config.patch(error_on_recompile=True):
         for tokens in (21, 34, 55):
             case = make(impl, tokens, 8, 5)
-            found = with_gradients(compiled, *case, impl=impl)
-            expected = with_gradients(linear_cross_entropy, *case, impl=impl)
+            found = with_gradients(compiled, *case, impl=impl, logit_scale=0.5)
+            expected = with_gradients(linear_cross_entropy, *case, impl=impl, logit_scale=0.5)
             for left, right in zip(found, expected, strict=True):
                 torch.testing.assert_close(left, right)

@@ -15,7 +15,8 @@ if triton_here.INTERPRETED:
 PROCESSORS = 132  # multiprocessors of an H100
 KERNELS = {kernel.name: kernel for kernel in cross_entropy_kernels.KERNELS}
 LARGE = "large-vocab-C21128"
-OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_SMOOTHING", "HAS_SOFTCAP", "PREDICT", "LOSS_T")
+OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_SMOOTHING", "HAS_LOGIT_SCALE", "HAS_SOFTCAP")
+OPTIONS += ("PREDICT", "LOSS_T")
 
 
 TAGS = [(256, 9, 2), (512, 32, 2), (768, 9, 2), (1024, 16, 2), (1024, 32, 2), (1024, 16, 4)]

@@ -136,7 +136,7 @@ def test_large_vocab_copies_no_input(impl):
     from fangyan_kernels.linear_cross_entropy import launch
 
     input, weight, bias, target = (tensor.detach() for tensor in make(impl, 70, 33, 50, dtype=torch.bfloat16))
-    options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, "large_vocab", False, True, True, True)
+    options = ("mean", IGNORE, 0.0, 0.0, 1.0, 0.0, 0.0, None, "large_vocab", False, True, True, True)
     with Recorded() as recorded:
         launch.linear_cross_entropy(input, weight, bias, target, None, None, None, *options)
     large = [name for name, shape in recorded.calls if shape in ((70, 33), (50, 33), (70, 50), (70, 64))]

@@ -16,7 +16,8 @@ if triton_here.INTERPRETED:
 
 # One of each tile: 33 and 188 classes are no multiple of 8, whose rows would be misaligned side by side.
 TILES = (33, 188, 512, 1000, 2048, 4096)
-OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_DIVISOR", "HAS_SMOOTHING", "HAS_SOFTCAP", "PREDICT")
+OPTIONS = ("HAS_CLASS_WEIGHT", "HAS_TOKEN_WEIGHT", "HAS_DIVISOR", "HAS_SMOOTHING", "HAS_LOGIT_SCALE")
+OPTIONS += ("HAS_SOFTCAP", "PREDICT")
 
 
 def without_options(classes, element_size=2):
@@ -68,7 +69,9 @@ def test_large_vocab_kernel_does_not_spill(classes, architecture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("element_size", [2, 4])
-@pytest.mark.parametrize("options", [("HAS_BIAS",), ("HAS_SOFTCAP", "PREDICT"), OPTIONS], ids=str)
+@pytest.mark.parametrize(
+    "options", [("HAS_BIAS",), ("HAS_LOGIT_SCALE",), ("HAS_SOFTCAP", "PREDICT"), OPTIONS], ids=str
+)
 def test_softmax_row_with_options_does_not_spill(options, element_size):
     kernel = large_vocab_kernel(21128, element_size, "HAS_SOFTCAP" in options)
     constants = kernel.constants | dict.fromkeys(options, True)

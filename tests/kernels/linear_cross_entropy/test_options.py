@@ -17,19 +17,19 @@ from fangyan_kernels import linear_cross_entropy, linear_cross_entropy_with_stat
 
 
 @implementations()
-def test_linear_cross_entropy_with_statistics(impl):
+@pytest.mark.parametrize("logit_scale", [1.0, 0.125, -2.0])
+def test_linear_cross_entropy_with_statistics(impl, logit_scale):
     input, weight, bias, target = make(impl, 50, 16, 6)
-    loss, found = linear_cross_entropy_with_statistics(
-        input, weight, target, predictions=True, linear_bias=bias, impl=impl
-    )
-    best = F.linear(input, weight, bias).argmax(1)
+    options = {"linear_bias": bias, "logit_scale": logit_scale, "impl": impl}
+    loss, found = linear_cross_entropy_with_statistics(input, weight, target, predictions=True, **options)
+    best = (logit_scale * F.linear(input, weight, bias)).argmax(1)
     labelled = target != IGNORE
     assert torch.equal(found.predictions, torch.where(labelled, best, IGNORE))
     assert found.num_valid == labelled.sum()
     assert found.num_correct == (best == target)[labelled].sum() > 0
     assert loss.requires_grad
-    alone, counts = linear_cross_entropy_with_statistics(input, weight, target, linear_bias=bias, impl=impl)
-    assert torch.equal(alone, linear_cross_entropy(input, weight, target, linear_bias=bias, impl=impl))
+    alone, counts = linear_cross_entropy_with_statistics(input, weight, target, **options)
+    assert torch.equal(alone, linear_cross_entropy(input, weight, target, **options))
     assert counts.predictions is None
     assert counts.num_valid == found.num_valid
 
@@ -46,9 +46,10 @@ def test_linear_cross_entropy_predicts_the_first_of_equal_classes(impl):
 @implementations()
 def test_linear_cross_entropy_with_a_divisor(impl):
     case = make(impl, 20, 8, 5)
-    by_sum = with_gradients(linear_cross_entropy, *case, reduction="sum", impl=impl)
+    options = {"logit_scale": 0.5, "impl": impl}
+    by_sum = with_gradients(linear_cross_entropy, *case, reduction="sum", **options)
     for divisor in (7, torch.tensor(7.0, device=case[0].device)):
-        found = with_gradients(linear_cross_entropy, *case, divisor=divisor, impl=impl)
+        found = with_gradients(linear_cross_entropy, *case, divisor=divisor, **options)
         for left, right in zip(found, by_sum, strict=True):
             torch.testing.assert_close(left, right / 7, rtol=1e-6, atol=1e-7)
 
@@ -60,7 +61,7 @@ def test_linear_cross_entropy_with_max_valid(impl, more):
     input, weight, bias, target = make(impl, 40, 16, 300, ignored=0.8)
     most = int((target != IGNORE).sum()) + more
     for reduction in ("mean", "none"):
-        options = {"impl": impl, "reduction": reduction}
+        options = {"impl": impl, "reduction": reduction, "logit_scale": 0.5}
         full = with_gradients(linear_cross_entropy, input, weight, bias, target, **options)
         packed = with_gradients(linear_cross_entropy, input, weight, bias, target, **options, max_valid=most)
         for left, right in zip(packed, full, strict=True):
@@ -74,7 +75,7 @@ def test_linear_cross_entropy_in_chunks_of_triton(impl, dtype, monkeypatch):
 
     monkeypatch.setattr(triton_large_vocab, "LEAST_CHUNK", 16)
     monkeypatch.setattr(triton_large_vocab, "CHUNK_BYTES", 16 * 300 * dtype.itemsize)
-    check_against_truth(impl, make(impl, 50, 16, 300, dtype=dtype), reduction="mean")
+    check_against_truth(impl, make(impl, 50, 16, 300, dtype=dtype), reduction="mean", logit_scale=0.5)
 
 
 @implementations("triton_large_vocab")
@@ -86,21 +87,15 @@ def test_linear_cross_entropy_with_max_valid_of_zero(impl):
 
 
 @implementations("cpp")
+@pytest.mark.parametrize("logit_scale", [1.0, 2.0])
 @pytest.mark.parametrize("threshold", [2**-12, 2**-6])
-def test_linear_cross_entropy_gradient_filter_is_bounded(impl, threshold):
+def test_linear_cross_entropy_gradient_filter_is_bounded(impl, threshold, logit_scale):
     """An element is off by at most the threshold times the absolute sum of what it was summed over."""
-    input, weight, bias, target = make(impl, 200, 32, 3000, scale=1.5)
-    exact = with_gradients(linear_cross_entropy, input, weight, bias, target, impl=impl, reduction="sum")
-    found = with_gradients(
-        linear_cross_entropy,
-        input,
-        weight,
-        bias,
-        target,
-        impl=impl,
-        reduction="sum",
-        gradient_filter=threshold,
-    )
+    input, weight, bias, target = make(impl, 200, 32, 3000, scale=1.5 / logit_scale)
+    case, options = (input, weight, bias, target), {"reduction": "sum", "logit_scale": logit_scale}
+    exact = with_gradients(linear_cross_entropy, *case, impl=impl, **options)
+    found = with_gradients(linear_cross_entropy, *case, impl=impl, gradient_filter=threshold, **options)
+    threshold *= logit_scale
     assert torch.equal(found[0], exact[0])
     assert torch.equal(found[3], exact[3])
     labelled = (target != IGNORE)[:, None]

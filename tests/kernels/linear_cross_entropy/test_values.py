@@ -66,7 +66,9 @@ def test_linear_cross_entropy_with_one_option(impl, option):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("classes", [9, 188, 700])
 def test_linear_cross_entropy_in_half_precision(impl, dtype, classes):
-    check_against_truth(impl, make(impl, 80, 96, classes, dtype=dtype, scale=0.3), reduction="mean")
+    case = make(impl, 80, 96, classes, dtype=dtype, scale=0.3)
+    for logit_scale in (1.0, 0.125, 3.0):
+        check_against_truth(impl, case, reduction="mean", logit_scale=logit_scale)
 
 
 @implementations()
@@ -81,15 +83,16 @@ def test_linear_cross_entropy_in_half_precision(impl, dtype, classes):
     classes=st.integers(1, 70),
     smoothing=st.sampled_from([0.0, 0.2, 1.0]),
     z_loss=st.sampled_from([0.0, 0.1]),
+    logit_scale=st.sampled_from([1.0, 0.0625, 7.0, -0.5]),
     softcap=st.sampled_from([None, 5.0]),
     ignored=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 1000),
 )
 def test_linear_cross_entropy_of_any_shape(
-    impl, tokens, hidden, classes, smoothing, z_loss, softcap, ignored, seed
+    impl, tokens, hidden, classes, smoothing, z_loss, logit_scale, softcap, ignored, seed
 ):
     case = make(impl, tokens, hidden, classes, seed, ignored=ignored)
-    options = {"label_smoothing": smoothing, "z_loss": z_loss, "softcap": softcap}
+    options = {"label_smoothing": smoothing, "z_loss": z_loss, "logit_scale": logit_scale, "softcap": softcap}
     check_against_truth(impl, case, reduction="none", **options)
 
 
@@ -188,7 +191,7 @@ def test_linear_cross_entropy_is_deterministic(impl):
 @implementations("cpp")
 def test_linear_cross_entropy_in_chunks(impl):
     """1,100 tokens x 21,128 classes are three chunks."""
-    check_against_truth(impl, make(impl, 1100, 9, 21128, ignored=0.1), reduction="mean")
+    check_against_truth(impl, make(impl, 1100, 9, 21128, ignored=0.1), reduction="mean", logit_scale=0.5)
 
 
 @implementations("cpp")
@@ -199,7 +202,7 @@ def test_linear_cross_entropy_on_any_number_of_threads(impl, classes):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            check_against_truth(impl, case, reduction="mean")
+            check_against_truth(impl, case, reduction="mean", logit_scale=0.5)
     finally:
         torch.set_num_threads(threads)
 
@@ -267,9 +270,10 @@ def test_linear_cross_entropy_on_samples_of_torch(impl):
 def test_linear_cross_entropy_variants_on_the_cpu_agree(classes):
     """Which of them runs depends on the processor: both are held to float64 here, whatever it is."""
     case = make("cpp", 70, 48, classes)
-    exact = with_gradients(plain, *(x.double() if x.is_floating_point() else x for x in case))
+    doubles = (x.double() if x.is_floating_point() else x for x in case)
+    exact = with_gradients(plain, *doubles, logit_scale=0.5)
     for variant in ("small_vocab", "large_vocab"):
-        options = ("mean", IGNORE, 0.0, 0.0, 0.0, 0.0, None, variant, False, True, True, True)
+        options = ("mean", IGNORE, 0.0, 0.0, 0.5, 0.0, 0.0, None, variant, False, True, True, True)
         leaves = [x.detach() for x in case[:3]]
         loss, _, _, _, *gradients = torch.ops.fangyan.linear_cross_entropy(
             *leaves, case[3], None, None, None, *options
