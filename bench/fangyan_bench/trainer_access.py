@@ -72,7 +72,7 @@ class BenchmarkSetup:
     task: Task
     tokenizer: Any
     sequences: list[TokenizedSequence]
-    dev: tuple[list[Example], list[TokenizedSequence]]
+    dev: tuple[Sequence[Example], list[TokenizedSequence]]
 
     @property
     def bf16(self) -> bool:

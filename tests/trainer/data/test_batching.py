@@ -17,13 +17,14 @@ def test_shuffled_batches_have_every_sequence_once_per_epoch(lengths, batch_toke
     batches = shuffled_batches(lengths, batch_tokens, seed, epoch)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in batch) <= batch_tokens or len(batch) == 1 for batch in batches)
-    assert batches == shuffled_batches(lengths, batch_tokens, seed, epoch)
+    assert list(batches) == list(shuffled_batches(lengths, batch_tokens, seed, epoch))
 
 
 def test_shuffled_batches_of_other_epochs_and_seeds_differ():
     lengths = [5] * 50
-    assert shuffled_batches(lengths, 50, 0, 0) != shuffled_batches(lengths, 50, 0, 1)
-    assert shuffled_batches(lengths, 50, 0, 0) != shuffled_batches(lengths, 50, 1, 0)
+    batches = [list(shuffled_batches(lengths, 50, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert batches[0] != batches[1]
+    assert batches[0] != batches[2]
 
 
 @given(lengths=lengths_strategy, count=st.integers(1, 8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class Example:
     group: str
 
 
-# By name: train, dev and, where there is one, test.
-Splits = dict[str, list[Example]]
+# By name: train, dev and, where there is one, test. Examples may be in a file: no list to change.
+Splits = dict[str, Sequence[Example]]
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

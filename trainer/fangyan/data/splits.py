@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fangyan.config import Config
 from fangyan.data.example import Example, Splits, read_lines
+from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
 
 HeldOut = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -35,6 +39,11 @@ class DataConfig(Config, ABC):
     dev: Files | HeldOut = Field(0.1, description="Files, or a fraction of train to hold out.")
     test: Files | HeldOut | None = Field(
         None, description="As dev. Scored before and after training, never used in it."
+    )
+    cache_dir: str | None = Field(
+        None,
+        description="Folder for data larger than memory, read and tokenized: any disk with room, by default "
+        "~/.cache/fangyan. It may be deleted between runs.",
     )
 
     @pydantic.field_validator("train", mode="before")
@@ -63,9 +72,10 @@ class DataConfig(Config, ABC):
             UserError: naming file and line, for what is not of this format.
         """
 
-    def read_files(self, paths: Sequence[str]) -> list[Example]:
-        """Return the examples of some files, in order."""
-        return [example for path in paths for example in self.read(Path(path))]
+    def read_files(self, paths: Sequence[str]) -> Sequence[Example]:
+        """Return the examples of some files, in order; in a file of their own if they are many."""
+        examples = (example for path in paths for example in self.read(Path(path)))
+        return keep_examples(examples, cache_folder(self.cache_dir))
 
     def load(self, seed: int) -> Splits:
         """Return the splits, every one with an example at least.
@@ -120,24 +130,35 @@ class TextDataConfig(DataConfig, ABC):
     fields: ClassVar[tuple[str, ...]] = ("text",)
 
 
-def _hold_out(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+def _hold_out(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Move whole groups out of ``examples`` until the fraction is reached."""
-    groups = sorted({example.group for example in examples})
-    random.Random(seed).shuffle(groups)
-    sizes: dict[str, int] = {}
-    for example in examples:
-        sizes[example.group] = sizes.get(example.group, 0) + 1
-    chosen: set[str] = set()
-    taken = 0
-    for group in groups:
-        if taken >= fraction * len(examples):
-            break
-        chosen.add(group)
-        taken += sizes[group]
-    return (
-        [example for example in examples if example.group not in chosen],
-        [example for example in examples if example.group in chosen],
-    )
+    groups, sizes = np.unique(group_keys := _group_keys(examples), return_counts=True)
+    order = array("q", range(len(groups)))
+    random.Random(seed).shuffle(order)
+    taken = sizes[order].cumsum()
+    chosen = groups[order[: np.searchsorted(taken, fraction * len(examples)) + 1]]
+    held_out = np.isin(group_keys, chosen)
+    return _select(examples, ~held_out), _select(examples, held_out)
+
+
+def _group_keys(examples: Sequence[Example]) -> NDArray[Any]:
+    """Return a number for each example, the same within its group, in an order that fixes the draw.
+
+    Groups in memory are in alphabetical order; those in a file, which may be whole texts, in that of hashes.
+    """
+    if isinstance(examples, ExampleFile | Subset):
+        return examples.groups
+    places = {group: i for i, group in enumerate(sorted({example.group for example in examples}))}
+    return np.array([places[example.group] for example in examples], dtype=np.int64)
+
+
+def _select(examples: Sequence[Example], mask: NDArray[np.bool_]) -> Sequence[Example]:
+    indices = mask.nonzero()[0]
+    if isinstance(examples, ExampleFile | Subset):
+        return Subset(examples, indices)
+    return [examples[i] for i in indices.tolist()]
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
@@ -151,22 +172,23 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path, cache: Path | None = None) -> Sequence[Example]:
     """Read what :func:`write_examples` has written.
+
+    Args:
+        path: of the file.
+        cache: folder for what is larger than memory, by default the user's.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
-    return [_parse_example(line, f"{path}:{number}") for number, line in read_lines(path)]
+    examples = (_parse_example(line, f"{path}:{number}") for number, line in read_lines(path))
+    return keep_examples(examples, cache or cache_folder())
 
 
 def _parse_example(line: str, source: str) -> Example:
     try:
         record = json.loads(line)
-        fields = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in record["fields"].items()
-        }
-        return Example(fields, record["source"], record["group"])
+        return Example(as_fields(record["fields"]), record["source"], record["group"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{source}: damaged, expected an example as fangyan writes it") from None

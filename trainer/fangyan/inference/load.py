@@ -81,7 +81,7 @@ def evaluate(run: str | Path, data: Sequence[str] | None = None) -> Metrics:
     return evaluation.evaluate(exported.task, exported.packed(), examples, tokenizer, exported.max_length)
 
 
-def _examples(folder: Path, data: Sequence[str] | None) -> list[Example]:
+def _examples(folder: Path, data: Sequence[str] | None) -> Sequence[Example]:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise UserError("evaluate needs a run folder with its recipe.yaml, found a model alone")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from fangyan.data.batching import bucket_by_length
 from fangyan.data.example import Example
 from fangyan.data.packing import collate
+from fangyan.data.token_store import TokenStore
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.device import device
 from fangyan.models.packed import PackedModel
@@ -29,9 +32,13 @@ def evaluate(
     tokenizer: Tokenizer,
     max_length: int,
     forward: Forward | None = None,
+    cache: Path | None = None,
 ) -> Metrics:
-    """Return the task's metrics of a model on examples; see :func:`run_batches` for ``forward``."""
-    sequences = task.tokenize(examples, tokenizer, max_length)
+    """Return the task's metrics of a model on examples.
+
+    See :func:`run_batches` for ``forward``, :meth:`Task.tokenize_all` for ``cache``.
+    """
+    sequences = task.tokenize_all(examples, tokenizer, max_length, cache)
     return task.metrics(examples, run_batches(task, model, sequences, tokenizer.pad_id, forward))
 
 
@@ -57,7 +64,11 @@ def run_batches(
     """
     rank, ranks = (0, 1) if forward is None else (dist.get_rank(), dist.get_world_size())
     run: Forward = model if forward is None else forward
-    batches = bucket_by_length([len(sequence.input_ids) for sequence in sequences], BATCH_TOKENS)
+    if isinstance(sequences, TokenStore):
+        lengths = sequences.lengths
+    else:
+        lengths = np.array([len(sequence.input_ids) for sequence in sequences], dtype=np.int64)
+    batches = bucket_by_length(lengths, BATCH_TOKENS)
     outputs: list[Any] = []
     # Under ZeRO-3 a forward gathers weights from every rank: all make the same number of them.
     for first in range(0, len(batches), ranks):

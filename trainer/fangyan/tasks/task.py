@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fangyan.config import Config
 from fangyan.data.example import Example, Splits
 from fangyan.data.splits import DataConfig
+from fangyan.data.store import cache_folder
+from fangyan.data.token_store import TokenStore, tokenize_all
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 
 if TYPE_CHECKING:
@@ -111,6 +115,29 @@ class Task(ABC):
         Raises:
             UserError: naming the line of a label that cannot be learned.
         """
+
+    def tokenize_all(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, cache: Path | None = None
+    ) -> TokenStore:
+        """Return the sequences of examples that may be larger than memory.
+
+        Args:
+            examples: of one split.
+            tokenizer: of the model.
+            max_length: most sub-words of a sequence.
+            cache: folder for what is larger than memory; see :func:`fangyan.data.store.cache_folder`.
+        """
+        backend = tokenizer.backend
+        how = [
+            *(self.name, self.export_config(), self.model_kwargs(), max_length),
+            *(backend.backend_tokenizer.to_str(), str(backend.special_tokens_map)),
+        ]
+        return tokenize_all(
+            lambda chosen: self.tokenize(chosen, tokenizer, max_length),
+            examples,
+            json.dumps(how),
+            cache or cache_folder(),
+        )
 
     @abstractmethod
     def outputs(self, model: PackedModel, batch: Batch) -> list[Any]:

@@ -14,7 +14,13 @@ from fangyan.training.checkpoint import Checkpoints, read_state
 from fangyan.training.distributed import on_rank_zero
 
 # Fields that may differ where a run resumes: they change nothing that it computes.
-_MAY_DIFFER = {"run_dir", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every"}
+_MAY_DIFFER = {
+    "run_dir",
+    "data.cache_dir",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+}
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ class Trainer(Workload):
         for name in names:
             if examples := self.splits.get(name):
                 found[name] = evaluate(
-                    self.task, self.model, examples, self.tokenizer, self.max_length, self.engine
+                    *(self.task, self.model, examples, self.tokenizer, self.max_length),
+                    *(self.engine, self.cache),
                 )
         self.engine.train()
         return found
@@ -181,7 +182,7 @@ class Trainer(Workload):
         state.step_in_epoch += 1
         self.log.add(state.step, state.epoch, loss, rate, getattr(self.optimizer, "num_skipped", 0))
         mean = self.log.flush() if read else None
-        self.throughput.stop(sum(self.lengths[i] for i in indices))
+        self.throughput.stop(int(self.lengths[indices].sum()))
         self.logger.progress(state.step, state.epoch, mean, self.throughput.tokens_per_second)
 
     def train_step(self, indices: list[int], step: int) -> Tensor:
@@ -194,7 +195,7 @@ class Trainer(Workload):
         rank, ranks = dist.get_rank(), dist.get_world_size()
         accumulation = self.recipe.train.gradient_accumulation_steps
         split = micro_batches(indices, self.lengths, ranks * accumulation)
-        num_valid = sum(self.num_valid[i] for i in indices)
+        num_valid = int(self.num_valid[indices].sum())
         # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
         divisor = max(num_valid, 1) / (ranks * accumulation)
         total = torch.zeros((), device=device())

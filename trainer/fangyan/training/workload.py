@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from fangyan.data.batching import shuffled_batches
+from fangyan.data.batching import Epochs
 from fangyan.data.packing import Batch, collate, mask_tokens
-from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
+from fangyan.data.store import cache_folder
+from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device, on_gpu
 from fangyan.errors import UserError
 from fangyan.inference.export import Base
@@ -42,6 +43,7 @@ class Workload:
         task: fitted to them.
         tokenizer: of the model.
         max_length: most sub-words of a sequence that is not trained on.
+        cache: folder for data larger than memory.
         sequences: the training data as the model takes it.
         lengths: sub-words of each.
         num_valid: labels of each that are learned.
@@ -72,6 +74,7 @@ class Workload:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
         layout = self._choose_layout(model)
         self.max_length = max_length(model, recipe.model.max_length, layout == "rows")
+        self.cache = cache_folder(recipe.data.cache_dir)
         self.batches = self._lay_out_steps()
         self.model = self._adapt(model, layout)
         self.messages += self.model.messages
@@ -96,18 +99,12 @@ class Workload:
         self.messages += messages
         return layout
 
-    def _lay_out_steps(self) -> list[list[list[int]]]:
+    def _lay_out_steps(self) -> Epochs:
         config = self.recipe.train
         longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
-        self.sequences = self.task.tokenize(self.splits["train"], self.tokenizer, longest)
-        self.lengths = [len(sequence.input_ids) for sequence in self.sequences]
-        self.num_valid = [
-            sum(label != IGNORE_INDEX for label in sequence.labels) for sequence in self.sequences
-        ]
-        return [
-            shuffled_batches(self.lengths, config.batch_tokens, self.recipe.seed, epoch)
-            for epoch in range(config.epochs)
-        ]
+        self.sequences = self.task.tokenize_all(self.splits["train"], self.tokenizer, longest, self.cache)
+        self.lengths, self.num_valid = self.sequences.lengths, self.sequences.num_valid
+        return Epochs(self.lengths, config.batch_tokens, self.recipe.seed, config.epochs)
 
     def _adapt(self, model: Any, layout: Layout) -> PackedModel:
         recipe, task = self.recipe, self.task
@@ -136,7 +133,7 @@ class Workload:
     @property
     def total_steps(self) -> int:
         """Return the optimizer steps of all epochs."""
-        return sum(len(batches) for batches in self.batches)
+        return self.batches.num_batches
 
     def micro_batch(self, indices: list[int], key: str) -> Batch:
         """Return sequences as a batch on the device; ``key`` seeds its dropout and masking."""
