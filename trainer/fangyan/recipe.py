@@ -59,6 +59,8 @@ class Recipe(Config):
             raise ValueError(f"engine.zero_stage is {stage}, but {method} takes {largest} at most")
         if self.engine.offload == "optimizer" and stage == 0:
             raise ValueError("engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3")
+        if self.model.extend_vocabulary:
+            self._check_new_tokens()
         missing = [field for field in self.task.fields if field not in self.data.fields]
         if missing:
             fitting = [
@@ -71,6 +73,19 @@ class Recipe(Config):
                 f"expected {', '.join(fitting) or 'a format that has'} for {self.task.name}"
             )
         return self
+
+    def _check_new_tokens(self) -> None:
+        adaptation = self.adaptation
+        field = f"model.extend_vocabulary is {self.model.extend_vocabulary}"
+        if not adaptation.supports_new_tokens:
+            raise ValueError(f"{field}, but {adaptation.name} trains no embeddings; expected full or lora")
+        for name in ("freeze_embeddings", "adapter_path"):
+            if getattr(adaptation, name, None):
+                raise ValueError(
+                    f"{field}, but adaptation.{name} keeps those there are; expected one of both"
+                )
+        if not adaptation.trains_base_weights and self.engine.zero_stage == 3:
+            raise ValueError(f"{field}, whose embeddings {adaptation.name} keeps whole; expected ZeRO 0 to 2")
 
     @property
     def folder(self) -> Path:

@@ -18,6 +18,7 @@ class Full(Adaptation):
 
     name: Literal["full"] = "full"
     trains_base_weights: ClassVar[bool] = True
+    supports_new_tokens: ClassVar[bool] = True
 
     freeze_embeddings: bool = Field(False, description="Leave every embedding table as it is.")
     freeze_layers: int | str | None = Field(

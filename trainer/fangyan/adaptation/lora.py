@@ -15,6 +15,8 @@ from fangyan.config import Fraction
 class LowRankMethod(TargetedMethod, ABC):
     """A method that adds a product of two small matrices to each weight."""
 
+    supports_new_tokens: ClassVar[bool] = True
+
     rank: Annotated[int, Field(ge=1, le=256)] = Field(16, description="Rank of every update.")
     alpha: Annotated[float, Field(gt=0.0)] = Field(32.0, description="Updates are scaled by alpha / rank.")
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead, which suits large ranks.")
@@ -22,7 +24,10 @@ class LowRankMethod(TargetedMethod, ABC):
 
     def low_rank_arguments(self, model: Any, new: list[str]) -> dict[str, Any]:
         """Return what PEFT's configurations of such methods have in common."""
+        from fangyan.models.vocabulary import trainable_tokens
+
         return {
+            **trainable_tokens(model),
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,

@@ -71,6 +71,7 @@ class PeftMethod(Adaptation, ABC):
         import fangyan.device  # noqa: F401  (before PEFT, which imports DeepSpeed)
         from fangyan.adaptation.quantization import quantize
         from fangyan.models.structure import new_modules
+        from fangyan.models.vocabulary import use_merged_tokens
 
         new = new_modules(model, new_head)
         import peft
@@ -85,6 +86,7 @@ class PeftMethod(Adaptation, ABC):
             else:
                 config = self.peft_config(model, new, total_steps, task_type=peft_task_type)
                 adapted = peft.get_peft_model(model, config)
+        use_merged_tokens(adapted)
         self._prepare_forward(adapted, kernels)
         return adapted
 

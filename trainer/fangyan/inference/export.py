@@ -30,6 +30,7 @@ class Base:
         new: modules that the adapter's own file has.
         fingerprint: of its weights; see :func:`fangyan.models.structure.fingerprint`.
         quantization: of its weights in training, or None.
+        vocab_size: rows of its embeddings, to which a run may have added.
     """
 
     config: ModelConfig
@@ -38,6 +39,7 @@ class Base:
     new: list[str]
     fingerprint: str
     quantization: str | None
+    vocab_size: int
 
 
 def export(
@@ -73,6 +75,7 @@ def export(
             "fingerprint": base.fingerprint,
             "new": base.new,
             "quantization": base.quantization,
+            "vocab_size": base.vocab_size,
         }
         partial.mkdir(parents=True)
         _write_adapter(partial, model, weights, _write_base(partial, base, folder))

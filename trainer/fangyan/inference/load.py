@@ -27,6 +27,7 @@ from fangyan.errors import UserError
 from fangyan.models.loading import silence_transformers
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
+from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
 from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.task import Metrics, Predictor, Task
 
@@ -198,10 +199,13 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
 
     name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     path = _base_folder(folder, name) or name
+    expected = config.fangyan["base"]
+    vocabulary = config.get_text_config()
+    extended = vocabulary.vocab_size
+    vocabulary.vocab_size = expected.get("vocab_size", extended)
     base = task.auto_model.from_pretrained(
         path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
     )
-    expected = config.fangyan["base"]
     if fingerprint(base, expected["new"]) != expected["fingerprint"]:
         raise UserError(
             f"{folder}: its base model {path} has other weights than the adapter was trained on; "
@@ -211,11 +215,13 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
         quantize(base, expected["new"], torch.float32)
         if mergeable:
             dequantize(base)
+    resize_embeddings(base, extended)  # the adapter's file has the new rows
     with without_peft_warnings():
         try:
             model = PeftModel.from_pretrained(base, folder)
         except RuntimeError as error:  # PEFT's, where sizes differ
             raise ValueError(str(error)) from None
+    use_merged_tokens(model)
     if not mergeable:
         use_fused_lora(model)
     return model

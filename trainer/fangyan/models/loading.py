@@ -32,6 +32,11 @@ class ModelConfig(Config):
         None,
         description="Longest sequence, in sub-words; by default the model's. Longer input makes several.",
     )
+    extend_vocabulary: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Characters of the training data to add to tokenizer and embeddings: the most frequent "
+        "that are unknown, or spelt in bytes.",
+    )
 
     @property
     def is_on_hub_or_disk(self) -> bool:

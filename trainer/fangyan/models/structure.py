@@ -15,6 +15,7 @@ from fangyan.errors import UserError
 def num_outputs(model: Any) -> int:
     """Return the outputs of the model's head: its vocabulary, or its labels."""
     output = model.get_output_embeddings()
+    output = getattr(output, "original_module", output)  # PEFT's layer around a head has it inside
     return output.out_features if isinstance(output, nn.Linear) else int(model.config.num_labels)
 
 

@@ -11,6 +11,7 @@ from fangyan.data.batching import Epochs
 from fangyan.data.packing import Batch, collate, mask_tokens
 from fangyan.data.store import cache_folder
 from fangyan.data.tokenization import Tokenizer
+from fangyan.data.vocabulary import characters_without_subword, unknown_characters
 from fangyan.device import device, on_gpu
 from fangyan.errors import UserError
 from fangyan.inference.export import Base
@@ -26,6 +27,7 @@ from fangyan.models.structure import (
     num_outputs,
     num_parameters,
 )
+from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.recipe import Recipe
 from fangyan.training.engine import check_precision, slow_precision
 
@@ -69,6 +71,9 @@ class Workload:
             raise UserError(
                 f"model.path: {type(model).__name__} sees what follows a sub-word, expected a causal model"
             )
+        head = head_name(model, num_outputs(model)) if task.has_new_head else None
+        self.base = self._describe_base(model, new_modules(model, head))
+        self._check_vocabulary(model, backend)
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
@@ -76,7 +81,7 @@ class Workload:
         self.max_length = max_length(model, recipe.model.max_length, layout == "rows")
         self.cache = cache_folder(recipe.data.cache_dir)
         self.batches = self._lay_out_steps()
-        self.model = self._adapt(model, layout)
+        self.model = self._adapt(model, layout, head)
         self.messages += self.model.messages
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
 
@@ -106,15 +111,34 @@ class Workload:
         self.lengths, self.num_valid = self.sequences.lengths, self.sequences.num_valid
         return Epochs(self.lengths, config.batch_tokens, self.recipe.seed, config.epochs)
 
-    def _adapt(self, model: Any, layout: Layout) -> PackedModel:
+    def _describe_base(self, model: Any, new: list[str]) -> Base | None:
+        """Return what an adapter's export says on its base: before it is quantized or has new embeddings."""
+        recipe = self.recipe
+        if recipe.adaptation.trains_base_weights:
+            return None
+        return Base(
+            recipe.model,
+            self.task,
+            recipe.seed,
+            new,
+            fingerprint(model, new),
+            recipe.adaptation.base_quantization,
+            model.config.get_text_config().vocab_size,
+        )
+
+    def _check_vocabulary(self, model: Any, backend: Any) -> None:
+        """Count characters without a sub-word, and add as many of them as the recipe says."""
+        characters = characters_without_subword(self.splits["train"], backend)
+        added = characters[: self.recipe.model.extend_vocabulary]
+        if added:
+            extend_vocabulary(model, backend, added)
+            shown = " ".join(character.text for character in added[:20])
+            self.messages.append(f"added to the vocabulary: {len(added):,} characters, {shown}")
+        message = unknown_characters(characters[len(added) :])
+        self.messages += [message] if message else []
+
+    def _adapt(self, model: Any, layout: Layout, head: str | None) -> PackedModel:
         recipe, task = self.recipe, self.task
-        head = head_name(model, num_outputs(model)) if task.has_new_head else None
-        new = new_modules(model, head)
-        self.base = None
-        if not recipe.adaptation.trains_base_weights:
-            # An adapter's export says on which weights it works; quantized ones have no such digest.
-            quantization = recipe.adaptation.base_quantization
-            self.base = Base(recipe.model, task, recipe.seed, new, fingerprint(model, new), quantization)
         adapted = recipe.adaptation.apply(
             model,
             peft_task_type=task.peft_task_type,
