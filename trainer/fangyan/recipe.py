@@ -57,6 +57,10 @@ class Recipe(Config):
         stage, largest = self.engine.zero_stage, self.adaptation.largest_zero_stage
         if stage > largest:
             raise ValueError(f"engine.zero_stage is {stage}, but {method} takes {largest} at most")
+        if self.engine.precision == "fp16" and self.adaptation.reads_gradients:
+            raise ValueError(
+                f"engine.precision is fp16, which scales the gradients that {method} reads; expected bf16"
+            )
         if self.engine.offload == "optimizer" and stage == 0:
             raise ValueError("engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3")
         if self.model.extend_vocabulary:

@@ -20,6 +20,7 @@ class Adaptation(Config, ABC):
         trains_base_weights: whether the model's own weights learn. Otherwise checkpoints and exports hold
             what was trained alone.
         supports_packing: whether sequences may share a row.
+        reads_gradients: whether it works with gradients, which fp16 scales.
         supports_new_tokens: whether embeddings that are new to the model learn.
         largest_zero_stage: the highest stage of DeepSpeed's ZeRO that it works with.
     """
@@ -27,6 +28,7 @@ class Adaptation(Config, ABC):
     name: str
     trains_base_weights: ClassVar[bool]
     supports_packing: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
     supports_new_tokens: ClassVar[bool] = False
     largest_zero_stage: ClassVar[int] = 3
 

@@ -23,6 +23,7 @@ class AdaLora(LowRankMethod):
     peft_type: ClassVar[str] = "ADALORA"
     # It reads whole gradients, which ZeRO shards.
     largest_zero_stage: ClassVar[int] = 0
+    reads_gradients: ClassVar[bool] = True
 
     @override
     def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:

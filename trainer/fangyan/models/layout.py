@@ -11,20 +11,21 @@ from fangyan.models.structure import position_offset
 
 
 def choose_layout(
-    model: Any, packing: bool, bf16: bool, attention_dropout: float
+    model: Any, packing: bool, half: bool, attention_dropout: float
 ) -> tuple[Layout, list[str]]:
     """Return the layout, and a message where it is not what this machine does fastest.
 
     Args:
         model: of transformers.
         packing: whether sequences may share a row.
-        bf16: whether the forward is in bfloat16; PyTorch's variable-length kernel for GPUs takes 16 bits.
+        half: whether the forward is in 16 bits on an Ampere GPU or later, as PyTorch's variable-length kernel
+            for GPUs needs.
         attention_dropout: which no variable-length kernel has.
     """
     if not packing:
         return "padded", []
     if on_gpu():
-        return ("varlen" if bf16 else "rows"), []
+        return ("varlen" if half else "rows"), []
     if attention_dropout:
         reason = "model.attention_dropout is not 0"
     elif not takes_boundaries(model, position_offset(model)):

@@ -25,7 +25,8 @@ def use_one_pass(wrapper: Any, optimizer: torch.optim.Optimizer) -> None:
     if type(wrapper) is not FP16_UnfusedOptimizer or type(optimizer) is not torch.optim.AdamW:
         return
     weights = [weight for group in wrapper.fp16_groups for weight in group]
-    if all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights):
+    bf16 = all(weight.dtype == torch.bfloat16 for weight in weights)  # fp16's gradients are scaled
+    if bf16 and all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights):
         wrapper.step = partial(_step, wrapper, optimizer)
 
 

@@ -68,7 +68,11 @@ class EngineConfig(Config):
         description="optimizer: its states and the weights that it steps are kept, and stepped, on the CPU; "
         "ZeRO 1 to 3.",
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of forward and backward.")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32",
+        description="Of forward and backward. fp16 scales the loss, and skips steps whose gradients "
+        "overflow. auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU.",
+    )
     kernels: Literal["auto", "reference"] = Field(
         "auto", description="auto: fangyan's own wherever they run. reference: plain PyTorch in their place."
     )

@@ -15,20 +15,37 @@ from fangyan.device import device, on_gpu
 from fangyan.errors import UserError
 from fangyan.optimizers.param_groups import parameter_groups
 from fangyan.optimizers.states import keep_full_precision_states
-from fangyan.recipe import Recipe
+from fangyan.recipe import Recipe, parse_recipe
 from fangyan.training.bf16_step import use_one_pass
 from fangyan.training.config import EngineConfig
+
+
+def choose_precision(recipe: Recipe) -> Recipe:
+    """Return the recipe with ``engine.precision: auto`` replaced by what this machine does best."""
+    if recipe.engine.precision != "auto":
+        return recipe
+    content = recipe.model_dump(mode="json")
+    half = "fp16" if bfloat16_missing(device()) else "bf16"
+    content["engine"]["precision"] = half if on_gpu() else "fp32"
+    return parse_recipe(content)
 
 
 def check_precision(config: EngineConfig) -> None:
     """Refuse a precision before anything is loaded: PyTorch would emulate what the GPU does not have.
 
     Raises:
-        UserError: for bf16 on a GPU that has none.
+        UserError: for bf16 on a GPU that has none, and fp16 on a processor without.
     """
     reason = bfloat16_missing(device()) if config.precision == "bf16" else None
     if reason:
-        raise UserError(f"engine.precision is bf16, which {reason}; expected fp32")
+        raise UserError(f"engine.precision is bf16, which {reason}; expected fp16 or fp32")
+    if config.precision == "fp16" and not on_gpu() and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise UserError("engine.precision is fp16, which this processor does not have; expected fp32")
+
+
+def activation_dtype(config: EngineConfig) -> torch.dtype:
+    """Return the dtype of forward and backward."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
 
 
 def slow_precision(config: EngineConfig) -> list[str]:
@@ -70,6 +87,7 @@ def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # ours step offloaded partitions as fast
         "bf16": {"enabled": recipe.engine.precision == "bf16"},
+        "fp16": {"enabled": recipe.engine.precision == "fp16"},  # with a dynamic loss scale, from 2^16
         "steps_per_print": sys.maxsize,
     }
 
@@ -101,7 +119,7 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
     config = deepspeed_config(recipe, trained)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
     if recipe.engine.zero_stage == 0:
-        # In bf16 DeepSpeed has taken a step on zero gradients: at a learning rate of 0 it moved no weight,
+        # In 16 bits DeepSpeed has taken a step on zero gradients: at a learning rate of 0 it moved no weight,
         # and forgetting its states takes its count of steps back to 0.
         optimizer.state.clear()
         use_one_pass(engine.optimizer, optimizer)
@@ -111,6 +129,16 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
         group["lr"] = rate
     keep_full_precision_states(engine, optimizer, recipe.optimizer)
     return engine, optimizer
+
+
+def backward(engine: Any, loss: Tensor) -> None:
+    """Run the backward of a micro-batch.
+
+    DeepSpeed 0.19.8 divides gradients by fp16's loss scale at every stage, and scales the loss from 1 on.
+    """
+    if engine.fp16_enabled() and engine.zero_optimization_stage() == 0:
+        loss = loss * engine.optimizer.loss_scale
+    engine.backward(loss)
 
 
 def gathered_state_dict(engine: Any, model: nn.Module, trained_only: bool = False) -> dict[str, Tensor]:

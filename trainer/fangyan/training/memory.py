@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from rich.table import Table
 from torch import nn
 
@@ -20,7 +21,7 @@ from fangyan.device import device, memory_in_use, on_gpu, peak_memory, reset_pea
 from fangyan.models.structure import num_parameters
 from fangyan.optimizers.param_groups import FULL_PRECISION_GROUPS, parameter_groups
 from fangyan.recipe import Recipe
-from fangyan.training.engine import gradient_buffer
+from fangyan.training.engine import activation_dtype, gradient_buffer
 from fangyan.training.workload import Workload
 
 # Beside each rank on the CPU: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes (as
@@ -73,14 +74,15 @@ def estimate_memory(recipe: Recipe, ranks: int) -> MemoryEstimate:
     before = memory_in_use()
     workload = Workload(recipe)
     model = workload.model
-    if recipe.engine.precision == "bf16":
-        model.bfloat16()
+    dtype = activation_dtype(workload.recipe.engine)
+    if dtype != torch.float32:
+        model.to(dtype)
     model.to(device())
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) + _quantization(model)
     libraries = max(memory_in_use() - weights, before)
     activations = measure_micro_batch(workload, ranks)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    width = 2 if recipe.engine.precision == "bf16" else 4
+    width = dtype.itemsize
     if recipe.engine.zero_stage == 0:  # gradients and their copy, for the sum over ranks
         activations = max(activations, 2 * width * trained)
     return MemoryEstimate(

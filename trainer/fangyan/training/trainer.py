@@ -24,7 +24,7 @@ from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.task import Metrics
 from fangyan.training.checkpoint import Checkpoints, State
 from fangyan.training.distributed import start_distributed
-from fangyan.training.engine import build_engine, gathered_state_dict
+from fangyan.training.engine import backward, build_engine, choose_precision, gathered_state_dict
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
@@ -65,6 +65,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     start_distributed()
+    recipe = choose_precision(recipe)
     trains_all = recipe.adaptation.trains_base_weights
     checkpoints = Checkpoints(recipe.folder / "checkpoints", recipe.train.keep_checkpoints, not trains_all)
     folder = RunFolder(recipe.folder, checkpoints)
@@ -175,8 +176,14 @@ class Trainer(Workload):
         state = self.state
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         self.throughput.start()
+        skipped, scale = self.engine.skipped_steps, self.loss_scale
         loss = self.train_step(indices, state.step)
-        if state.step_in_epoch == 0:
+        if self.engine.skipped_steps > skipped:
+            self.logger.info(
+                f"step {state.step + 1} is skipped, and the schedule waits: its gradients are not finite; "
+                f"the loss scale goes from {scale:,.0f} to {self.loss_scale:,.0f}"
+            )
+        elif state.step_in_epoch == 0:
             assert_full_precision_states(self.engine, self.optimizer, self.recipe.optimizer)
         state.step += 1
         state.step_in_epoch += 1
@@ -184,6 +191,11 @@ class Trainer(Workload):
         mean = self.log.flush() if read else None
         self.throughput.stop(int(self.lengths[indices].sum()))
         self.logger.progress(state.step, state.epoch, mean, self.throughput.tokens_per_second)
+
+    @property
+    def loss_scale(self) -> float:
+        """Return what the loss is multiplied by, against gradients too small for fp16."""
+        return float(getattr(self.engine.optimizer, "loss_scale", 1.0))
 
     def train_step(self, indices: list[int], step: int) -> Tensor:
         """Take one optimizer step on this rank's micro-batches; return its part of the mean loss, ().
@@ -199,16 +211,18 @@ class Trainer(Workload):
         # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
         divisor = max(num_valid, 1) / (ranks * accumulation)
         total = torch.zeros((), device=device())
+        skipped = self.engine.skipped_steps
         for micro_step in range(accumulation):
             index = rank * accumulation + micro_step
             batch = self.micro_batch(split[index], f"{step}/{index}")
             loss = self.engine(lambda model, batch=batch: self.recipe.objective.loss(model, batch, divisor))
-            self.engine.backward(loss)
+            backward(self.engine, loss)
             if micro_step == accumulation - 1:
                 self.recipe.adaptation.before_optimizer_step(self.model.model, step)
             self.engine.step()
             total += loss.detach()
-        self.recipe.adaptation.after_optimizer_step(self.model.model, step)
+        if self.engine.skipped_steps == skipped:
+            self.recipe.adaptation.after_optimizer_step(self.model.model, step - skipped)
         return total / (ranks * accumulation)
 
     def _end_epoch(self) -> None:

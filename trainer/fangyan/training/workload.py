@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import torch
+from fangyan_kernels.capability import bfloat16_missing
 
 from fangyan.data.batching import Epochs
 from fangyan.data.packing import Batch, collate, mask_tokens
@@ -29,7 +30,7 @@ from fangyan.models.structure import (
 )
 from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.recipe import Recipe
-from fangyan.training.engine import check_precision, slow_precision
+from fangyan.training.engine import activation_dtype, check_precision, choose_precision, slow_precision
 
 # The shortest sequence that a document is cut into, however small a batch.
 _SHORTEST = 8
@@ -57,8 +58,8 @@ class Workload:
     """
 
     def __init__(self, recipe: Recipe):
+        self.recipe = recipe = choose_precision(recipe)
         check_precision(recipe.engine)
-        self.recipe = recipe
         self.splits = recipe.data.load(recipe.seed)
         self.task = recipe.task.build(self.splits, recipe.data)
         self.metric = self._choose_metric()
@@ -99,7 +100,10 @@ class Workload:
     def _choose_layout(self, model: Any) -> Layout:
         recipe = self.recipe
         layout, messages = choose_layout(
-            model, recipe.train.packing, recipe.engine.precision == "bf16", recipe.model.attention_dropout
+            model,
+            recipe.train.packing,
+            recipe.engine.precision != "fp32" and not bfloat16_missing(device()),
+            recipe.model.attention_dropout,
         )
         self.messages += messages
         return layout
@@ -144,7 +148,7 @@ class Workload:
             peft_task_type=task.peft_task_type,
             new_head=head,
             total_steps=self.total_steps,
-            activation_dtype=torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32,
+            activation_dtype=activation_dtype(recipe.engine),
             kernels=recipe.engine.kernels,
         )
         if not on_gpu():
