@@ -56,7 +56,7 @@ def test_tokenize_words_surrounds_a_sentence_by_special_tokens(electra):
     assert sequence.labels == [IGNORE_INDEX, 3, 4, IGNORE_INDEX]
     (sequence,) = tokenize_words(Tokenizer(byte_level_tokenizer()), ("heui",), [1], 512)
     assert sequence.input_ids[0] == 0
-    assert sequence.alignment.word_starts == [1]
+    assert sequence.alignment.places == [1]
 
 
 @pytest.mark.parametrize("known", [["b"], ["a", "b"]], ids=["a is unknown", "a is a word"])
@@ -90,9 +90,9 @@ def test_tokenize_words_keeps_a_subword_of_what_normalizes_to_nothing(electra, w
     """huggingface/tokenizers 1663: a sentence's word_ids skip such words, and labels shift."""
     for backend in (electra, byte_level_tokenizer()):
         (sequence,) = tokenize_words(Tokenizer(backend), ("a", word, "b"), [5, 6, 7], 512)
-        starts = sequence.alignment.word_starts
-        assert len(starts) == 3
-        assert [sequence.labels[i] for i in starts] == [5, 6, 7]
+        places = sequence.alignment.places
+        assert len(places) == 3
+        assert [sequence.labels[i] for i in places] == [5, 6, 7]
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,7 +112,7 @@ def test_tokenize_words_scores_every_word_once(electra, sizes, max_length):
     for sequence in sequences:
         words_in_it = sequence.alignment
         assert words_in_it.start <= words_in_it.span[0] <= words_in_it.span[1]
-        assert words_in_it.span[1] <= words_in_it.start + len(words_in_it.word_starts)
+        assert words_in_it.span[1] <= words_in_it.start + len(words_in_it.places)
         assert words_in_it.num_words == len(sizes)
         assert sequence.example == 3
 
@@ -123,7 +123,7 @@ def test_tokenize_words_scores_words_with_context_on_both_sides(electra):
     for left, right in pairwise(sequence.alignment for sequence in sequences):
         seam = left.span[1]
         assert seam - right.start >= 7
-        assert left.start + len(left.word_starts) - seam >= 7
+        assert left.start + len(left.places) - seam >= 7
 
 
 def test_tokenize_words_without_classes_learns_nothing(electra):

@@ -3,17 +3,44 @@
 Each token is tokenized by itself and remembered. Aligning a whole sentence by the tokenizer's
 ``word_ids`` fails silently where normalization moves characters (huggingface/tokenizers 1663):
 diacritics do it, and dialect orthographies are full of them.
+
+A token has a space before it where its text has one, and a label never lies on a sub-word that is nothing but
+the mark of that space: SentencePiece and byte-level tokenizers make a ``▁`` or ``Ġ`` of its own before most
+Chinese characters, the same before all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+from fangyan.data.prefix_space import plain_encoder
 from fangyan.errors import UserError
 
 IGNORE_INDEX = -100
+
+# What is before a word: nothing, since it begins the text; white space; or another word.
+Before = Literal["start", "space", "word"]
+# Which of a word's sub-words has its label.
+LabelPlace = Literal["first", "last"]
+
+# Sub-words that may be nothing but the mark of a space: SentencePiece's, byte-level BPE's, a space.
+_SPACE_MARKS = "▁Ġ "
+
+
+class Subwords(NamedTuple):
+    """The sub-words of a word.
+
+    Attributes:
+        ids: never empty.
+        first: index of the first that is more than a space.
+        last: of the last.
+    """
+
+    ids: list[int]
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +48,7 @@ class WordAlignment:
     """Where the words of an example are in one of its sequences.
 
     Attributes:
-        word_starts: index into ``input_ids`` of the first sub-word of each word in the sequence.
+        places: index into ``input_ids`` of the sub-word that has the label of each word in the sequence.
         start: the example's word that the sequence begins with.
         span: slice bounds, in words of the example, that this sequence scores. The spans of an example's
             sequences tile it: each word is trained on, and predicted, once, in the sequence where it has
@@ -29,7 +56,7 @@ class WordAlignment:
         num_words: words of the whole example.
     """
 
-    word_starts: list[int]
+    places: list[int]
     start: int
     span: tuple[int, int]
     num_words: int
@@ -69,7 +96,10 @@ class Tokenizer:
         self.pad_id: int = backend.pad_token_id
         self.mask_id: int | None = backend.mask_token_id
         self._unknown: int = self.pad_id if backend.unk_token_id is None else backend.unk_token_id
-        self._subwords: dict[str, list[int]] = {}
+        self._plain = plain_encoder(backend)
+        self._keeps_space = self._has_space_marks()
+        self._subwords: dict[Before, dict[str, Subwords]] = {"start": {}, "space": {}, "word": {}}
+        self._is_space: dict[int, bool] = {}
         self.prefix, self.suffix = self._special_tokens()
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
@@ -82,13 +112,48 @@ class Tokenizer:
                 return ids[: ordinary[0]], ids[ordinary[-1] + 1 :]
         raise UserError("model.path: its tokenizer makes nothing but special tokens of a letter")
 
-    def subwords(self, word: str) -> list[int]:
-        """Return the ids of one word, never empty: what normalizes to nothing is the unknown token."""
-        ids = self._subwords.get(word)
-        if ids is None:
-            encoded = self.backend([word], is_split_into_words=True, add_special_tokens=False)
-            ids = self._subwords[word] = encoded["input_ids"] or [self._unknown]
+    def _has_space_marks(self) -> bool:
+        """Return whether a space before a word is kept, by trying: many tokenizers drop white space first."""
+        spaced = self._plain(" a")
+        if spaced == self._plain("a"):
+            return False
+        return str(self.backend.convert_ids_to_tokens(spaced[0])).startswith(tuple(_SPACE_MARKS))
+
+    def subwords(self, word: str, before: Before = "start") -> Subwords:
+        """Return the sub-words of one word; of what normalizes to nothing, the unknown token."""
+        known = self._subwords[before]
+        found = known.get(word)
+        if found is None:
+            found = known[word] = self.locate(self._encode(word, before))
+        return found
+
+    def locate(self, ids: list[int]) -> Subwords:
+        """Return sub-words with the first and last of them that are more than a space."""
+        own = [i for i, subword in enumerate(ids) if not self._marks_space(subword)] or range(len(ids))
+        return Subwords(ids, own[0], own[-1])
+
+    def _encode(self, word: str, before: Before) -> list[int]:
+        if before == "word":
+            ids = self._plain(word)
+        elif before == "space" and self._keeps_space:
+            ids = self._plain(f" {word}")
+        else:
+            ids = list(self.backend([word], is_split_into_words=True, add_special_tokens=False)["input_ids"])
+        says_nothing = all(map(self._marks_space, ids))
+        if says_nothing and (not ids or word.strip()):
+            return [self._unknown]
+        if before != "space" and not says_nothing:
+            ids = ids[self.locate(ids).first :]
         return ids
+
+    def _marks_space(self, subword: int) -> bool:
+        """Return whether a sub-word is nothing but space. ``Ġ`` is a letter too, where it is no mark."""
+        found = self._is_space.get(subword)
+        if found is None:
+            token = self.backend.convert_ids_to_tokens(subword)
+            found = not token.strip(_SPACE_MARKS) and not self.backend.decode([subword]).strip()
+            self._is_space[subword] = found
+        return found
 
 
 def tokenize_words(
@@ -97,37 +162,52 @@ def tokenize_words(
     classes: Sequence[int] | None,
     max_length: int,
     example: int = 0,
+    *,
+    spaces: Sequence[bool] | None = None,
+    label_place: LabelPlace = "first",
 ) -> list[TokenizedSequence]:
     """Tokenize a sentence into overlapping sequences, a quarter of each shared with the one before.
 
     Args:
         tokenizer: of the model.
         words: the sentence.
-        classes: class of each word, the label of its first sub-word; without it nothing is learned.
+        classes: class of each word, the label of one of its sub-words; without it nothing is learned.
         max_length: most sub-words of a sequence, special tokens included. Of a word that is longer, the
             first are kept.
         example: index of the example.
+        spaces: whether white space follows each word; by default after every word.
+        label_place: the sub-word that has a word's label.
     """
     room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
-    pieces = [tokenizer.subwords(word)[:room] for word in words]
-    bounds = _bounds([len(piece) for piece in pieces], room)
+    pieces = list(_pieces(tokenizer, words, spaces, room))
+    bounds = _bounds([len(piece.ids) for piece in pieces], room)
     sequences = []
     for i, (start, end) in enumerate(bounds):
         first = start if i == 0 else (start + bounds[i - 1][1]) // 2
         last = end if i == len(bounds) - 1 else (bounds[i + 1][0] + end) // 2
         input_ids = list(tokenizer.prefix)
-        word_starts = []
+        places = []
         for piece in pieces[start:end]:
-            word_starts.append(len(input_ids))
-            input_ids.extend(piece)
+            places.append(len(input_ids) + (piece.first if label_place == "first" else piece.last))
+            input_ids.extend(piece.ids)
         input_ids.extend(tokenizer.suffix)
         labels = [IGNORE_INDEX] * len(input_ids)
         if classes is not None:
             for word in range(first, last):
-                labels[word_starts[word - start]] = classes[word]
-        alignment = WordAlignment(word_starts, start, (first, last), len(words))
+                labels[places[word - start]] = classes[word]
+        alignment = WordAlignment(places, start, (first, last), len(words))
         sequences.append(TokenizedSequence(input_ids, labels, example, alignment))
     return sequences
+
+
+def _pieces(
+    tokenizer: Tokenizer, words: Sequence[str], spaces: Sequence[bool] | None, room: int
+) -> Iterator[Subwords]:
+    """Yield the sub-words of every word, ``room`` at most."""
+    after: Sequence[bool] = [True] * len(words) if spaces is None else spaces
+    for i, word in enumerate(words):
+        piece = tokenizer.subwords(word, "start" if i == 0 else "space" if after[i - 1] else "word")
+        yield piece if len(piece.ids) <= room else tokenizer.locate(piece.ids[:room])
 
 
 def _bounds(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
@@ -142,9 +222,10 @@ def _bounds(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
         bounds.append((start, end))
         if end == len(sizes):
             return bounds
-        back = end
-        while back > start + 1 and sum(sizes[back - 1 : end]) <= room // 4:
+        back, shared = end, 0
+        while back > start + 1 and shared + sizes[back - 1] <= room // 4:
             back -= 1
+            shared += sizes[back]
         start = back
 
 

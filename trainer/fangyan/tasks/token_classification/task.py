@@ -183,8 +183,8 @@ class TokenClassification(Task):
             words = sequence.alignment
             assert words is not None
             start, end = words.span
-            starts = [column + first for first in words.word_starts[start - words.start : end - words.start]]
-            scores_TC = log_probabilities[row, starts]
+            places = [column + place for place in words.places[start - words.start : end - words.start]]
+            scores_TC = log_probabilities[row, places]
             if end - start == words.num_words:
                 outputs.append(SpanOutput(sequence.example, start, self._decode(scores_TC)))
             else:
