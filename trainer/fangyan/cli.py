@@ -112,8 +112,9 @@ def evaluate(
     """Evaluate a run's model: a tagger's metrics are in percent."""
     from fangyan.inference.load import evaluate as measure
 
+    metrics = measure(run, data, say=lambda message: print(f"fangyan: {message}", file=sys.stderr))
     table = Table("metric", "value")
-    for name, value in measure(run, data).items():
+    for name, value in metrics.items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
     Console().print(table)
 

@@ -27,6 +27,19 @@ class Example:
     group: str
 
 
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What a tagger predicts for one example.
+
+    Attributes:
+        tags: one per token, in the scheme of the file.
+        probabilities: per token the most likely tags with their probabilities, most likely first; or None.
+    """
+
+    tags: tuple[str, ...]
+    probabilities: tuple[tuple[tuple[str, float], ...], ...] | None = None
+
+
 # By name: train, dev and, where there is one, test. Examples may be in a file: no list to change.
 Splits = dict[str, Sequence[Example]]
 

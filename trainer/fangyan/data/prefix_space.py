@@ -1,7 +1,7 @@
 """A fast tokenizer without the space that it puts before a text by itself.
 
-SentencePiece and byte-level tokenizers write a space as ``▁`` or ``Ġ`` before what follows it, and many put one
-before every text. Of a token that the text has no space before, it would say what is not so.
+SentencePiece and byte-level tokenizers write a space as ``▁`` or ``Ġ`` before what follows it, and many put
+one before every text. Before a token that follows another without a space, it would say what is not so.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def plain_encoder(backend: Any) -> Encode:
 
 def _parts(tokenizer: Any) -> Iterator[Any]:
     """Yield the normalizers and pre-tokenizers of a tokenizer, those within sequences too."""
-    stack = [tokenizer.normalizer, tokenizer.pre_tokenizer]
+    stack: list[Any] = [tokenizer.normalizer, tokenizer.pre_tokenizer]
     while stack:
         part = stack.pop()
         if isinstance(part, normalizers.Sequence | pre_tokenizers.Sequence):
-            stack.extend(part)
+            stack.extend(part)  # type: ignore[arg-type]  # by its __getitem__
         elif part is not None:
             yield part
 

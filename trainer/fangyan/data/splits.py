@@ -113,6 +113,8 @@ class TaggedDataConfig(DataConfig, ABC):
     """A format whose examples are tokens with a tag each."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
+    # Whether the line of an example's token follows from the example's: messages on tags then name it.
+    line_per_token: ClassVar[bool] = False
 
     tokens: Literal["words", "characters"] = Field(
         "words", description="What carries a tag; predict cuts a text into these."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,15 @@ def load(run: str | Path) -> Predictor:
     return exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
 
 
-def evaluate(run: str | Path, data: Sequence[str] | None = None) -> Metrics:
+def evaluate(
+    run: str | Path, data: Sequence[str] | None = None, say: Callable[[str], None] = warnings.warn
+) -> Metrics:
     """Return the metrics of a run's model.
 
     Args:
         run: a run folder.
         data: files of the run's format; by default the run's own test split, else its dev split.
+        say: called with a message on each thing in the data that the model has not learned, such as a tag.
 
     Raises:
         UserError: if it is no run folder, or a file is not of its format.
@@ -78,6 +82,8 @@ def evaluate(run: str | Path, data: Sequence[str] | None = None) -> Metrics:
     folder = Path(run)
     exported = load_exported(_model_folder(folder))
     examples = _examples(folder, data)
+    for note in exported.task.notes(examples):
+        say(note)
     tokenizer = Tokenizer(exported.backend)
     return evaluation.evaluate(exported.task, exported.packed(), examples, tokenizer, exported.max_length)
 

@@ -29,7 +29,7 @@ Metrics{unit}:
 ```python
 {usage}
 ```
-
+{note}
 Trained with transformers {version} and this recipe:
 
 ```yaml
@@ -82,6 +82,7 @@ def model_card(
         split="\n".join(f"- {split}: {_describe(value)}" for split, value in splits.items() if value),
         unit=f" in {task.metric_unit}" if task.metric_unit else "",
         table=_table(before, after),
+        note=f"\n{task.usage_note}\n" if task.usage_note else "",
         usage=_usage(task, model.config.num_labels, is_adapter, model_config),
         version=transformers.__version__,
         recipe=recipe_yaml.strip(),

@@ -106,6 +106,22 @@ class Task(ABC):
     def warnings(self, splits: Splits) -> list[str]:
         """Return messages on what in the data cannot be learned."""
 
+    def use_model(self, model: Any) -> None:  # noqa: B027  (most tasks need nothing of it)
+        """Choose what depends on the model, once it is loaded and before anything is tokenized for it.
+
+        Args:
+            model: of transformers.
+        """
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:  # noqa: ARG002
+        """Return messages on examples that a trained model is evaluated on; by default there are none."""
+        return []
+
+    @property
+    def usage_note(self) -> str:
+        """Return what the model card tells those who use the model without fangyan, or ""."""
+        return ""
+
     @abstractmethod
     def tokenize(
         self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int

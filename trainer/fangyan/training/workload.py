@@ -72,6 +72,7 @@ class Workload:
             raise UserError(
                 f"model.path: {type(model).__name__} sees what follows a sub-word, expected a causal model"
             )
+        task.use_model(model)
         head = head_name(model, num_outputs(model)) if task.has_new_head else None
         self.base = self._describe_base(model, new_modules(model, head))
         self._check_vocabulary(model, backend)

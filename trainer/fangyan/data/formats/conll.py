@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
@@ -17,6 +17,7 @@ class Conll(TaggedDataConfig):
     """Two columns, separated by a tab or spaces; ``-DOCSTART-`` lines are skipped."""
 
     format: Literal["conll"] = "conll"
+    line_per_token: ClassVar[bool] = True
 
     @override
     def read(self, path: Path) -> Iterator[Example]:

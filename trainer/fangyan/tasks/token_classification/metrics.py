@@ -10,6 +10,9 @@ from fangyan.tasks.token_classification.scheme import Scheme
 
 Tags = Sequence[str]
 
+# Tokens that seqeval is given as one sentence, if there is a place to cut it.
+_LONGEST = 100
+
 PRIMARY_METRIC: dict[Scheme, str] = {
     "segmentation": "joint_f1",
     "iob2": "entity_f1",
@@ -74,7 +77,7 @@ def entity_metrics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Metrics:
     if not gold:  # seqeval takes no empty list
         return dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), 0.0)
     arguments = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
-    gold_lists, predicted_lists = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    gold_lists, predicted_lists = _cut(gold, predicted)
     with warnings.catch_warnings():
         # seqeval warns where a type is never predicted; the zero in the score says it.
         warnings.simplefilter("ignore")
@@ -83,3 +86,21 @@ def entity_metrics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Metrics:
             "entity_recall": 100.0 * float(recall_score(gold_lists, predicted_lists, **arguments)),
             "entity_f1": 100.0 * float(f1_score(gold_lists, predicted_lists, **arguments)),
         }
+
+
+def _cut(gold: Sequence[Tags], predicted: Sequence[Tags]) -> tuple[list[list[str]], list[list[str]]]:
+    """Cut long sentences where no entity is cut: seqeval's time grows with the square of their length.
+
+    20,000 tokens in one sentence take it 2.5 s, cut 0.3 s.
+    """
+    pieces: tuple[list[list[str]], list[list[str]]] = [], []
+    for sides in zip(gold, predicted, strict=True):
+        start = 0
+        for i, tags in enumerate(zip(*sides, strict=True)):
+            if i - start >= _LONGEST and not any(tag.startswith("I-") for tag in tags):
+                for side, cut in zip(sides, pieces, strict=True):
+                    cut.append(list(side[start:i]))
+                start = i
+        for side, cut in zip(sides, pieces, strict=True):
+            cut.append(list(side[start:]))
+    return pieces

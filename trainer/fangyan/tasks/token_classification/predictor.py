@@ -5,20 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
+from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
-from fangyan.tasks.task import Prediction, Predictor, Task, TokenUnit
+from fangyan.tasks.task import Prediction, Predictor
 from fangyan.tasks.token_classification.metrics import word_spans
-from fangyan.tasks.token_classification.scheme import Scheme
 
-Sentence = tuple[str, ...]
-Tag = Callable[[Sequence[Sentence]], list[tuple[str, ...]]]
+if TYPE_CHECKING:
+    from fangyan.tasks.token_classification.task import TokenClassification
 
 # Texts tagged together: enough to fill a batch of evaluation.
 CHUNK = 256
+
+
+class Tagged(NamedTuple):
+    """What a model says of one sentence.
+
+    Attributes:
+        labels: one per token.
+        log_probabilities_TC: of all labels, (T, C), or None.
+    """
+
+    labels: tuple[str, ...]
+    log_probabilities_TC: NDArray[np.float32] | None
+
+
+# From examples, and whether log-probabilities are wanted.
+Tag = Callable[[Sequence[Example], bool], list[Tagged]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +45,7 @@ class TaggedText(Prediction):
 
     Attributes:
         tokens: the characters or words that were tagged.
-        tags: one per token.
+        tags: one per token, as the training data has them.
         words: of a segmenter, the words found and their tags; else the tokens and theirs.
     """
 
@@ -55,16 +73,12 @@ class TokenClassifier(Predictor):
 
     Args:
         task: what the model has learned.
-        tag: from sentences, as tokens, to their tags.
-        scheme: of the tags.
-        token_unit: into what a text is cut.
+        tag: the model.
     """
 
-    def __init__(self, task: Task, tag: Tag, scheme: Scheme, token_unit: TokenUnit):
+    def __init__(self, task: TokenClassification, tag: Tag):
         self.task = task
         self._tag = tag
-        self._scheme = scheme
-        self._token_unit = token_unit
 
     @override
     def predict(self, texts: Iterable[str]) -> list[TaggedText]:
@@ -80,16 +94,47 @@ class TokenClassifier(Predictor):
             raise UserError(f"{name}: is for models that write text, found a tagger")
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
-            sentences = [self._split(text) for text in chunk]
-            for tokens, tags in zip(sentences, self._tag(sentences), strict=True):
-                yield TaggedText(tokens, tags, self._words(tokens, tags))
+            examples = [Example({"tokens": self._split(text)}, "", "") for text in chunk]
+            for example, (labels, _) in zip(examples, self._tag(examples, False), strict=True):
+                tokens, tags = example.fields["tokens"], self.task.notation.write(labels)
+                yield TaggedText(tokens, tuple(tags), self._words(tokens, tags, labels))
+
+    def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:
+        """Yield the tags of each example, in order, for input of any length.
+
+        Args:
+            examples: with ``tokens``, and ``spaces`` where the format has them.
+            probabilities: how many of each token's most likely tags to return with their probabilities, from
+                the softmax of its scores. Labels that would be written as one tag have the sum of theirs.
+                Decoding looks at the whole sentence, so that its tag need not be the most likely one.
+        """
+        source = iter(examples)
+        while chunk := list(islice(source, CHUNK)):
+            for tagged in self._tag(chunk, probabilities > 0):
+                tags = tuple(self.task.notation.write(tagged.labels))
+                likely = tuple(self._most_likely(tagged, probabilities)) if probabilities > 0 else None
+                yield Annotation(tags, likely)
+
+    def _most_likely(self, tagged: Tagged, count: int) -> Iterator[tuple[tuple[str, float], ...]]:
+        """Yield the most likely tags of each token, as they are written between its neighbours' tags."""
+        labels, log_probabilities_TC = tagged
+        assert log_probabilities_TC is not None
+        around = [None, *labels, None]
+        for t, scores_C in enumerate(np.exp(log_probabilities_TC)):
+            sums: dict[str, float] = {}
+            for label, probability in zip(self.task.labels, scores_C.tolist(), strict=True):
+                tag = self.task.notation.write_one(around[t], label, around[t + 2])
+                sums[tag] = sums.get(tag, 0.0) + probability
+            yield tuple(sorted(sums.items(), key=lambda item: -item[1])[:count])
 
     def _split(self, text: str) -> tuple[str, ...]:
         words = text.split()
-        return tuple("".join(words)) if self._token_unit == "characters" else tuple(words)
+        return tuple("".join(words)) if self.task.token_unit == "characters" else tuple(words)
 
-    def _words(self, tokens: tuple[str, ...], tags: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-        if self._scheme != "segmentation":
+    def _words(
+        self, tokens: Sequence[str], tags: Sequence[str], labels: Sequence[str]
+    ) -> tuple[tuple[str, str], ...]:
+        if self.task.scheme != "segmentation":
             return tuple(zip(tokens, tags, strict=True))
-        joint = "" if self._token_unit == "characters" else " "
-        return tuple((joint.join(tokens[start:end]), tag) for start, end, tag in word_spans(tags))
+        joint = "" if self.task.token_unit == "characters" else " "
+        return tuple((joint.join(tokens[start:end]), tag) for start, end, tag in word_spans(labels))

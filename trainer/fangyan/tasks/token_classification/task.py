@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,13 +14,21 @@ from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
 from fangyan.data.splits import DataConfig
-from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_words
+from fangyan.data.tokenization import (
+    IGNORE_INDEX,
+    LabelPlace,
+    TokenizedSequence,
+    Tokenizer,
+    tokenize_words,
+)
 from fangyan.errors import UserError
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
+from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
-from fangyan.tasks.token_classification.predictor import TokenClassifier
-from fangyan.tasks.token_classification.scheme import Scheme, infer_scheme
+from fangyan.tasks.token_classification.predictor import Tagged, TokenClassifier
+from fangyan.tasks.token_classification.recognition import TagPairs, Wanted, recognise
+from fangyan.tasks.token_classification.scheme import Notation, Scheme
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -34,7 +43,8 @@ class SpanOutput:
         example: index of its example.
         start: of the words that the sequence scores.
         classes: of those words, decoded, where they are the whole example: (words,).
-        log_probabilities_TC: of those words, where other sequences have the rest: (words, C).
+        log_probabilities_TC: of those words, where other sequences have the rest, or they are asked for:
+            (words, C).
     """
 
     example: int
@@ -49,51 +59,68 @@ class TokenClassificationConfig(TaskConfig):
     name: Literal["token_classification"] = "token_classification"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
 
-    scheme: Literal["auto", "segmentation", "iob2", "plain"] = Field(
+    scheme: Wanted = Field(
         "auto",
-        description="What the tags are, and so the metrics: B-/I- on every token (segmentation), entities in "
-        "IOB2 with O (iob2), or plain labels. auto looks at the tags.",
+        description="What the tags are, and so the metrics: words (segmentation: B-/I- or BMES on every "
+        "token), entities (iob2, iob1, iobes, bilou, bmes; io: types alone), or plain labels. auto looks at "
+        "the tags of train.",
     )
     labels: list[str] | None = Field(None, description="The tag set; by default every tag in the data.")
+    subword: Literal["auto", "first", "last"] = Field(
+        "auto",
+        description="Which of a token's sub-words has its label. auto: the last if the model is causal, "
+        "since it has read the token only then, otherwise the first.",
+    )
 
     @override
     def build(self, splits: Splits, data: DataConfig) -> TokenClassification:
         """Return the task with the tag set of the data, or the recipe's own; see :class:`TaskConfig`."""
-        task = self.fit(splits, data.token_unit)
-        for examples in splits.values():
-            for example in examples:
-                task.classes(example)
+        task = self.fit(splits, data.token_unit, getattr(data, "line_per_token", False))
+        for example in splits["train"] if self.labels is not None else ():
+            task.check(example)
         return task
 
-    def fit(self, splits: Splits, token_unit: TokenUnit = "words") -> TokenClassification:
-        """Return the task; both prefixes of every span type are in its tag set."""
-        tags = (tag for examples in splits.values() for example in examples for tag in example.fields["tags"])
-        found = sorted(set(tags))
-        scheme = infer_scheme(found) if self.scheme == "auto" else self.scheme
-        if self.labels is not None:
-            return TokenClassification(self.labels, scheme, token_unit)
-        if scheme == "plain":
-            return TokenClassification(found, scheme, token_unit)
-        types = sorted({tag[2:] for tag in found if tag != "O"})
-        outside = ["O"] if "O" in found else []
-        labels = outside + [f"{prefix}-{kind}" for kind in types for prefix in "BI"]
-        return TokenClassification(labels, scheme, token_unit)
+    def fit(
+        self, splits: Splits, token_unit: TokenUnit = "words", line_per_token: bool = False
+    ) -> TokenClassification:
+        """Return the task; both prefixes of every type are in its tag set.
+
+        Args:
+            splits: whose tags it has; ``train`` alone says what they are.
+            token_unit: into what a text is cut.
+            line_per_token: whether a file has a line for every token.
+        """
+        pairs = {name: TagPairs.of(examples) for name, examples in splits.items()}
+        scheme, notation, message = recognise(pairs["train"], self.scheme, self.labels or ())
+        messages = [message] if message else []
+        messages += data_messages(pairs, scheme, notation, line_per_token)
+        labels = self.labels or sorted(set().union(*(split.tags() for split in pairs.values())))
+        if self.labels is None or notation != Notation("iob2"):
+            labels = notation.label_set(labels)
+        return TokenClassification(labels, scheme, token_unit, notation, self.subword, messages)
 
     @classmethod
     @override
     def from_export(cls, config: Mapping[str, Any], model_config: Any) -> TokenClassification:
         """Return the task of an exported model."""
+        for field in ("scheme", "tokens", "notation", "subword"):
+            if field not in config:
+                raise ValueError(f"config.json: fangyan has no field {field!r}, expected a whole export")
         labels = [model_config.id2label[i] for i in range(model_config.num_labels)]
-        return TokenClassification(labels, config["scheme"], config["tokens"])
+        notation = Notation.from_export(config["notation"])
+        return TokenClassification(labels, config["scheme"], config["tokens"], notation, config["subword"])
 
 
 class TokenClassification(Task):
     """Labels, metrics and decoding of a tagging task; see :class:`fangyan.tasks.task.Task`.
 
     Args:
-        labels: the tag set, in the order of the head's outputs.
+        labels: the tag set, in the order of the head's outputs: IOB2, or its like for a segmentation.
         scheme: what the tags are.
         token_unit: into what a text is cut to be tagged.
+        notation: in which files have their tags.
+        subword: which of a token's sub-words has its label; ``auto`` until :meth:`use_model`.
+        messages: on the data, for the user.
     """
 
     name: ClassVar[str] = "token_classification"
@@ -106,10 +133,22 @@ class TokenClassification(Task):
     greater_is_better: ClassVar[bool] = True
     metric_unit: ClassVar[str] = "percent"
 
-    def __init__(self, labels: list[str], scheme: Scheme, token_unit: TokenUnit = "words"):
+    def __init__(
+        self,
+        labels: list[str],
+        scheme: Scheme,
+        token_unit: TokenUnit = "words",
+        notation: Notation | None = None,
+        subword: Literal["auto"] | LabelPlace = "auto",
+        messages: Sequence[str] = (),
+    ):
         self.labels = labels
         self.scheme: Scheme = scheme
         self.token_unit: TokenUnit = token_unit
+        self.notation = notation or Notation("plain" if scheme == "plain" else "iob2")
+        self.subword: Literal["auto"] | LabelPlace = subword
+        self._messages = list(messages)
+        self._keep_scores = False
         self._index = {label: i for i, label in enumerate(labels)}
         self._decode: Decoder = make_decoder(labels, scheme)
 
@@ -139,29 +178,50 @@ class TokenClassification(Task):
         id2label = dict(enumerate(self.labels))
         return {"num_labels": len(self.labels), "id2label": id2label, "label2id": dict(self._index)}
 
-    def classes(self, example: Example) -> list[int]:
-        """Return the head's output for each of the example's tags.
+    @override
+    def use_model(self, model: Any) -> None:
+        """Choose which of a token's sub-words has its label."""
+        from fangyan.models.structure import is_causal
+
+        if self.subword == "auto":
+            self.subword = "last" if is_causal(model) else "first"
+
+    def read(self, example: Example) -> list[str]:
+        """Return the example's tags as labels: IOB2, or its like for a segmentation."""
+        return self.notation.read(example.fields["tags"], self.scheme)
+
+    def check(self, example: Example) -> None:
+        """Check that the tags of an example can be learned.
 
         Raises:
             UserError: for a tag that is not in the tag set.
         """
-        for token, tag in zip(example.fields["tokens"], example.fields["tags"], strict=True):
-            if tag not in self._index:
+        fields = example.fields
+        for token, tag, label in zip(fields["tokens"], fields["tags"], self.read(example), strict=True):
+            if label not in self._index:
                 raise UserError(
                     f"{example.source}: tag {tag!r} at token {token!r} is not in the tag set of "
                     f"{len(self.labels)}: {', '.join(self.labels[:8])}{', …' if len(self.labels) > 8 else ''}"
                 )
-        return [self._index[tag] for tag in example.fields["tags"]]
+
+    def classes(self, example: Example) -> list[int]:
+        """Return the head's output for each of the example's tags, ``IGNORE_INDEX`` for one it has not."""
+        return [self._index.get(label, IGNORE_INDEX) for label in self.read(example)]
 
     @override
     def warnings(self, splits: Splits) -> list[str]:
-        """Warn about tags that never occur in train: a typo, or a rare tag."""
-        tags = {
-            name: {tag for example in examples for tag in example.fields["tags"]}
-            for name, examples in splits.items()
-        }
-        unseen = sorted(set().union(*tags.values()) - tags["train"])
-        return [f"tags that never occur in train: {', '.join(unseen)}"] if unseen else []
+        """Return what was found when the task was fitted: tags that cannot be learned, broken rules."""
+        return self._messages
+
+    @override
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Return a message on tags that are not in the tag set, and so are scored as errors."""
+        pairs = TagPairs.of(examples)
+        unlearned = [tag for tag in pairs.tags() if not self._learned(tag)]
+        return [unlearned_message(pairs, unlearned)] if unlearned else []
+
+    def _learned(self, tag: str) -> bool:
+        return self.notation.read([tag], self.scheme)[0] in self._index
 
     @override
     def tokenize(
@@ -170,8 +230,17 @@ class TokenClassification(Task):
         """Return the sequences of each example, with labels where it has tags."""
         sequences = []
         for i, example in enumerate(examples):
-            classes = self.classes(example) if "tags" in example.fields else None
-            sequences += tokenize_words(tokenizer, example.fields["tokens"], classes, max_length, i)
+            tokens = example.fields["tokens"]
+            sequences += tokenize_words(
+                tokenizer,
+                tokens,
+                self.classes(example) if "tags" in example.fields else None,
+                max_length,
+                i,
+                # Characters without word of it stand side by side.
+                spaces=example.fields.get("spaces", [self.token_unit == "words"] * len(tokens)),
+                label_place="last" if self.subword == "last" else "first",
+            )
         return sequences
 
     @override
@@ -185,10 +254,10 @@ class TokenClassification(Task):
             start, end = words.span
             places = [column + place for place in words.places[start - words.start : end - words.start]]
             scores_TC = log_probabilities[row, places]
-            if end - start == words.num_words:
-                outputs.append(SpanOutput(sequence.example, start, self._decode(scores_TC)))
-            else:
-                outputs.append(SpanOutput(sequence.example, start, None, scores_TC))
+            whole = end - start == words.num_words
+            classes = self._decode(scores_TC) if whole else None
+            kept = scores_TC if self._keep_scores or not whole else None
+            outputs.append(SpanOutput(sequence.example, start, classes, kept))
         return outputs
 
     def join(self, outputs: Iterable[SpanOutput], count: int) -> list[tuple[str, ...]]:
@@ -196,25 +265,22 @@ class TokenClassification(Task):
 
         Sentences in several sequences are decoded here, whole.
         """
-        classes: list[list[int]] = [[] for _ in range(count)]
-        pieces: dict[int, list[SpanOutput]] = {}
+        classes: list[list[int] | None] = [None] * count
+        pieces: list[SpanOutput] = []
         for output in outputs:
             if output.classes is not None:
                 classes[output.example] = output.classes
             else:
-                pieces.setdefault(output.example, []).append(output)
-        for example, spans in pieces.items():
-            if classes[example]:  # one sequence scores the whole sentence, the others nothing
-                continue
-            ordered = sorted(spans, key=lambda span: span.start)
-            scores = [span.log_probabilities_TC for span in ordered if span.log_probabilities_TC is not None]
-            classes[example] = self._decode(np.concatenate(scores))
-        return [tuple(self.labels[i] for i in sentence) for sentence in classes]
+                pieces.append(output)
+        for example, scores_TC in _whole_scores(pieces).items():
+            # Where one sequence scores the whole sentence, the others score nothing.
+            classes[example] = classes[example] or self._decode(scores_TC)
+        return [tuple(self.labels[i] for i in sentence or ()) for sentence in classes]
 
     @override
     def metrics(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Metrics:
         """Return all metrics of the scheme, in percent."""
-        gold = [example.fields["tags"] for example in examples]
+        gold = [self.read(example) for example in examples]
         return tag_metrics(gold, self.join(outputs, len(examples)), self.scheme)
 
     @override
@@ -222,15 +288,47 @@ class TokenClassification(Task):
         """Return the model as a tagger."""
         from fangyan.tasks.evaluation import run_batches
 
-        def tag(sentences: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-            examples = [Example({"tokens": tokens}, "", "") for tokens in sentences]
-            sequences = self.tokenize(examples, tokenizer, max_length)
-            outputs = run_batches(self, model, sequences, tokenizer.pad_id)
-            return self.join(outputs, len(sentences))
+        self.use_model(model.base)
+        scoring = copy.copy(self)
+        scoring._keep_scores = True
 
-        return TokenClassifier(self, tag, self.scheme, self.token_unit)
+        def tag(examples: Sequence[Example], with_scores: bool) -> list[Tagged]:
+            sequences = self.tokenize(examples, tokenizer, max_length)
+            outputs = run_batches(scoring if with_scores else self, model, sequences, tokenizer.pad_id)
+            scores = _whole_scores(outputs) if with_scores else {}
+            tags = self.join(outputs, len(examples))
+            return [Tagged(sentence, scores.get(i)) for i, sentence in enumerate(tags)]
+
+        return TokenClassifier(self, tag)
+
+    @property
+    @override
+    def usage_note(self) -> str:
+        """Return how tokens and their tags have to be read without fangyan."""
+        return (
+            f"A token's tag is that of its {self.subword} sub-word that is more than a space. Tokens are "
+            "tokenized one by one; those that follow white space begin with the tokenizer's mark of a space, "
+            "if it has one, and others do not."
+        )
 
     @override
     def export_config(self) -> dict[str, Any]:
-        """Return scheme and token unit; the labels are in the model's own configuration."""
-        return {"scheme": self.scheme, "tokens": self.token_unit}
+        """Return what the model's own configuration, which has the labels, does not say."""
+        return {
+            "scheme": self.scheme,
+            "notation": self.notation.to_export(),
+            "tokens": self.token_unit,
+            "subword": self.subword,
+        }
+
+
+def _whole_scores(outputs: Iterable[SpanOutput]) -> dict[int, NDArray[np.float32]]:
+    """Return the log-probabilities of each example that outputs have them of, (T, C)."""
+    spans: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
+    for output in outputs:
+        if output.log_probabilities_TC is not None:
+            spans.setdefault(output.example, []).append((output.start, output.log_probabilities_TC))
+    return {
+        example: np.concatenate([scores_TC for _, scores_TC in sorted(parts, key=lambda part: part[0])])
+        for example, parts in spans.items()
+    }
