@@ -4,7 +4,7 @@ import pytest
 from fangyan.data.example import Example
 from fangyan.tasks.token_classification.recognition import TagPairs, broken_rule, recognise
 from fangyan.tasks.token_classification.scheme import Notation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB1, IOB2, IOBES, Tokens
@@ -57,7 +57,6 @@ def spans_of(labels):
     return [tuple(span) for span in spans]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(list(LETTERS)), st.sampled_from(LAYOUTS), st.data())
 def test_read_and_write_are_inverse(style, layout, data):
     notation = Notation(style, *layout)
@@ -70,7 +69,6 @@ def test_read_and_write_are_inverse(style, layout, data):
         assert not [rule for pair in pairs if (rule := broken_rule(pair, notation, "iob2"))]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["iob2", "iobes", "bilou", "bmes"]), sentences(words=True))
 def test_read_and_write_of_words(style, found):
     notation = Notation(style)
@@ -135,7 +133,6 @@ def test_recognise_of_tag_sets_that_say_little(tags, scheme, style):
     assert (found.scheme, found.notation.style) == (scheme, style)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(list(SEQEVALS)), sentences())
 def test_read_is_seqevals_reading(style, found):
     """Where the tags keep the rules, its strict one."""

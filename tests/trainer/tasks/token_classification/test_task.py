@@ -113,7 +113,7 @@ def test_metrics_of_a_perfect_model_are_100_in_every_scheme(sentences, labels, s
     ],
 )
 def test_metrics_of_a_model_that_never_predicts_inside(sentences, predicted, recall):
-    """Read as IOB2, tags in IOB1 have entities where there is a B- alone, and a model of O and B- gets 100."""
+    """Read as IOB2, IOB1 has entities only where there is a B-, and a model of O and B- scores 100."""
     task, examples = task_of(sentences)
     outputs = [
         SpanOutput(i, 0, task.classes(Example({"tokens": tags.split(), "tags": tags.split()}, "", "")))
@@ -153,13 +153,9 @@ def test_tag_sets_that_are_refused():
     assert task_of(["B-LOC I-LOC O", "LOC O"], scheme="plain")[0].scheme == "plain"
     with pytest.raises(UserError, match=r"x.conll:1: tag 'S-x' .* not of scheme IOB2, expected B, I before"):
         task_of(["B-x I-x S-x O"], scheme="iob2")
-    with pytest.raises(
-        UserError, match=r"tag 'O' .* not of scheme segmentation, expected B, I before '-' and"
-    ):
+    with pytest.raises(UserError, match=r"tag 'O' .* not of scheme segmentation, expected B, I before"):
         task_of(["B-x I-x O"], scheme="segmentation")
-    with pytest.raises(
-        UserError, match=r"task.labels: 'y' is not of scheme IOBES, expected B, I, E, S before"
-    ):
+    with pytest.raises(UserError, match=r"task.labels: 'y' is not of scheme IOBES, expected B, I, E, S "):
         task_of(["S-x S-x O"], scheme="iobes", labels=["S-x", "O", "y"])
     with pytest.raises(UserError, match="data.train: all of its 2 tags are O, expected something to learn"):
         task_of(["O O"])
@@ -173,15 +169,15 @@ def test_labels_of_the_recipe_are_a_tag_set_in_the_scheme_of_the_file():
 
 
 class Exported:
-    num_labels = 3
-    id2label = dict(enumerate(["O", "B-LOC", "I-LOC"]))
+    def __init__(self):
+        self.num_labels, self.id2label = 3, dict(enumerate(["O", "B-LOC", "I-LOC"]))
 
 
 def test_from_export_is_the_task_that_was_exported():
     notation = Notation("bilou", "_", prefix_last=True)
     task = TokenClassification(["O", "B-LOC", "I-LOC"], "iob2", "characters", notation, "last")
-    assert task.model_kwargs()["id2label"] == Exported.id2label
-    again = TokenClassificationConfig.from_export(task.export_config(), Exported)
+    assert task.model_kwargs()["id2label"] == Exported().id2label
+    again = TokenClassificationConfig.from_export(task.export_config(), Exported())
     for name in ("labels", "scheme", "token_unit", "notation", "subword"):
         assert getattr(again, name) == getattr(task, name)
 
@@ -190,12 +186,10 @@ def test_from_export_of_what_says_less():
     config = TokenClassification(["O", "B-LOC", "I-LOC"], "iob2").export_config()
     del config["subword"]
     with pytest.raises(ValueError, match="fangyan has no field 'subword', expected a whole export"):
-        TokenClassificationConfig.from_export(config, Exported)
+        TokenClassificationConfig.from_export(config, Exported())
     config |= {"subword": "first", "notation": {"style": "iobx"}}
-    with pytest.raises(
-        ValueError, match="notation is {'style': 'iobx'}, expected style, separator, prefix_last"
-    ):
-        TokenClassificationConfig.from_export(config, Exported)
+    with pytest.raises(ValueError, match="notation is {'style': 'iobx'}, expected style, separator, "):
+        TokenClassificationConfig.from_export(config, Exported())
 
 
 def test_join_decodes_a_long_sentence_whole():

@@ -1,0 +1,162 @@
+"""A tagger in use: its tags in the file's scheme, and their probabilities."""
+
+from itertools import islice, repeat
+
+import pytest
+import tiny_tokenizers
+import torch
+from fangyan.data.example import Annotation, Example
+from fangyan.data.tokenization import Tokenizer
+from fangyan.models.packed import PackedModel
+from fangyan.tasks.token_classification.scheme import Notation
+from fangyan.tasks.token_classification.task import TokenClassification
+from transformers import BertConfig, BertForTokenClassification, Qwen3Config, Qwen3ForTokenClassification
+
+LABELS = ["O", "B-x", "I-x", "B-y", "I-y"]
+SIZE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def tagger(task, kind=tiny_tokenizers.wordpiece, causal=False, max_length=32):
+    """A predictor with random weights, of which some tags are likelier than others."""
+    backend = kind()
+    torch.manual_seed(0)
+    size = {**SIZE, "vocab_size": len(backend), **task.model_kwargs()}
+    if causal:
+        model = Qwen3ForTokenClassification(Qwen3Config(**size, num_key_value_heads=1, head_dim=16))
+    else:
+        model = BertForTokenClassification(BertConfig(**size))
+    torch.nn.init.normal_(model.get_submodule("score" if causal else "classifier").weight, std=2.0)
+    packed = PackedModel(model.eval(), "rows")
+    return task.predictor(packed, Tokenizer(backend), max_length), model.eval()
+
+
+def examples(*texts):
+    return [Example({"tokens": tuple(text.split())}, "", "") for text in texts]
+
+
+def entities(style="iob2", **settings):
+    return TokenClassification(LABELS, "iob2", notation=Notation(style), **settings)
+
+
+def test_annotate_is_what_predict_tags():
+    texts = ["我 哋 去", "heui", "tái hei ngóh deih amerikanische 去"]
+    predictor, _ = tagger(entities("bilou"))
+    annotations = list(predictor.annotate(examples(*texts)))
+    assert annotations == [Annotation(prediction.tags) for prediction in predictor.predict(texts)]
+    assert {tag[0] for annotation in annotations for tag in annotation.tags} & set("LU")
+
+
+@pytest.mark.parametrize("style", ["iob2", "iob1", "iobes", "bilou", "bmes", "io"])
+def test_annotate_writes_the_scheme_of_the_file(style):
+    """All styles say the same of a sentence; and each is what it reads as."""
+    text = "我 哋 去 heui tái hei ngóh deih"
+    predictor, _ = tagger(entities(style))
+    (found,) = predictor.annotate(examples(text))
+    (expected,) = tagger(entities())[0].annotate(examples(text))
+    assert found.tags == tuple(Notation(style).write(expected.tags))
+    if style != "io":
+        assert Notation(style).read(found.tags, "iob2") == list(expected.tags)
+
+
+def test_annotate_gives_probabilities_of_the_softmax():
+    task = TokenClassification(["n", "v", "u"], "plain")
+    predictor, model = tagger(task)
+    tokens = ("我", "哋", "amerikanische", "去")
+    (found,) = predictor.annotate([Example({"tokens": tokens}, "", "")], probabilities=2)
+    tokenizer = Tokenizer(tiny_tokenizers.wordpiece())
+    (sequence,) = task.tokenize([Example({"tokens": tokens}, "", "")], tokenizer, 32)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([sequence.input_ids])).logits[0]
+    for place, tag, likely in zip(sequence.alignment.places, found.tags, found.probabilities, strict=True):
+        expected = dict(zip(task.labels, logits[place].softmax(-1).tolist(), strict=True))
+        best = sorted(expected, key=expected.get, reverse=True)
+        assert [name for name, _ in likely] == best[:2]
+        assert tag == best[0]
+        assert [value for _, value in likely] == pytest.approx(
+            [expected[name] for name in best[:2]], abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("style", ["iob2", "iob1", "iobes", "io"])
+def test_annotate_adds_what_is_written_as_one_tag(style):
+    """All probabilities of a token make 1; the same tag comes once."""
+    predictor, _ = tagger(entities(style))
+    text = "我 哋 去 heui tái hei ngóh deih"
+    (found,) = predictor.annotate(examples(text), probabilities=99)
+    (labels,) = tagger(entities())[0].annotate(examples(text), probabilities=99)
+    notation, around = Notation(style), [None, *labels.tags, None]
+    for t, (likely, of_labels) in enumerate(zip(found.probabilities, labels.probabilities, strict=True)):
+        values = [value for _, value in likely]
+        assert sum(values) == pytest.approx(1.0, abs=1e-5)
+        assert values == sorted(values, reverse=True)
+        assert len(dict(likely)) == len(likely)
+        sums = {}
+        for label, value in of_labels:
+            tag = notation.write_one(around[t], label, around[t + 2])
+            sums[tag] = sums.get(tag, 0.0) + value
+        assert dict(likely) == pytest.approx(sums, abs=1e-5)
+
+
+def test_annotate_of_a_sentence_in_several_sequences():
+    """Each token's probabilities are of the sequence that scores it, and its tags are decoded whole."""
+    predictor, _ = tagger(entities(), max_length=16)
+    words = "我 哋 去 heui tái hei ngóh deih amerikanische nische".split()
+    texts = [" ".join(words * 5), "我", " ".join(words)]
+    found = list(predictor.annotate(examples(*texts), probabilities=1))
+    assert [len(annotation.tags) for annotation in found] == [50, 1, 10]
+    assert [len(annotation.probabilities) for annotation in found] == [50, 1, 10]
+    assert found[0].probabilities[25] != found[0].probabilities[0]
+    assert [a.tags for a in found] == [a.tags for a in predictor.annotate(examples(*texts))]
+
+
+def test_annotate_of_20000_tokens():
+    predictor, _ = tagger(entities("iobes"))
+    (found,) = predictor.annotate(examples(" ".join(["我 哋 去 heui"] * 5000)))
+    assert len(found.tags) == 20_000
+    predictor, _ = tagger(entities())
+    (found,) = predictor.annotate(examples(f"我 {'amerika' * 700} 去"), probabilities=1)
+    assert len(found.tags) == len(found.probabilities) == 3
+
+
+def test_annotate_takes_examples_as_they_come():
+    predictor, _ = tagger(entities())
+    stream = predictor.annotate(repeat(examples("我 去")[0]))
+    assert len(list(islice(stream, 300))) == 300
+    assert list(predictor.annotate([])) == []
+    assert list(predictor.annotate([Example({"tokens": ()}, "", "")], probabilities=1)) == [
+        Annotation((), ())
+    ]
+
+
+def test_a_causal_taggers_first_tag_depends_on_the_first_character():
+    """On the mark of a space, or its first byte, it would not: both characters begin with the same byte."""
+    for kind in (tiny_tokenizers.sentencepiece, tiny_tokenizers.byte_level, tiny_tokenizers.byte_alone):
+        task = TokenClassification(["n", "v"], "plain")
+        predictor, _ = tagger(task, kind, causal=True)
+        assert task.subword == "last"
+        first = [
+            annotation.probabilities[0]
+            for annotation in predictor.annotate(examples("我 哋", "戲 哋"), probabilities=1)
+        ]
+        assert first[0] != first[1]
+
+
+def test_use_model_chooses_the_subword_that_has_read_its_token():
+    for causal, expected in ((False, "first"), (True, "last")):
+        task = TokenClassification(["n", "v"], "plain")
+        tagger(task, causal=causal)
+        assert task.subword == expected
+        assert task.export_config()["subword"] == expected
+        assert f"that of its {expected} sub-word that is more than a space" in task.usage_note
+    task = TokenClassification(["n", "v"], "plain", subword="first")
+    tagger(task, causal=True)
+    assert task.subword == "first"
+
+
+def test_stream_of_words_in_the_scheme_of_the_file():
+    task = TokenClassification(["B-_", "I-_"], "segmentation", "characters", Notation("bmes", ""))
+    (found,) = tagger(task)[0].predict(["我哋去睇戲我哋去"])
+    assert set(found.tags) <= set("BMES")
+    assert "".join(word for word, _ in found.words) == "我哋去睇戲我哋去"
+    begins = [tag in "BS" for tag in found.tags]
+    assert len(found.words) == sum(begins)
