@@ -100,7 +100,7 @@ def test_annotate_adds_what_is_written_as_one_tag(style):
 def test_annotate_of_a_sentence_in_several_sequences():
     """Each token's probabilities are of the sequence that scores it, and its tags are decoded whole."""
     predictor, _ = tagger(entities(), max_length=16)
-    words = "我 哋 去 heui tái hei ngóh deih amerikanische nische".split()
+    words = ["我", "哋", "去", "heui", "tái", "hei", "ngóh", "deih", "amerikanische", "nische"]
     texts = [" ".join(words * 5), "我", " ".join(words)]
     found = list(predictor.annotate(examples(*texts), probabilities=1))
     assert [len(annotation.tags) for annotation in found] == [50, 1, 10]
