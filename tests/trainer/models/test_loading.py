@@ -49,7 +49,7 @@ def test_load_pretrained_and_random_have_the_same_shape():
     assert torch.equal(random.state_dict()[key], again.state_dict()[key])
     assert not torch.equal(random.state_dict()[key], other.state_dict()[key])
     assert pretrained.config.id2label == dict(enumerate(LABELS))
-    assert max_length(pretrained, None, rows=True) == 512
+    assert max_length(pretrained, None) == 512
 
 
 def test_fingerprint_tells_weights_apart():
@@ -125,13 +125,9 @@ def test_read_cantonese_qwen3_has_no_weights():
 
 def test_max_length_beyond_the_models_positions():
     model, _ = load()
-    assert max_length(model, 100, rows=True) == 100
+    assert max_length(model, 100) == 100
     with pytest.raises(UserError, match="model.max_length: 600, but the model takes 512 sub-words at most"):
-        max_length(model, 600, rows=True)
-    # A block mask does not slide: no sequence may be longer than what a layer can see.
-    model.config.sliding_window = 64
-    assert max_length(model, None, rows=True) == 64
-    assert max_length(model, None, rows=False) == 512
+        max_length(model, 600)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a weight missing"])

@@ -8,20 +8,19 @@ from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 from fangyan.device import on_gpu
 from fangyan.errors import UserError
 from fangyan.models import attention
-from fangyan.models.attention import takes_boundaries, varlen_attention
+from fangyan.models.attention import varlen_attention
 from fangyan.models.dropout import ByteDropout, use_byte_dropout
 from fangyan.models.layout import choose_layout
 from fangyan.models.loss_head import LossHead
-from fangyan.models.packed import PackedModel, block_mask, boundaries
+from fangyan.models.masks import packed_masks
+from fangyan.models.packed import PackedModel, boundaries
 from fangyan.models.structure import head_name, position_offset
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForTokenClassification,
     BertConfig,
     DebertaV2Config,
     ElectraConfig,
-    Gemma2Config,
     LlamaConfig,
     Qwen2Config,
     XLMRobertaConfig,
@@ -241,59 +240,41 @@ def test_varlen_attention_passes_the_gpus_kernel_what_ours_takes(monkeypatch, ca
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_takes_boundaries(name):
-    model = AutoModelForTokenClassification.from_config(CONFIGS[name]).train()
-    assert takes_boundaries(model, position_offset(model))
-    assert model.training
-
-
-def test_takes_boundaries_of_models_that_cannot():
-    """An attention of its own; and one that caps its scores, which the kernels do not."""
-    deberta = AutoModelForTokenClassification.from_config(DebertaV2Config(**SMALL))
-    assert not takes_boundaries(deberta, 0)
-    config = Gemma2Config(head_dim=8, num_key_value_heads=2, **SMALL)
-    assert not takes_boundaries(AutoModelForCausalLM.from_config(config), 0)
-
-
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 
 
 @pytest.mark.skipif(on_gpu(), reason="a GPU chooses by the precision")
 @pytest.mark.parametrize(
-    ("config", "dropout", "reason"),
+    ("config", "dropout", "layout", "reason"),
     [
-        (BertConfig, 0.0, None),
-        (BertConfig, 0.1, "model.attention_dropout is not 0"),
-        (
-            DebertaV2Config,
-            0.0,
-            "DebertaV2ForTokenClassification caps its scores, or does not",
-        ),
+        (BertConfig, 0.0, "varlen", None),
+        (BertConfig, 0.1, "rows", "kept apart by masks, which is slower: model.attention_dropout is not 0"),
+        (DebertaV2Config, 0.0, "padded", "DebertaV2ForTokenClassification has its own attention"),
     ],
 )
-def test_choose_layout_says_where_masks_are_used(config, dropout, reason):
+def test_choose_layout_says_what_is_not_the_usual(config, dropout, layout, reason):
     model = AutoModelForTokenClassification.from_config(config(vocab_size=50, **SIZES))
-    layout, messages = choose_layout(model, True, False, dropout)
-    assert layout == ("rows" if reason else "varlen")
+    packed = PackedModel(model, "padded")
+    messages = choose_layout(packed, True, False, dropout)
+    assert packed.layout == layout
     assert [reason in message for message in messages] == [True] * bool(reason)
-    assert choose_layout(model, False, False, dropout) == ("padded", [])
+    assert choose_layout(packed, False, False, dropout) == []
+    assert packed.layout == "padded"
 
 
-def test_block_mask():
-    sequence_ids = torch.tensor([[1, 1, 2, 0]])
-    assert block_mask(sequence_ids, causal=False)[0, 0].int().tolist() == [
-        [1, 1, 0, 0],
-        [1, 1, 0, 0],
-        [0, 0, 1, 0],
-        [0, 0, 0, 1],
-    ]
-    assert block_mask(sequence_ids, causal=True)[0, 0].int().tolist() == [
-        [1, 0, 0, 0],
-        [1, 1, 0, 0],
-        [0, 0, 1, 0],
-        [0, 0, 0, 1],
-    ]
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bert", [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        ("llama", [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ],
+)
+def test_packed_masks(name, expected):
+    model = build(CONFIGS[name], "rows").base
+    places = torch.tensor([[1, 1, 2, 0]]), torch.tensor([[0, 1, 0, 0]])
+    mask = packed_masks(model, *places, causal=name in CAUSAL)
+    assert (mask[0, 0] == 0).int().tolist() == expected
+    assert mask.max() == 0
 
 
 def test_boundaries_of_one_row():

@@ -33,10 +33,18 @@ class Full(Adaptation):
         return value
 
     @override
-    def apply(self, model: Any, **_: Any) -> Any:
-        """Freeze what the recipe says; see :class:`Adaptation`."""
+    def apply(self, model: Any, *, new_head: str | None, **_: Any) -> Any:
+        """Freeze what the recipe says, and what reads something else than text; see :class:`Adaptation`."""
         from torch import nn
 
+        from fangyan.models.structure import text_part
+
+        # Of a composite model: weight decay would shrink what no text reaches.
+        head = model.get_output_embeddings() if new_head is None else model.get_submodule(new_head)
+        learned = {id(parameter) for part in (text_part(model), head) for parameter in part.parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in learned:
+                parameter.requires_grad_(False)
         chosen: list[Any] = []
         if self.freeze_embeddings:
             chosen += [module for module in model.modules() if isinstance(module, nn.Embedding)]

@@ -13,12 +13,14 @@ import torch.distributed as dist
 from fangyan_kernels import lora_linear
 from torch import Tensor, nn
 
+from fangyan.models.structure import try_forward
+
 
 def use_fused_lora(model: Any) -> int:
     """Route PEFT's plain LoRA layers through ``lora_linear``; return how many.
 
     Layers that take the same tensor one after another (query, key and value; gate and up) are computed by one
-    call, in one pass over it and with one dropout mask. A forward on two sub-words finds them.
+    call, in one pass over it and with one dropout mask. A forward finds them.
     """
     from peft.tuners import lora
 
@@ -42,12 +44,9 @@ def _same_input(model: Any, layers: list[nn.Module]) -> list[list[nn.Module]]:
         layer.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0])))
         for layer in layers
     ]
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+        try_forward(model)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     num_calls = Counter(layer for layer, _ in calls)

@@ -69,8 +69,9 @@ class PeftMethod(Adaptation, ABC):
     ) -> Any:
         """Return PEFT's model around a transformers model; see :class:`Adaptation`."""
         import fangyan.device  # noqa: F401  (before PEFT, which imports DeepSpeed)
+        from fangyan.adaptation.fused_lora import use_fused_lora
         from fangyan.adaptation.quantization import quantize
-        from fangyan.models.structure import new_modules
+        from fangyan.models.structure import new_modules, try_forward
         from fangyan.models.vocabulary import use_merged_tokens
 
         new = new_modules(model, new_head)
@@ -80,36 +81,31 @@ class PeftMethod(Adaptation, ABC):
             self._check_base(model, new, self.adapter_path)
         if self.base_quantization == "nf4":
             quantize(model, new, activation_dtype)
-        with without_peft_warnings():
+        with self._refusing(model), without_peft_warnings():
             if self.adapter_path is not None:
                 adapted = self._load(model, self.adapter_path)
             else:
                 config = self.peft_config(model, new, total_steps, task_type=peft_task_type)
                 adapted = peft.get_peft_model(model, config)
-        use_merged_tokens(adapted)
-        self._prepare_forward(adapted, kernels)
-        return adapted
-
-    def _prepare_forward(self, adapted: Any, kernels: Kernels) -> None:
-        """Choose how layers are computed; a forward on two sub-words tells whether the method can be."""
-        import torch
-
-        from fangyan.adaptation.fused_lora import use_fused_lora
-
-        training = adapted.training
-        try:
+            use_merged_tokens(adapted)
             if kernels == "auto":
                 use_fused_lora(adapted)
-            adapted.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=adapted.device))
+            try_forward(adapted)
+        return adapted
+
+    @contextmanager
+    def _refusing(self, model: Any) -> Iterator[None]:
+        """Say in one sentence that PEFT cannot put the adapter on a model, or compute it there."""
+        name = type(model).__name__
+        try:
+            yield
         except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             on = " on 4-bit weights" if self.base_quantization else ""
+            other = "full" if self.name == "lora" else "lora"
             raise UserError(
-                f"adaptation.name: {self.name}{on} cannot compute {type(adapted.get_base_model()).__name__} "
-                f"({reason}), expected lora"
+                f"adaptation.name: {self.name}{on} cannot compute {name} ({reason}), expected {other}"
             ) from error
-        finally:
-            adapted.train(training)
 
     def _check_base(self, model: Any, new: list[str], folder: str) -> None:
         """Refuse an adapter that a run has trained on other weights or labels than this model's."""
@@ -163,19 +159,15 @@ class TargetedMethod(PeftMethod, ABC):
     def target_modules(self, model: Any, new: list[str]) -> list[str]:
         """Return the full names of the linear layers that get an adapter: by type, never a head.
 
+        Of a composite model they are those of the part that reads text.
+
         Raises:
             UserError: if a target names no layer.
         """
-        from torch import nn
+        from fangyan.models.structure import linear_layers, text_part
 
-        from fangyan.models.structure import is_in
-
-        output = model.get_output_embeddings()
-        linears = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and not is_in(name, new) and module is not output
-        ]
+        text = set(text_part(model).modules())
+        linears = [name for name, module in linear_layers(model, new).items() if module in text]
         if self.targets == "all-linear":
             return linears
         for target in self.targets:
@@ -194,6 +186,8 @@ def without_peft_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         # It asks transformers for an attribute by a name that transformers has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
+        # It finds by itself that GPT-2's weights are transposed.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         # It takes the ranks of AdaLoRA, under the names of parameters, for LoRA's, and finds no such layers.
         warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
         yield

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from fangyan_kernels.lora_linear.base_weights import dequantize as dequantize_weight
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from fangyan.models.structure import is_in
+from fangyan.errors import UserError
+from fangyan.models.structure import linear_layers
 
 
 def quantize(model: Any, skip: Collection[str], dtype: torch.dtype) -> None:
@@ -19,12 +21,19 @@ def quantize(model: Any, skip: Collection[str], dtype: torch.dtype) -> None:
         model: of transformers; changed in place.
         skip: modules that stay as they are, such as a new head.
         dtype: of the activations. Packed weights are stored as bytes, which no cast of the model touches.
+
+    Raises:
+        UserError: for transposed linear layers, which bitsandbytes does not pack.
     """
     import bitsandbytes as bnb
 
-    output = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or is_in(name, skip) or module is output:
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise UserError(
+            f"adaptation.quantization: nf4 packs nn.Linear, found Conv1D in {type(model).__name__}; "
+            "expected null"
+        )
+    for name, module in linear_layers(model, skip).items():
+        if type(module) is not nn.Linear:
             continue
         packed = bnb.nn.Linear4bit(
             module.in_features,

@@ -22,6 +22,8 @@ from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 # Where attention over a row costs its square: short sentences fill rows of this width to over 95%.
 ROW_WIDTH = 64
 
+_TENSORS = ("input_ids", "position_ids", "sequence_ids", "labels")
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -47,8 +49,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
-        names = ("input_ids", "position_ids", "sequence_ids", "labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
 
 def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | None = ROW_WIDTH) -> Batch:
@@ -87,6 +88,25 @@ def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | No
     num_valid = int((arrays["labels"] != IGNORE_INDEX).sum())
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(**tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
+
+
+def split_by_length(batch: Batch) -> list[tuple[list[int], Batch]]:
+    """Split a batch of one sequence per row into batches without padding: the rows of each, and it."""
+    rows: dict[int, list[int]] = {}
+    for row, sequence in enumerate(batch.sequences):
+        rows.setdefault(len(sequence.input_ids), []).append(row)
+    if not rows:
+        return [([0], batch)]
+    return [(members, _select(batch, members, length)) for length, members in sorted(rows.items())]
+
+
+def _select(batch: Batch, rows: list[int], width: int) -> Batch:
+    """Return some rows of a batch, cut to a width."""
+    sequences = [batch.sequences[row] for row in rows]
+    tensors = {name: getattr(batch, name)[rows, :width] for name in _TENSORS}
+    num_valid = sum(label != IGNORE_INDEX for sequence in sequences for label in sequence.labels)
+    offsets = [(row, 0) for row in range(len(rows))]
+    return replace(batch, **tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
 
 
 def mask_tokens(batch: Batch, rate: float, mask_id: int) -> Batch:

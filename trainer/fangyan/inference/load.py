@@ -25,6 +25,7 @@ from fangyan.data.splits import read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
+from fangyan.models.layout import keep_layout
 from fangyan.models.loading import silence_transformers
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
@@ -52,8 +53,15 @@ class ExportedModel:
     max_length: int
 
     def packed(self) -> PackedModel:
-        """Return the model ready to run on this machine's device."""
-        return PackedModel(self.model, self.layout).to(device()).eval()
+        """Return the model ready to run on this machine's device.
+
+        Raises:
+            UserError: if what it computes of a batch is not what it computes of each sequence.
+        """
+        model = PackedModel(self.model, "padded").to(device()).eval()
+        for message in keep_layout(model, self.layout):
+            warnings.warn(message, stacklevel=2)
+        return model
 
 
 def load(run: str | Path) -> Predictor:

@@ -6,11 +6,9 @@ without a change of its own.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import fangyan_kernels
-import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -33,6 +31,8 @@ def varlen_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each sequence of one packed row: an attention function of transformers.
@@ -50,6 +50,8 @@ def varlen_attention(
         cu_seq_lens_q: where sequences start and end, (sequences + 1,), int32.
         max_length_q: the longest sequence.
         softcap: refused.
+        s_aux: attention sinks; refused.
+        position_bias: of the scores; refused.
 
     Returns:
         (1, T, heads, D), and no attention weights.
@@ -59,11 +61,12 @@ def varlen_attention(
     """
     if dropout:
         raise UserError("model.attention_dropout: the variable-length kernel has no dropout, expected 0")
-    if softcap:
-        raise UserError("train.packing: the variable-length kernel has no softcap, expected false")
+    for name, argument in {"softcap": softcap, "attention sinks": s_aux, "bias": position_bias}.items():
+        if argument is not None:
+            raise UserError(f"train.packing: the variable-length kernel has no {name}; expected false")
     if cu_seq_lens_q is None or max_length_q is None:
         raise UserError(
-            "train.packing: the model does not tell its attention where sequences start, expected false"
+            "train.packing: the model does not tell its attention where sequences start; expected false"
         )
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     reach = sliding_window - 1 if sliding_window else -1
@@ -106,28 +109,6 @@ def _attend_on_gpu(
     )
     assert isinstance(output, Tensor)
     return output
-
-
-def takes_boundaries(model: Any, position_offset: int) -> bool:
-    """Return whether the model keeps sequences apart by their boundaries: try two of one token each."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return False
-    offsets = torch.tensor([0, 1, 2], dtype=torch.int32)
-    boundaries = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": 1, "max_length_k": 1}
-    training, implementation = model.training, model.config._attn_implementation
-    try:
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
-            return False
-        with torch.no_grad():
-            positions = torch.full((1, 2), position_offset)
-            model.eval()(input_ids=torch.zeros_like(positions), position_ids=positions, **boundaries)
-    except (UserError, TypeError, ValueError):
-        return False
-    finally:
-        model.train(training)
-        model.set_attn_implementation(implementation)
-    return True
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

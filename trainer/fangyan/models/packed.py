@@ -10,13 +10,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fangyan.data.packing import ROW_WIDTH, Batch
+from fangyan.data.packing import ROW_WIDTH, Batch, split_by_length
 from fangyan.errors import UserError
 from fangyan.models import attention
 from fangyan.models.loss_head import Kernels, LossOptions, install_loss_head
+from fangyan.models.masks import packed_masks
 from fangyan.models.structure import is_causal, num_outputs, position_offset
 
-Layout = Literal["rows", "varlen", "padded"]
+Layout = Literal["varlen", "rows", "padded", "unpadded"]
 T = TypeVar("T")
 
 
@@ -25,11 +26,11 @@ class PackedModel(nn.Module):
 
     Args:
         model: a transformers model with a linear head, or PEFT's around one.
-        layout: ``rows`` (short rows, block-diagonal mask), ``varlen`` (one row, variable-length
-            kernel) or ``padded`` (one sequence per row).
+        layout: see :meth:`use_layout`.
         kernels: implementation of the head's loss.
 
     Attributes:
+        layout: of the batches that it takes.
         messages: for the user, on what this model cannot do as fast as others.
 
     Raises:
@@ -39,13 +40,30 @@ class PackedModel(nn.Module):
     def __init__(self, model: Any, layout: Layout, kernels: Kernels = "auto"):
         super().__init__()
         self.model = model
-        self.layout = layout
-        self.messages: list[str] = []
         self.head = install_loss_head(model, num_outputs(self.base), kernels)
         self._position_offset = position_offset(self.base)
         self._causal = is_causal(self.base)
-        if layout != "padded":
+        self._has_cache = "use_cache" in inspect.signature(self.base.forward).parameters
+        self._own_attention = self.base.config._attn_implementation
+        self.use_layout(layout)
+
+    def use_layout(self, layout: Layout) -> None:
+        """Take batches of another layout from now on.
+
+        Args:
+            layout: ``varlen`` (one row, variable-length kernel), ``rows`` (short rows, masks between
+                sequences), ``padded`` (one sequence per row) or ``unpadded`` (the same, and a forward for
+                each length among them).
+
+        Raises:
+            UserError: if packed sequences of this model could not be kept apart.
+        """
+        self.layout = layout
+        self.messages: list[str] = []
+        if layout in ("varlen", "rows"):
             self._choose_attention()
+        elif self.base.config._attn_implementation != self._own_attention:
+            self.base.set_attn_implementation(self._own_attention)
 
     def _choose_attention(self) -> None:
         model = self.base
@@ -54,6 +72,12 @@ class PackedModel(nn.Module):
             raise UserError(
                 f"train.packing: {name} takes no position_ids, so sequences cannot share "
                 "a row; expected train.packing=false"
+            )
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+        if self.layout == "varlen" and "chunked_attention" in kinds:
+            raise UserError(
+                f"train.packing: {name} attends within chunks, which the variable-length kernel does not; "
+                "expected train.packing=false"
             )
         wanted = attention.NAME if self.layout == "varlen" else "sdpa"
         try:
@@ -92,7 +116,7 @@ class PackedModel(nn.Module):
     @property
     def row_width(self) -> int | None:
         """Return what :func:`fangyan.data.packing.collate` takes for this layout."""
-        return {"rows": ROW_WIDTH, "varlen": None, "padded": 0}[self.layout]
+        return {"rows": ROW_WIDTH, "varlen": None, "padded": 0, "unpadded": 0}[self.layout]
 
     def forward(self, compute: Callable[[PackedModel], T]) -> T:
         """Return ``compute(self)``.
@@ -104,11 +128,27 @@ class PackedModel(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of a batch, (R, W, C)."""
+        if self.layout != "unpadded":
+            return self._logits(batch)
+        parts = split_by_length(batch)
+        logits = [self._logits(part) for _, part in parts]
+        joined = logits[0].new_zeros(*batch.input_ids.shape, logits[0].shape[-1])
+        for (rows, part), found in zip(parts, logits, strict=True):
+            joined[rows, : part.input_ids.shape[1]] = found
+        return joined
+
+    def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self.model(**self._inputs(batch)).logits
         return logits[:, -batch.input_ids.shape[1] :]
 
     def loss(self, batch: Batch, divisor: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross-entropy of a batch, summed over its labels and divided by ``divisor``, ()."""
+        if self.layout != "unpadded":
+            return self._loss(batch, divisor, label_smoothing)
+        losses = [self._loss(part, divisor, label_smoothing) for _, part in split_by_length(batch)]
+        return torch.stack(losses).sum()
+
+    def _loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
         # Gemma caps its logits after the head: here they are a loss by then.
         config = self.base.config
         softcap = getattr(config, "final_logit_softcapping", None)
@@ -125,32 +165,24 @@ class PackedModel(nn.Module):
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
-        if self._causal and hasattr(self.base.config, "use_cache"):
+        if self._has_cache:
             inputs["use_cache"] = False
+        if self.layout == "unpadded":
+            return inputs
         if self.layout == "padded":
             inputs["attention_mask"] = (batch.sequence_ids > 0).long()
             return inputs
         inputs["position_ids"] = batch.position_ids + self._position_offset
         if self.layout == "rows":
-            # Additive, and made once: with a bool mask every layer's attention makes its own.
-            mask = block_mask(batch.sequence_ids, self._causal)
-            blocked = torch.zeros(mask.shape, dtype=self.base.dtype, device=mask.device)
-            inputs["attention_mask"] = blocked.masked_fill_(~mask, torch.finfo(blocked.dtype).min)
+            inputs["attention_mask"] = packed_masks(
+                self.base, batch.sequence_ids, batch.position_ids, self._causal
+            )
         else:
             offsets, longest = boundaries(batch)
             inputs.update(
                 cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest
             )
         return inputs
-
-
-def block_mask(sequence_ids: Tensor, causal: bool) -> Tensor:
-    """Return who may attend to whom, (R, 1, W, W), bool: the same sequence, and for causal models the past.
-
-    An empty place attends to the row's other empty places, so that no softmax is over nothing.
-    """
-    mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
-    return mask.tril() if causal else mask
 
 
 def boundaries(batch: Batch) -> tuple[Tensor, int]:

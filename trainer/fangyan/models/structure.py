@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fangyan.errors import UserError
 
@@ -19,34 +20,114 @@ def num_outputs(model: Any) -> int:
     return output.out_features if isinstance(output, nn.Linear) else int(model.config.num_labels)
 
 
-def head_name(model: nn.Module, outputs: int) -> str:
-    """Return the name of the model's last ``nn.Linear`` with ``outputs`` outputs.
+def head_name(model: Any, outputs: int) -> str:
+    """Return the name of the ``nn.Linear`` with ``outputs`` outputs that produces the model's logits.
+
+    Where there are several such layers it is the last that a forward calls.
 
     Raises:
         UserError: if it has none.
     """
-    for name, module in reversed(list(model.named_modules())):
-        if isinstance(module, nn.Linear) and module.out_features == outputs:
-            return str(name)
-    raise UserError(f"model.path: {type(model).__name__} has no linear head with {outputs} outputs")
+    names = {
+        module: str(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == outputs
+    }
+    if not names:
+        raise UserError(f"model.path: {type(model).__name__} has no linear head with {outputs} outputs")
+    called = list(names)
+    if len(names) > 1:
+        hooks = [module.register_forward_pre_hook(lambda layer, _: called.append(layer)) for module in names]
+        try_forward(model)
+        for hook in hooks:
+            hook.remove()
+    return names[called[-1]]
 
 
-def encoder_layers(model: nn.Module, field: str) -> nn.ModuleList:
+def try_forward(model: Any) -> None:
+    """Run a forward on a few sub-words, in evaluation mode and without gradients."""
+    training = model.training
+    try:
+        with torch.no_grad():  # some models pool by 8 before they attend
+            model.eval()(input_ids=torch.zeros(1, 16, dtype=torch.int64, device=model.device))
+    finally:
+        model.train(training)
+
+
+def encoder_layers(model: Any, field: str) -> nn.ModuleList:
     """Return the model's stack of layers: its longest list of modules.
 
     Raises:
         UserError: naming the recipe's field that asks for layers, if there is none.
     """
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    modules = text_part(model).modules()
+    stacks = [module for module in modules if isinstance(module, nn.ModuleList) and len(module)]
     if not stacks:
         raise UserError(f"{field}: {type(model).__name__} has no stack of layers")
     return max(stacks, key=len)
 
 
+def linear_layers(model: Any, skip: Collection[str]) -> dict[str, nn.Module]:
+    """Return the linear layers before the head that are called, by name; GPT-2's are transposed: ``Conv1D``.
+
+    A state-space layer calls its first alone: its kernels read the weights of the others themselves, where
+    an adapter or packed weights are never seen. A router of experts returns more than a product.
+
+    Args:
+        model: of transformers.
+        skip: modules to leave out.
+    """
+    output = model.get_output_embeddings()
+    layers = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D) or module is output or is_in(name, skip):
+            continue
+        parent, _, attribute = name.rpartition(".")
+        mixer = model.get_submodule(parent)
+        if attribute == "in_proj" or not (hasattr(mixer, "A_log") and hasattr(mixer, "D")):
+            layers[name] = module
+    routers = _other_outputs(model, [module for module in layers.values() if not _is_plain(module)])
+    return {name: module for name, module in layers.items() if module not in routers}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
+
+
+def _other_outputs(model: Any, modules: list[nn.Module]) -> set[nn.Module]:
+    """Return those of some modules whose output is no tensor."""
+    others: set[nn.Module] = set()
+
+    def see(module: nn.Module, _: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            others.add(module)
+
+    if modules:
+        hooks = [module.register_forward_hook(see) for module in modules]
+        try_forward(model)
+        for hook in hooks:
+            hook.remove()
+    return others
+
+
+def text_part(model: Any) -> Any:
+    """Return the part of a model that reads text: of a composite one (images, sound) not the rest."""
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    parts = (module for module in model.modules() if getattr(module, "config", None) is config)
+    return next(parts, model)
+
+
 def is_causal(model: Any) -> bool:
-    """Return whether the attention layers look back only (every one says so by ``is_causal``)."""
+    """Return whether the attention layers look back only: every one says so by ``is_causal``.
+
+    Without such layers (state-space models, old ones) it is a model that can generate.
+    """
     flags = _causal_flags(model)
-    return bool(getattr(model.config, "is_decoder", False)) or (bool(flags) and all(flags))
+    if not flags:
+        return bool(model.can_generate())
+    return bool(getattr(model.config, "is_decoder", False)) or all(flags)
 
 
 def looks_ahead(model: Any) -> bool:
@@ -54,38 +135,33 @@ def looks_ahead(model: Any) -> bool:
     return not getattr(model.config, "is_decoder", False) and not all(_causal_flags(model))
 
 
-def _causal_flags(model: nn.Module) -> list[bool]:
-    flags = (getattr(module, "is_causal", None) for module in model.modules())
+def _causal_flags(model: Any) -> list[bool]:
+    flags = (getattr(module, "is_causal", None) for module in text_part(model).modules())
     return [flag for flag in flags if isinstance(flag, bool)]
 
 
-def position_offset(model: nn.Module) -> int:
+def position_offset(model: Any) -> int:
     """Return a sequence's first position: RoBERTa's tables start behind their padding row."""
-    for name, module in model.named_modules():
+    for name, module in text_part(model).named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
 
 
-def max_length(model: Any, requested: int | None, rows: bool) -> int:
-    """Return the most sub-words of a sequence: what the recipe says, within what the model attends to.
+def max_length(model: Any, requested: int | None) -> int:
+    """Return the most sub-words of a sequence: what the recipe says, within the model's positions.
 
     Args:
         model: the transformers model.
         requested: the recipe's ``model.max_length``.
-        rows: whether a block mask takes the place of the model's own. It does not slide, so that no sequence
-            may then be longer than a sliding window.
 
     Raises:
         UserError: if more is requested than the model takes.
     """
-    table = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = table - position_offset(model) if table and table > 0 else 512
-    sliding = getattr(model.config, "sliding_window", None)
-    if sliding and rows:
-        limit = min(limit, sliding)
     if requested is None:
-        return limit
+        return int(limit)
     if requested > limit:
         raise UserError(f"model.max_length: {requested}, but the model takes {limit} sub-words at most")
     return requested

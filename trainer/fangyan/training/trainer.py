@@ -14,10 +14,6 @@ from fangyan.device import device, peak_memory
 from fangyan.errors import UserError
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
-from fangyan.models.packed import Layout
-from fangyan.models.structure import (
-    max_length,
-)
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import evaluate
@@ -286,13 +282,12 @@ class Trainer(Workload):
         base = self.base
         weights = gathered_state_dict(self.engine, model.model, trained_only=base is not None)
         if dist.get_rank() == 0:
-            layout: Layout = "rows" if recipe.train.packing else "padded"
-            longest = min(self.max_length, max_length(model.base, None, layout == "rows"))
             inference = {
                 "task": self.task.name,
                 **self.task.export_config(),
-                "layout": layout,
-                "max_length": longest,
+                # Masks work on every machine.
+                "layout": "rows" if model.layout == "varlen" else model.layout,
+                "max_length": self.max_length,
             }
             card = model_card(
                 name=recipe.name,

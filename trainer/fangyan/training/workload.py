@@ -18,7 +18,7 @@ from fangyan.errors import UserError
 from fangyan.inference.export import Base
 from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.layout import choose_layout
-from fangyan.models.packed import Layout, PackedModel
+from fangyan.models.packed import PackedModel
 from fangyan.models.structure import (
     fingerprint,
     head_name,
@@ -30,6 +30,7 @@ from fangyan.models.structure import (
 )
 from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.recipe import Recipe
+from fangyan.tasks.evaluation import BATCH_TOKENS
 from fangyan.training.engine import activation_dtype, check_precision, choose_precision, slow_precision
 
 # The shortest sequence that a document is cut into, however small a batch.
@@ -79,12 +80,11 @@ class Workload:
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
-        layout = self._choose_layout(model)
-        self.max_length = max_length(model, recipe.model.max_length, layout == "rows")
+        self.max_length = self._longest(max_length(model, recipe.model.max_length))
         self.cache = cache_folder(recipe.data.cache_dir)
         self.batches = self._lay_out_steps()
-        self.model = self._adapt(model, layout, head)
-        self.messages += self.model.messages
+        self.model = self._adapt(model, head)
+        self._choose_layout()
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
 
     def _choose_metric(self) -> str:
@@ -98,16 +98,26 @@ class Workload:
             )
         return metric
 
-    def _choose_layout(self, model: Any) -> Layout:
+    def _longest(self, limit: int) -> int:
+        """Return the most sub-words of a sequence: no more than a batch, whose mask grows by the square."""
+        if self.recipe.model.max_length is not None:
+            return limit
+        return min(limit, max(self.recipe.train.batch_tokens, BATCH_TOKENS))
+
+    def _choose_layout(self) -> None:
+        """Choose how batches are laid out by what the model computes of them; weights are whole here."""
         recipe = self.recipe
-        layout, messages = choose_layout(
-            model,
+        self.messages += choose_layout(
+            self.model,
             recipe.train.packing,
             recipe.engine.precision != "fp32" and not bfloat16_missing(device()),
             recipe.model.attention_dropout,
         )
-        self.messages += messages
-        return layout
+        if self.model.layout == "unpadded" and recipe.engine.zero_stage == 3:
+            raise UserError(
+                f"engine.zero_stage: 3, but {type(self.model.base).__name__} takes a forward for each length "
+                "of its sequences, so that ranks would take different numbers of them; expected 2 at most"
+            )
 
     def _lay_out_steps(self) -> Epochs:
         config = self.recipe.train
@@ -142,7 +152,7 @@ class Workload:
         message = unknown_characters(characters[len(added) :])
         self.messages += [message] if message else []
 
-    def _adapt(self, model: Any, layout: Layout, head: str | None) -> PackedModel:
+    def _adapt(self, model: Any, head: str | None) -> PackedModel:
         recipe, task = self.recipe, self.task
         adapted = recipe.adaptation.apply(
             model,
@@ -154,7 +164,7 @@ class Workload:
         )
         if not on_gpu():
             use_byte_dropout(adapted)
-        packed = PackedModel(adapted, layout, recipe.engine.kernels)
+        packed = PackedModel(adapted, "padded", recipe.engine.kernels)
         if recipe.train.gradient_checkpointing:
             packed.use_gradient_checkpointing()
         return packed
