@@ -188,8 +188,9 @@ def without_peft_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         # It finds by itself that GPT-2's weights are transposed.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
-        # It takes the ranks of AdaLoRA, under the names of parameters, for LoRA's, and finds no such layers.
-        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        # It takes the ranks of AdaLoRA, under the names of parameters, for LoRA's, and finds no such layers;
+        # and no layers of the experts that get no adapter.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
 
 

@@ -35,7 +35,7 @@ def choose_layout(model: PackedModel, packing: bool, half: bool, attention_dropo
     elif not on_gpu() and attention_dropout:
         layouts.remove("varlen")
         reasons.append("model.attention_dropout is not 0")
-    return _choose(model, layouts, reasons)
+    return [*_choose(model, layouts, reasons), *model.messages]
 
 
 def keep_layout(model: PackedModel, layout: Layout) -> list[str]:
@@ -48,7 +48,5 @@ def _choose(model: PackedModel, layouts: list[Layout], reasons: list[str]) -> li
     check = SelfCheck(model)
     reasons += check.choose_layout(layouts)
     check.check_loss()
-    if not reasons:
-        return model.messages
     # Why the layout before this one is wrong.
-    return [f"train.packing: {_DESCRIPTIONS[model.layout]}: {reasons[-1]}", *model.messages]
+    return [f"train.packing: {_DESCRIPTIONS[model.layout]}: {reason}" for reason in reasons[-1:]]

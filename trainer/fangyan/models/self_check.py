@@ -37,7 +37,7 @@ class SelfCheck:
         model: in any layout, on any device.
 
     Raises:
-        UserError: if the logits are not finite.
+        UserError: if the logits are not finite, or others each time.
     """
 
     def __init__(self, model: PackedModel):
@@ -51,7 +51,14 @@ class SelfCheck:
                 raise UserError(f"model.path: the logits of {self._name} are not finite, expected numbers")
             with self._rounding_once_more():
                 rounded = [self._logits([sequence])[0] for sequence in self._sequences]
+            again = self._logits(self._sequences[:1])
         self._step = _difference(rounded, self._alone)
+        # Of a model that draws random numbers most of the step is theirs.
+        if (difference := _difference(again, self._alone[:1])) > self._step / 2:
+            raise UserError(
+                f"model.path: the logits of {self._name} differ by {difference:.1g} from one forward to the "
+                "next, expected the same"
+            )
 
     @property
     def _name(self) -> str:

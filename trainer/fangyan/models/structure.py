@@ -71,7 +71,8 @@ def linear_layers(model: Any, skip: Collection[str]) -> dict[str, nn.Module]:
     """Return the linear layers before the head that are called, by name; GPT-2's are transposed: ``Conv1D``.
 
     A state-space layer calls its first alone: its kernels read the weights of the others themselves, where
-    an adapter or packed weights are never seen. A router of experts returns more than a product.
+    an adapter or packed weights are never seen. A router of experts returns more than a product. Poolers
+    come after the logits, if at all.
 
     Args:
         model: of transformers.
@@ -81,6 +82,8 @@ def linear_layers(model: Any, skip: Collection[str]) -> dict[str, nn.Module]:
     layers = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or module is output or is_in(name, skip):
+            continue
+        if "pooler" in name.split("."):
             continue
         parent, _, attribute = name.rpartition(".")
         mixer = model.get_submodule(parent)
