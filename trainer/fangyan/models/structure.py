@@ -89,12 +89,10 @@ def linear_layers(model: Any, skip: Collection[str]) -> dict[str, nn.Module]:
         mixer = model.get_submodule(parent)
         if attribute == "in_proj" or not (hasattr(mixer, "A_log") and hasattr(mixer, "D")):
             layers[name] = module
-    routers = _other_outputs(model, [module for module in layers.values() if not _is_plain(module)])
+    own = "transformers.models."  # where a model overrides what a linear layer does
+    unusual = [module for module in layers.values() if type(module).forward.__module__.startswith(own)]
+    routers = _other_outputs(model, unusual)
     return {name: module for name, module in layers.items() if module not in routers}
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def _other_outputs(model: Any, modules: list[nn.Module]) -> set[nn.Module]:
