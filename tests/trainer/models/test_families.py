@@ -1,7 +1,10 @@
 """Every model family: its layout computes what the model alone does, adapters learn, and exports reload."""
 
+import re
+
 import pytest
 import torch
+from documentation import ROOT
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.inference.load import load_exported
 from model_families import FAMILIES
@@ -39,3 +42,13 @@ def test_family(family, tmp_path):
     with without_peft_warnings():
         adapted = PeftModel.from_pretrained(plain, folder)
     assert_same(plain_logits(adapted, sequences), found)
+
+
+def test_documentation_names_every_family():
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("## Families")[2]
+    rows = re.findall(r"^\| (varlen|rows|padded|unpadded) \| (.*) \|$", page, re.MULTILINE)
+    documented = {layout: set(names.split(", ")) for layout, names in rows}
+    tested = {layout: set() for layout in documented}
+    for family in FAMILIES:
+        tested[family.layout] |= set(family.name.split(", "))
+    assert documented == tested

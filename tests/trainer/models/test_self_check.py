@@ -20,7 +20,7 @@ def build(name, dtype=torch.float32):
 def choose(model):
     """The layout that a model gets with packing, and what is said of it."""
     packed = PackedModel(model, "padded")
-    messages = choose_layout(packed, packing=True, bf16=False, attention_dropout=0.0)
+    messages = choose_layout(packed, packing=True, half=False, attention_dropout=0.0)
     return packed.layout, messages
 
 

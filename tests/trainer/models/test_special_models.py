@@ -28,7 +28,7 @@ def test_windows_do_not_cut_sentences(tmp_path):
     data.write_text("\n".join("".join(f"{w} X\n" for w in sentence) for sentence in words), encoding="utf-8")
     run = run_of(family, tmp_path)
     assert run.max_length == 512
-    assert run.lengths == [150, 150]
+    assert list(run.lengths) == [150, 150]
     seen = reach(model, run.sequences[0])
     assert seen == {"full_attention": 150, "sliding_attention": 129}  # 64 to each side and itself
     run.model.use_layout("unpadded")  # the model's own attention

@@ -85,7 +85,7 @@ class ModelConfig(Config):
 
         packaged = PACKAGED[self.path](self.pretrained)
         packaged.config.update(dict(model_kwargs))
-        self._set_dropout(packaged.config)
+        self._set_dropout(packaged.config.get_text_config())
         try:
             model = auto_model.from_config(packaged.config, dtype=torch.float32)
         except ValueError as error:
@@ -108,7 +108,7 @@ class ModelConfig(Config):
             raise ValueError("it has no fast tokenizer, expected a tokenizer.json")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self._set_dropout(config)
+        self._set_dropout(config.get_text_config())
         if not self.pretrained:
             return auto_model.from_config(config, dtype=torch.float32), tokenizer
         # A head for other labels is dropped; any other weight that is absent or does not fit is an error.
