@@ -190,9 +190,10 @@ def packed_loss(model: nn.Module, layout: Layout, pad_id: int) -> Callable[[list
     return lambda sequences: packed.loss(collate(sequences, pad_id, packed.row_width).to(device))
 
 
-def head_loss(head: LossHead, labels: Tensor, num_valid: int) -> AbstractContextManager[None]:
+def head_loss(head: LossHead, labels: Tensor, num_valid: int) -> AbstractContextManager[list[Tensor]]:
     """Let a head return the mean loss of these labels in place of logits."""
-    return head.computing_loss(LossOptions(labels, num_valid, float(num_valid), 0.0, None))
+    options = LossOptions(labels, num_valid, float(num_valid))
+    return head.computing(lambda hidden: head.loss(hidden, options))
 
 
 def add_lora(model: Any, dropout: float, dtype: torch.dtype, kernels: Kernels) -> Any:

@@ -1,18 +1,51 @@
-"""A model's last linear layer, which can return its loss in place of logits: the seam for our kernel."""
+"""A model's last linear layer, which can compute its loss in place of logits: the seam for our kernel.
+
+What a model does to its logits behind the head has to be part of that loss. It is found by trying: the head
+returns chosen values, and the model's output shows what became of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from fangyan_kernels import linear_cross_entropy
 from torch import Tensor, nn
 
 from fangyan.models.structure import head_name
 
 Kernels = Literal["auto", "reference"]
+
+# Far below any cap, where tanh is linear, and far above any; powers of two, a quotient by which is exact.
+_SMALLEST, _LARGEST = 2.0**-20, 2.0**24
+# 0.01, 0.1 and others are no 16-bit numbers: rounding to those would be seen.
+_MAGNITUDES = (_SMALLEST, 0.01, 0.1, 1.0, 3.3, 10.1, 33.3, 100.1, 1e3, 7e4, _LARGEST)
+# Of 23 values, a prime, each class gets another one at each token.
+_GRID = (0.0, *_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES))
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What a model does to the outputs of its head.
+
+    They become ``scale * z``, or ``softcap * tanh(scale * z / softcap)``.
+
+    Attributes:
+        scale: Cohere's ``logit_scale``, say; 1 where there is none.
+        softcap: Gemma 2's ``final_logit_softcapping``, say, or None.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return what becomes of the head's outputs."""
+        scaled = self.scale * values
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +57,21 @@ class LossOptions:
         num_valid: labels that count; the host knows it before a GPU does.
         divisor: what the summed loss is divided by (divided later, every gradient would take one more pass).
         label_smoothing: in [0, 1).
-        softcap: of the logits, or None.
+        transform: from the head's outputs to the model's logits.
     """
 
     labels: Tensor
     num_valid: int
     divisor: float
-    label_smoothing: float
-    softcap: float | None
+    label_smoothing: float = 0.0
+    transform: LogitTransform = LogitTransform()
 
 
 class LossHead(nn.Linear):
-    """A linear head that stays a plain one until it is given labels.
+    """A linear head that stays a plain one until it is told to compute something else.
 
-    Given labels, ``forward`` returns their loss where the model expects logits. The loss then runs inside
-    the head's own forward, where ZeRO-3 has gathered its weight and will gather it again for the backward,
-    and whatever the model computes before its head stays the model's.
+    The loss runs inside the head's own forward, where ZeRO-3 has gathered its weight and will gather it again
+    for the backward, and whatever the model computes before its head stays the model's.
     """
 
     def __init__(self, linear: nn.Linear, kernels: Kernels):
@@ -47,22 +79,27 @@ class LossHead(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.kernels = kernels
-        self._options: LossOptions | None = None
+        self._compute: Callable[[Tensor], Tensor] | None = None
 
     @contextmanager
-    def computing_loss(self, options: LossOptions) -> Iterator[None]:
-        """Return the loss from ``forward`` within this context."""
-        self._options = options
-        try:
-            yield
-        finally:
-            self._options = None
+    def computing(self, compute: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+        """Compute something else of the hidden states within this context.
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits, (..., C), or the loss, ()."""
-        options = self._options
-        if options is None:
-            return super().forward(hidden)
+        Yields:
+            What each forward has returned. The hook that collects it comes after DeepSpeed's, so that the
+            backward of a loss in it goes through them.
+        """
+        outputs: list[Tensor] = []
+        handle = self.register_forward_hook(lambda _head, _arguments, output: outputs.append(output))
+        self._compute = compute
+        try:
+            yield outputs
+        finally:
+            self._compute = None
+            handle.remove()
+
+    def loss(self, hidden: Tensor, options: LossOptions) -> Tensor:
+        """Return the loss of hidden states, (), for use within :meth:`computing`."""
         # Prompt tuning puts tokens of its own, without labels, before every row.
         hidden = hidden[..., -options.labels.shape[-1] :, :]
         return linear_cross_entropy(
@@ -74,9 +111,14 @@ class LossHead(nn.Linear):
             divisor=options.divisor,
             max_valid=options.num_valid,
             label_smoothing=options.label_smoothing,
-            softcap=options.softcap,
+            logit_scale=options.transform.scale,
+            softcap=options.transform.softcap,
             impl=self.kernels,
         )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits, (..., C), or what it was told to compute."""
+        return super().forward(hidden) if self._compute is None else self._compute(hidden)
 
 
 def install_loss_head(model: nn.Module, outputs: int, kernels: Kernels) -> LossHead:
@@ -94,3 +136,63 @@ def install_loss_head(model: nn.Module, outputs: int, kernels: Kernels) -> LossH
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, head)
     return head
+
+
+def find_logit_transform(model: Any, head: LossHead) -> LogitTransform | None:
+    """Return what a model does to the outputs of its head, by two forwards on a few sub-words.
+
+    Args:
+        model: around the head, whose weights are whole.
+        head: of :func:`install_loss_head`.
+
+    Returns:
+        The transform; None if it is another function, or one that a loss in place of the logits does not pass
+        through.
+    """
+    values: list[Tensor] = []
+
+    def chosen_values(hidden: Tensor) -> Tensor:
+        shape = (*hidden.shape[:-1], head.out_features)
+        indices = torch.arange(math.prod(shape), device=hidden.device) % len(_GRID)
+        values.append(torch.tensor(_GRID, device=hidden.device)[indices].view(shape))
+        return values[-1].clone()  # which the model may overwrite
+
+    width = max(2, -(-len(_GRID) // head.out_features))
+    ids = torch.zeros(1, width, dtype=torch.int64, device=head.weight.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with evaluating(model):
+        with head.computing(chosen_values):
+            logits = model(**inputs).logits
+        with head.computing(lambda hidden: hidden.new_zeros(())):
+            try:
+                model(**inputs)
+            except (IndexError, RuntimeError, TypeError, ValueError):
+                return None
+    if len(values) != 1 or logits.shape != values[0].shape:
+        return None
+    return _fit(values[0].double(), logits.double())
+
+
+def _fit(values: Tensor, logits: Tensor) -> LogitTransform | None:
+    """Return the transform that takes all values to logits, within a few roundings of float32."""
+    scale = float(logits[values == _SMALLEST][0]) / _SMALLEST
+    if abs(scale - 1.0) < 1e-6:  # rounded by a cap
+        scale = 1.0
+    largest = float(logits[values == _LARGEST][0])
+    is_capped = not math.isclose(largest, scale * _LARGEST, rel_tol=1e-5)
+    transform = LogitTransform(scale, abs(largest) if is_capped else None)
+    fits = math.isfinite(scale) and math.isfinite(largest) and largest != 0.0
+    return transform if fits and torch.allclose(transform(values), logits, rtol=1e-5, atol=0.0) else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run forwards without dropout, whose random numbers are a run's own, and without gradients."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

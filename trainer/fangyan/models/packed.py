@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fangyan.data.packing import ROW_WIDTH, Batch, split_by_length
+from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
 from fangyan.models import attention
-from fangyan.models.loss_head import Kernels, LossOptions, install_loss_head
+from fangyan.models.loss_head import Kernels, LossOptions, find_logit_transform, install_loss_head
 from fangyan.models.masks import packed_masks
 from fangyan.models.structure import is_causal, num_outputs, position_offset
 
@@ -41,6 +42,7 @@ class PackedModel(nn.Module):
         super().__init__()
         self.model = model
         self.head = install_loss_head(model, num_outputs(self.base), kernels)
+        self.logit_transform = find_logit_transform(model, self.head)
         self._position_offset = position_offset(self.base)
         self._causal = is_causal(self.base)
         self._has_cache = "use_cache" in inspect.signature(self.base.forward).parameters
@@ -60,6 +62,11 @@ class PackedModel(nn.Module):
         """
         self.layout = layout
         self.messages: list[str] = []
+        if self.logit_transform is None:
+            self.messages.append(
+                f"{type(self.base).__name__} transforms its logits in a way that the fused loss does not: "
+                "plain cross-entropy takes their memory"
+            )
         if layout in ("varlen", "rows"):
             self._choose_attention()
         elif self.base.config._attn_implementation != self._own_attention:
@@ -149,19 +156,25 @@ class PackedModel(nn.Module):
         return torch.stack(losses).sum()
 
     def _loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
-        # Gemma caps its logits after the head: here they are a loss by then.
-        config = self.base.config
-        softcap = getattr(config, "final_logit_softcapping", None)
-        options = LossOptions(batch.labels, batch.num_valid, divisor, label_smoothing, softcap)
-        try:
-            if softcap:
-                config.final_logit_softcapping = None
-            with self.head.computing_loss(options):
-                loss: Tensor = self.model(**self._inputs(batch)).logits
-            return loss
-        finally:
-            if softcap:
-                config.final_logit_softcapping = softcap
+        head, transform = self.head, self.logit_transform
+        if transform is None:
+            return self._plain_loss(batch, divisor, label_smoothing)
+        options = LossOptions(batch.labels, batch.num_valid, divisor, label_smoothing, transform)
+        with head.computing(lambda hidden: head.loss(hidden, options)) as losses:
+            self.model(**self._inputs(batch))
+        (loss,) = losses
+        return loss
+
+    def _plain_loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
+        """Return the loss of the model's own logits, whatever it does to them."""
+        summed = nn.functional.cross_entropy(
+            self.logits(batch).flatten(0, 1).float(),
+            batch.labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+        return summed / divisor
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
