@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,22 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
+]
+InputOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file: .conllu, .conll or .jsonl, which is written with predicted tags and all else as it "
+        "is; or text, one sentence per line. - is text from standard input.",
+        show_default=False,
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of --input, where neither its name nor the run's recipe says it: conll, or "
+        "{format: conllu, column: xpos}.",
+        show_default=False,
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
 
@@ -123,10 +140,15 @@ def evaluate(
 def predict(
     run: RunArgument,
     text: Annotated[list[str] | None, typer.Argument(help="Sentences.", show_default=False)] = None,
-    input: Annotated[
+    input: InputOption = None,
+    output: Annotated[
         Path | None,
-        typer.Option(help="A text file, one sentence per line; - is standard input.", show_default=False),
+        typer.Option(help="A file to write; by default standard output.", show_default=False),
     ] = None,
+    format: FormatOption = None,
+    probabilities: Annotated[
+        int, typer.Option(min=0, help="How many of a token's most likely tags to write to --input's format.")
+    ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines: tokens and tags, or text and continuation.")
     ] = False,
@@ -142,22 +164,56 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Tag sentences, or continue them: one line each, in order, as they come in."""
-    from fangyan.inference.load import load
+    """Tag sentences or continue them, one line each as they come in; or tag a file in its own format."""
+    from fangyan.inference.annotate import annotate, format_of
 
     if bool(text) == (input is not None):
         raise UserError("predict needs either sentences, or --input with a file (- for standard input)")
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     options = {name: value for name, value in given.items() if value is not None}
+    data = None if input is None or input == Path("-") else format_of(run, input, format)
+    if data is not None and input is not None:
+        for name in (*options, *(["json"] if as_json else [])):
+            raise UserError(f"--{name.replace('_', '-')}: is for text, found a file of format {data.format}")
+        _write(annotate(run, input, data, probabilities), output)
+        return
+    for option, value in (("--probabilities", probabilities), ("--format", format)):
+        if value:
+            raise UserError(f"{option}: is for --input with a file of tokens, found text")
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
-    interactive = input == Path("-")
-    for prediction in load(run).stream(text or _lines(input), interactive=interactive, options=options):
+    texts = text or _lines(input)
+    _write(_predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)
+
+
+def _predictions(
+    run: Path, texts: Iterable[str], as_json: bool, *, interactive: bool, options: dict[str, Any]
+) -> Iterator[str]:
+    """Yield what is predicted for texts, in pieces as they come."""
+    from fangyan.inference.load import load
+
+    for prediction in load(run).stream(texts, interactive=interactive, options=options):
         if as_json:
-            print(json.dumps(prediction.record(), ensure_ascii=False), flush=True)
-            continue
-        for piece in prediction.pieces():
+            yield json.dumps(prediction.record(), ensure_ascii=False)
+        else:
+            yield from prediction.pieces()
+        yield "\n"
+
+
+def _write(pieces: Iterable[str], output: Path | None) -> None:
+    """Write pieces as they come to standard output, or to a file that is there once it is whole."""
+    from fangyan.data.compression import open_file
+
+    if output is None:
+        for piece in pieces:
             print(piece, end="", flush=True)
-        print(flush=True)
+        return
+    partial = output.with_name(f".partial-{output.name}")
+    try:
+        with open_file(partial, "wt", encoding="utf-8", newline="") as file:
+            file.writelines(pieces)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _lines(path: Path | None) -> Iterable[str]:
@@ -199,6 +255,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 def main() -> None:
     """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
+    _use_utf8()
     try:
         app()
     except UserError as error:
@@ -220,6 +277,19 @@ def main() -> None:
             "train.batch_tokens: the GPU's memory does not hold a step; expected fewer tokens, or more "
             f"train.gradient_accumulation_steps ({str(error).splitlines()[0]})"
         )
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale is another: C, or zh_CN.GBK.
+
+    Names of runs are names of files, which the locale could not encode. Python 3.15 is always in this mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _fail(sentence: str, silent: bool = False) -> None:

@@ -69,8 +69,11 @@ def family_of(field: pydantic.fields.FieldInfo) -> OneOf | None:
 
 
 def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
-    """Return the first problem of a recipe in one sentence: field, what was found, what was expected."""
-    first = error.errors()[0]
+    """Return the first problem of a recipe in one sentence: field, what was found, what was expected.
+
+    An unknown key comes first: it may be a misspelt one, which is then missing too.
+    """
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     field, section, member = _walk(first["loc"], root)
     if first["type"] == "extra_forbidden":
         of = f" of {member}" if member else ""

@@ -65,7 +65,7 @@ class Recipe(Config):
             raise ValueError("engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3")
         if self.model.extend_vocabulary:
             self._check_new_tokens()
-        missing = [field for field in self.task.fields if field not in self.data.fields]
+        missing = [field for field in self.task.fields if field not in self.data.provided]
         if missing:
             fitting = [
                 name

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fangyan.data.compression import open_file
 from fangyan.errors import UserError
+
+BOM = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,8 @@ class Example:
 
     Attributes:
         fields: by name: ``tokens`` and ``tags`` (tuples of strings of one length), or ``text``. A format
-            says which it provides, a task which it needs.
+            says which it provides, a task which it needs. Tokens may come with ``spaces``, a tuple of bools
+            of their length: whether white space follows the token.
         source: ``file:line`` where the example begins, for error messages.
         group: examples of one group are never torn apart by a split: a conversation, a document, all copies
             of one sentence.
@@ -45,15 +49,26 @@ Splits = dict[str, Sequence[Example]]
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield a file's numbered lines; see :func:`read_stream`.
+    """Yield a file's numbered lines; see :func:`read_stream`. It may be compressed: ``.gz`` or ``.zst``.
 
     Raises:
         UserError: if there is no such file.
     """
+    return ((number, bare(raw, str(path), number)) for number, raw in read_raw_lines(path))
+
+
+def read_raw_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield a file's numbered lines as they are, with line ends and byte order mark; see :func:`bare`.
+
+    Raises:
+        UserError: if there is no such file, or naming the line that is not UTF-8 text.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, expected files, such as {path}/*")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with path.open("rb") as file:
-        yield from read_stream(file, str(path))
+    with open_file(path) as file:
+        yield from _decode(file, str(path))
 
 
 def read_stream(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
@@ -64,13 +79,39 @@ def read_stream(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]
         name: of the stream, for error messages.
 
     Raises:
-        UserError: naming the line and byte that are not UTF-8.
+        UserError: naming the line and byte that are not UTF-8, or the line that ends as on old Macs.
     """
+    return ((number, bare(raw, name, number)) for number, raw in _decode(stream, name))
+
+
+def bare(raw: str, name: str, number: int) -> str:
+    """Return a raw line without its line end and, of the first line, the byte order mark.
+
+    Raises:
+        UserError: if it holds a carriage return that ends no line: the line ends of old Macs.
+    """
+    line = raw.rstrip("\r\n")
+    if number == 1:
+        line = line.removeprefix(BOM)
+    if "\r" in line:
+        raise UserError(
+            f"{name}:{number}: a carriage return within the line, expected lines that end in LF or CR LF "
+            "(old Macs end theirs in CR alone)"
+        )
+    return line
+
+
+def _decode(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(stream, start=1):
+        if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{name}:1: text in UTF-16, expected UTF-8")
+        if b"\0" in raw:
+            raise UserError(
+                f"{name}:{number}: byte {raw.index(0) + 1} is NUL, expected UTF-8 text (this may be UTF-16)"
+            )
         try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield number, raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{name}:{number}: byte {error.start + 1} is not UTF-8, expected UTF-8 text"
             ) from None
-        yield number, line.rstrip("\r\n")

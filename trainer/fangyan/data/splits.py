@@ -7,6 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
+from glob import glob
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fangyan.config import Config
+from fangyan.data.annotated import Annotator
 from fangyan.data.example import Example, Splits, read_lines
 from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
@@ -35,7 +37,9 @@ class DataConfig(Config, ABC):
     licence: ClassVar[str | None] = None
     language: ClassVar[str | None] = None
 
-    train: Files | None = Field(None, description="Files to train on.")
+    train: Files | None = Field(
+        None, description="Files to train on; a name may be a pattern, such as data/*.conll."
+    )
     dev: Files | HeldOut = Field(0.1, description="Files, or a fraction of train to hold out.")
     test: Files | HeldOut | None = Field(
         None, description="As dev. Scored before and after training, never used in it."
@@ -64,6 +68,11 @@ class DataConfig(Config, ABC):
         """Return into what a text is cut before it is tagged."""
         return "words"
 
+    @property
+    def provided(self) -> tuple[str, ...]:
+        """Return the fields of the examples that this recipe reads, of all that the format may have."""
+        return self.fields
+
     @abstractmethod
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the examples of one file.
@@ -74,7 +83,7 @@ class DataConfig(Config, ABC):
 
     def read_files(self, paths: Sequence[str]) -> Sequence[Example]:
         """Return the examples of some files, in order; in a file of their own if they are many."""
-        examples = (example for path in paths for example in self.read(Path(path)))
+        examples = (example for path in paths for file in find_files(path) for example in self.read(file))
         return keep_examples(examples, cache_folder(self.cache_dir))
 
     def load(self, seed: int) -> Splits:
@@ -86,14 +95,36 @@ class DataConfig(Config, ABC):
             UserError: for a missing file, a malformed line or an empty split.
         """
         splits = self.load_named()
+        self._check_named(splits)
         for salt, name in enumerate(("test", "dev")):
             fraction = getattr(self, name)
             if isinstance(fraction, float):
-                splits["train"], splits[name] = _hold_out(splits["train"], fraction, seed + salt)
+                before = splits["train"]
+                splits["train"], splits[name] = _hold_out(before, fraction, seed + salt)
+                if not splits["train"]:
+                    raise UserError(self._nothing_left(name, fraction, before))
+        return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
+
+    def _check_named(self, splits: Splits) -> None:
+        """Refuse files without an example."""
+        named = self.named()
         for name, examples in splits.items():
             if not examples:
-                raise UserError(f"data.{name}: no example in it, expected at least one")
-        return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
+                files = f" in {', '.join(named[name])}" if name in named else ""
+                raise UserError(f"data.{name}: no example{files}, expected at least one")
+
+    def _nothing_left(self, name: str, fraction: float, examples: Sequence[Example]) -> str:
+        """Return why a fraction leaves nothing to train on."""
+        groups = len(np.unique(_group_keys(examples)))
+        reason = (
+            "identical sentences, or those of one document, are kept together and these are all one group"
+            if groups == 1
+            else f"they are {groups} groups that are kept together: identical sentences, or documents"
+        )
+        return (
+            f"data.{name}: {fraction} of {len(examples)} examples leaves none to train on: {reason}; "
+            f"expected more different ones, or files for {name}"
+        )
 
     def load_named(self) -> Splits:
         """Return the splits that the recipe names files for; fractions come out of train afterwards."""
@@ -125,11 +156,37 @@ class TaggedDataConfig(DataConfig, ABC):
         """Return the recipe's choice."""
         return self.tokens
 
+    def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:  # noqa: ARG002
+        """Yield the lines of a file with predicted tags in place of its own, if any; all else byte for byte.
+
+        Args:
+            path: of the file, whose tokens need no tags.
+            annotations: returns one for each of the file's examples, which have no ``tags``.
+
+        Raises:
+            UserError: as :meth:`read` does, or if the format cannot be written.
+        """
+        raise UserError(f"{path}: format {self.format} cannot be written, expected conll, conllu or jsonl")
+
 
 class TextDataConfig(DataConfig, ABC):
     """A format whose examples are raw texts."""
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
+
+
+def find_files(path: str) -> list[Path]:
+    """Return a file, or in alphabetical order those that a pattern such as ``data/*.conll`` stands for.
+
+    Raises:
+        UserError: if it is a pattern of no file.
+    """
+    if not any(character in path for character in "*?[") or Path(path).exists():
+        return [Path(path)]
+    found = sorted(glob(path, recursive=True))
+    if not found:
+        raise UserError(f"{path}: no file has such a name")
+    return [Path(file) for file in found]
 
 
 def _hold_out(

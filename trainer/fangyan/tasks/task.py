@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fangyan.config import Config
-from fangyan.data.example import Example, Splits
+from fangyan.data.example import Annotation, Example, Splits
 from fangyan.data.splits import DataConfig
 from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
+from fangyan.errors import UserError
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -56,6 +57,18 @@ class Predictor(ABC):
         Raises:
             UserError: for an option that it does not have, or that is out of bounds.
         """
+
+    def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:  # noqa: ARG002
+        """Yield the tags of each example, in order, for input of any length; taggers only.
+
+        Args:
+            examples: with ``tokens``, and ``spaces`` where the format has them.
+            probabilities: how many of each token's most likely tags to return with their probabilities.
+
+        Raises:
+            UserError: if the model has learned something else.
+        """
+        raise UserError("--input: a file of tokens is for taggers, found a model that writes text")
 
 
 class Task(ABC):

@@ -8,8 +8,12 @@ from typing import Annotated, Any
 import pydantic
 
 from fangyan.config import Config, OneOf, error_sentence
+from fangyan.data.formats.chat import Chat
 from fangyan.data.formats.common_voice import CommonVoice
 from fangyan.data.formats.conll import Conll
+from fangyan.data.formats.conllu import Conllu
+from fangyan.data.formats.csv import Csv
+from fangyan.data.formats.datasets import Datasets
 from fangyan.data.formats.hkcancor import HKCanCor
 from fangyan.data.formats.jsonl import Jsonl
 from fangyan.data.formats.text import Text
@@ -19,7 +23,11 @@ from fangyan.errors import UserError
 FORMATS = OneOf(
     HKCanCor,
     Conll,
+    Conllu,
     Jsonl,
+    Csv,
+    Datasets,
+    Chat,
     Text,
     CommonVoice,
     tag="format",

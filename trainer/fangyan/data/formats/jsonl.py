@@ -1,51 +1,105 @@
-"""JSON lines: one object per line, with the lists ``tokens`` and ``tags``."""
+"""JSON lines: one object per line, with tokens and tags, or a text."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import override
 
-from fangyan.data.example import Example, read_lines
-from fangyan.data.splits import TaggedDataConfig
+from fangyan.data.annotated import Annotator, Block, annotate_blocks
+from fangyan.data.example import Annotation, Example, bare, read_raw_lines
+from fangyan.data.formats.conll import cut_end
+from fangyan.data.formats.records import RecordsConfig
 from fangyan.errors import UserError
 
+_COLON = re.compile(r"\s*:\s*")
 
-class Jsonl(TaggedDataConfig):
-    """One JSON object per line, with lists ``tokens`` and ``tags`` of one length; other keys are ignored."""
+
+class Jsonl(RecordsConfig):
+    """One JSON object per line: tokens and tags, text and labelled spans, or text; other keys are ignored."""
 
     format: Literal["jsonl"] = "jsonl"
 
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the objects of a file; see :class:`DataConfig`."""
-        for number, line in read_lines(path):
-            if not line.strip():
-                continue
-            source = f"{path}:{number}"
-            item = _object(line, source)
-            tokens, tags = (_strings(item, key, source) for key in ("tokens", "tags"))
-            if len(tokens) != len(tags):
-                raise UserError(f"{source}: {len(tokens)} tokens but {len(tags)} tags, expected as many")
-            if tokens:
-                yield Example({"tokens": tuple(tokens), "tags": tuple(tags)}, source, " ".join(tokens))
+        return (block.example for block in self._blocks(path, True) if block.example is not None)
+
+    @override
+    def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
+        """Yield the lines of a file with predicted tags or spans; see :class:`TaggedDataConfig`.
+
+        Probabilities are a key of their own: per token a list of tags with theirs.
+        """
+        return annotate_blocks(self._blocks(path, False), annotations, self._write)
+
+    def _blocks(self, path: Path, tagged: bool) -> Iterator[Block]:
+        for number, raw in read_raw_lines(path):
+            line, source = bare(raw, str(path), number), f"{path}:{number}"
+            yield Block([raw], self.example(_object(line, source), source, tagged) if line.strip() else None)
+
+    def _write(self, block: Block, annotation: Annotation) -> Iterator[str]:
+        assert block.example is not None
+        (raw,) = block.lines
+        line, end = cut_end(raw)
+        record = json.loads(line.removeprefix("\ufeff"))
+        if self.has_spans(record):
+            spans = self.spans_of(record[self.column("text")], annotation)
+            line = _put(line, self.column("spans"), spans)
+        else:
+            line = _put(line, self.column("tags"), annotation.tags)
+        if annotation.probabilities is not None:
+            rounded = [
+                [[tag, round(probability, 4)] for tag, probability in token]
+                for token in annotation.probabilities
+            ]
+            line = _put(line, "probabilities", rounded)
+        yield line + end
 
 
-def _object(line: str, source: str) -> dict[str, object]:
+def _object(line: str, source: str) -> dict[str, Any]:
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{source}: not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(item, dict):
         raise UserError(f"{source}: expected an object with tokens and tags, found {type(item).__name__}")
+    if "\\u" in line:
+        try:
+            json.dumps(item, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{source}: half of a surrogate pair (\\ud800 to \\udfff), expected text"
+            ) from None
     return item
 
 
-def _strings(item: dict[str, object], key: str, source: str) -> list[str]:
-    value = item.get(key)
-    if not isinstance(value, list) or not all(isinstance(part, str) and part for part in value):
-        raise UserError(f"{source}: {key} is {str(value)[:60]!r}, expected a list of non-empty strings")
-    return value
+def _put(line: str, key: str, value: Any) -> str:
+    """Return an object's line with another value for a key, which is added where it has none."""
+    content = json.dumps(value, ensure_ascii=False)
+    places = {name: (start, end) for name, start, end in _values(line)}
+    if key in places:
+        start, end = places[key]
+        return line[:start] + content + line[end:]
+    close = line.rindex("}")
+    return f"{line[:close].rstrip()}, {json.dumps(key, ensure_ascii=False)}: {content}{line[close:]}"
+
+
+def _values(line: str) -> Iterator[tuple[str, int, int]]:
+    """Yield every key of an object's line, and where its value begins and ends."""
+    decoder = json.JSONDecoder()
+    place = line.index("{")
+    while True:
+        place = line.find('"', place)
+        if place < 0:  # behind the last value
+            return
+        key, place = decoder.raw_decode(line, place)
+        colon = _COLON.match(line, place)
+        assert colon is not None
+        start = colon.end()
+        _, place = decoder.raw_decode(line, start)
+        yield key, start, place

@@ -1,0 +1,95 @@
+"""Parquet files and data sets of Hugging Face, by the package ``datasets``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from fangyan.data.compression import suffix
+from fangyan.data.example import Example
+from fangyan.data.formats.records import RecordsConfig
+from fangyan.errors import UserError
+
+
+class Datasets(RecordsConfig):
+    """Parquet files, folders of ``save_to_disk``, or ``NAME:SPLIT`` and ``NAME:SUBSET:SPLIT`` on the Hub."""
+
+    format: Literal["datasets"] = "datasets"
+
+    @override
+    def read(self, path: Path) -> Iterator[Example]:
+        """Yield the rows of a data set, which are read as they come; see :class:`DataConfig`."""
+        rows = _open(path)
+        names = rows.column_names
+        wanted = [name for name in self._wanted(names) if name in names]
+        rows = rows.select_columns(wanted)
+        classes = _class_names(rows.features)
+        for number, row in enumerate(rows, start=1):
+            source = f"{path}:{number}"
+            record = {name: _named(value, classes.get(name), source) for name, value in row.items()}
+            example = self.example(record, source)
+            if example is not None:
+                yield example
+
+    def _wanted(self, names: list[str]) -> list[str]:
+        """Return the columns to read: not the others, which may be images."""
+        if self.columns:
+            return [self.column(name) for name in ("tokens", "tags", "text", "spans", "label")]
+        return ["tokens", "tags"] if "tokens" in names else ["text", "spans"]
+
+
+def _open(path: Path) -> Any:
+    """Return a data set: mapped from a folder, streamed otherwise."""
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(
+            "data.format: datasets needs the package of this name, which is not installed; "
+            "run: pip install datasets"
+        )
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if path.is_dir():
+            loaded = datasets.load_from_disk(str(path))
+            if isinstance(loaded, datasets.DatasetDict):
+                raise UserError(
+                    f"{path}: has splits, expected one of {', '.join(f'{path}/{s}' for s in loaded)}"
+                )
+            return loaded
+        if suffix(path) == ".parquet":
+            if not path.is_file():
+                raise UserError(f"{path}: no such file")
+            return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        name, *subset, split = str(path).split(":")
+        if not name or len(subset) > 1:
+            raise ValueError("expected a .parquet file, a folder, NAME:SPLIT or NAME:SUBSET:SPLIT")
+        return datasets.load_dataset(name, *subset, split=split, streaming=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be loaded by datasets: {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def _class_names(features: Any) -> dict[str, list[str]]:
+    """Return the names of the columns that hold numbers of classes."""
+    found = {}
+    for name, feature in (features or {}).items():
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        if names:
+            found[name] = list(names)
+    return found
+
+
+def _named(value: Any, names: list[str] | None, source: str) -> Any:
+    """Return classes by their names."""
+    if names is None:
+        return value
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and 0 <= number < len(names) for number in numbers):
+        raise UserError(f"{source}: class {str(value)[:60]}, expected numbers below {len(names)}")
+    named = [names[number] for number in numbers]
+    return named if isinstance(value, list) else named[0]

@@ -1,0 +1,175 @@
+"""What formats of named values share: JSON lines, tables with a header, data sets of ``datasets``."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+from typing_extensions import override
+
+from fangyan.data.example import Annotation, Example
+from fangyan.data.splits import TaggedDataConfig
+from fangyan.errors import UserError
+
+Name = Literal["tokens", "tags", "text", "spans", "label"]
+_TEXTS: tuple[set[str], ...] = ({"text"}, {"text", "label"})
+
+
+class RecordsConfig(TaggedDataConfig, ABC):
+    """A format whose examples are named values.
+
+    Tokens and their tags; or a text with labelled spans of its characters, which become IOB2 tags; or a text,
+    alone or with a label.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "label")
+
+    columns: dict[Name, str] = Field(
+        {},
+        description="Where the file has tokens and tags, text and spans, or text alone under other names: "
+        "{tokens: words, tags: ner_tags}, {text: sentence}.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _of_one_kind(self) -> RecordsConfig:
+        names = set(self.columns)
+        if names not in _TEXTS and not names <= {"tokens", "tags"} and not names <= {"text", "spans"}:
+            raise ValueError(
+                f"columns has {', '.join(self.columns)}; expected tokens and tags, text and spans, text, or "
+                "text and label"
+            )
+        if names in _TEXTS and self.tokens != "words":
+            raise ValueError("tokens is characters, but columns names a text that has no tags")
+        return self
+
+    @property
+    @override
+    def provided(self) -> tuple[str, ...]:
+        """Return ``text`` or ``tokens`` and ``tags``, by the recipe's columns."""
+        return tuple(self.columns) if set(self.columns) in _TEXTS else ("tokens", "tags")
+
+    def column(self, name: Name) -> str:
+        """Return a value's name in the file."""
+        return self.columns.get(name, name)
+
+    def example(self, record: Mapping[str, Any], source: str, tagged: bool = True) -> Example | None:
+        """Return a record's example; None for one without text or tokens.
+
+        Args:
+            record: the values of the file.
+            source: ``file:line``.
+            tagged: whether its tags are read too.
+
+        Raises:
+            UserError: naming the source and the value that does not fit.
+        """
+        if set(self.columns) in _TEXTS:
+            values = {str(name): _string(record, key, source) for name, key in self.columns.items()}
+            return Example(values, source, values["text"]) if values["text"].strip() else None
+        if self.has_spans(record):
+            return self._of_spans(record, source, tagged)
+        tokens = strings(record, self.column("tokens"), source)
+        fields = {"tokens": tokens}
+        if tagged:
+            fields["tags"] = strings(record, self.column("tags"), source)
+            if len(tokens) != len(fields["tags"]):
+                raise UserError(
+                    f"{source}: {len(tokens)} tokens but {len(fields['tags'])} tags, expected as many"
+                )
+        return Example(fields, source, " ".join(tokens)) if tokens else None
+
+    def has_spans(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record is a text with spans."""
+        if self.columns:
+            return not {"text", "spans"}.isdisjoint(self.columns)
+        return "tokens" not in record and "text" in record
+
+    def _of_spans(self, record: Mapping[str, Any], source: str, tagged: bool) -> Example | None:
+        text = _string(record, self.column("text"), source)
+        bounds = self.bounds(text)
+        if not bounds:
+            return None
+        tokens = tuple(text[start:end] for start, end in bounds)
+        followed = [start for start, _ in bounds[1:]] + [len(text) + 1]
+        fields: dict[str, Any] = {
+            "tokens": tokens,
+            "spaces": tuple(start > end for (_, end), start in zip(bounds, followed, strict=True)),
+        }
+        if tagged:
+            fields["tags"] = _span_tags(record.get(self.column("spans")), text, bounds, source, self.tokens)
+        return Example(fields, source, text)
+
+    def bounds(self, text: str) -> list[tuple[int, int]]:
+        """Return where the tokens of a text begin and end: words between white space, or characters."""
+        pattern = r"\S" if self.tokens == "characters" else r"\S+"
+        return [match.span() for match in re.finditer(pattern, text)]
+
+    def spans_of(self, text: str, annotation: Annotation) -> list[dict[str, Any]]:
+        """Return IOB2 tags as labelled spans of a text."""
+        spans: list[dict[str, Any]] = []
+        inside = None
+        for (start, end), tag in zip(self.bounds(text), annotation.tags, strict=True):
+            prefix, _, label = tag.partition("-")
+            if prefix == "I" and label == inside:
+                spans[-1]["end"] = end
+            elif tag != "O":
+                spans.append({"start": start, "end": end, "label": label})
+            inside = None if tag == "O" else label
+        return spans
+
+
+def strings(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
+    """Return a value that is a list of strings, none empty.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    value = record.get(key)
+    if not isinstance(value, list) or not all(isinstance(part, str) and part for part in value):
+        raise UserError(f"{source}: {key} is {str(value)[:60]!r}, expected a list of non-empty strings")
+    return tuple(value)
+
+
+def _string(record: Mapping[str, Any], key: str, source: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise UserError(f"{source}: {key} is {str(value)[:60]!r}, expected a string")
+    return value
+
+
+def _span_tags(
+    spans: Any, text: str, bounds: list[tuple[int, int]], source: str, unit: str
+) -> tuple[str, ...]:
+    """Return labelled spans of characters as IOB2 tags."""
+    tags = ["O"] * len(bounds)
+    starts = {start: i for i, (start, _) in enumerate(bounds)}
+    ends = {end: i for i, (_, end) in enumerate(bounds)}
+    for start, end, label in sorted(_parse_spans(spans, len(text), source)):
+        found = f"span {start}-{end} ({text[start:end][:40]!r})"
+        if start not in starts or end not in ends:
+            hint = "; data.tokens: characters cuts anywhere" if unit == "words" else ""
+            raise UserError(f"{source}: {found} cuts a token, expected it to begin and end with one{hint}")
+        first, last = starts[start], ends[end]
+        if any(tag != "O" for tag in tags[first : last + 1]):
+            raise UserError(f"{source}: {found} overlaps another, expected spans apart")
+        tags[first : last + 1] = [f"B-{label}"] + [f"I-{label}"] * (last - first)
+    return tuple(tags)
+
+
+def _parse_spans(spans: Any, length: int, source: str) -> Iterable[tuple[int, int, str]]:
+    if not isinstance(spans, list):
+        raise UserError(f"{source}: spans is {str(spans)[:60]!r}, expected a list of start, end and label")
+    for span in spans:
+        fields = span if isinstance(span, dict) else {}
+        start, end, label = fields.get("start"), fields.get("end"), fields.get("label")
+        numbers = type(start) is int and type(end) is int and 0 <= start < end <= length
+        if not numbers or not isinstance(label, str) or not label:
+            raise UserError(
+                f"{source}: span {str(span)[:60]}, expected start, end and label, counted in the {length} "
+                "characters of the text"
+            )
+        yield start, end, label
