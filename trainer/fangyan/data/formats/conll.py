@@ -146,6 +146,11 @@ class _Reader:
 
     def _cells(self, line: Line) -> list[str]:
         between = self._between or ("\t" if "\t" in line.text else " ")
+        if between == " " and "\t" in line.text and self._separator == "auto":
+            raise UserError(
+                f"{self._path}:{line.number}: a tab, but the sentence begins with spaces between columns; "
+                f"expected the same, found {line.text[:80]!r}"
+            )
         cells = split(line.text, between)
         needed = max(self._token, self._tag if self._tagged else 0) + 1
         fits = len(cells) >= needed

@@ -164,10 +164,10 @@ def _parse_spans(spans: Any, length: int, source: str) -> Iterable[tuple[int, in
     if not isinstance(spans, list):
         raise UserError(f"{source}: spans is {str(spans)[:60]!r}, expected a list of start, end and label")
     for span in spans:
-        fields = span if isinstance(span, dict) else {}
-        start, end, label = fields.get("start"), fields.get("end"), fields.get("label")
-        numbers = type(start) is int and type(end) is int and 0 <= start < end <= length
-        if not numbers or not isinstance(label, str) or not label:
+        fields: dict[str, Any] = span if isinstance(span, dict) else {}
+        start, end, label = (fields.get(name) for name in ("start", "end", "label"))
+        numbers = isinstance(start, int) and isinstance(end, int)
+        if not numbers or not 0 <= start < end <= length or not isinstance(label, str) or not label:
             raise UserError(
                 f"{source}: span {str(span)[:60]}, expected start, end and label, counted in the {length} "
                 "characters of the text"

@@ -1,0 +1,208 @@
+"""Named values: JSON lines, tables and data sets of ``datasets``."""
+
+import json
+
+import pytest
+from fangyan.data.example import Annotation
+from fangyan.data.formats import parse_data
+from fangyan.errors import UserError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
+SPANS = {"text": "Jo wohnt  in Sankt Gallen", "spans": [{"start": 13, "end": 25, "label": "LOC"}]}
+
+
+def parse(format, path, **fields):
+    return parse_data({"format": format, "train": str(path), **fields}, "test")
+
+
+def write(folder, text, name):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def read(path, format, **fields):
+    return [example.fields for example in parse(format, path, **fields).read(path)]
+
+
+def annotated(data, path, tags, probabilities=None):
+    stream = iter(tags)
+    return "".join(
+        data.annotate(path, lambda examples: (Annotation(next(stream), probabilities) for _ in examples))
+    )
+
+
+@pytest.mark.parametrize("token", [" ", "\u200b", "\u200d", "\u0301", "\ufe0f"])
+def test_jsonl_tokens_that_look_empty(tmp_path, token):
+    line = json.dumps({"tokens": ["我", token], "tags": ["A", "B"], "id": 1}, ensure_ascii=False) + "\n"
+    path = write(tmp_path, line, "a.jsonl")
+    assert read(path, "jsonl") == [{"tokens": ("我", token), "tags": ("A", "B")}]
+    assert annotated(parse("jsonl", path), path, [("A", "B")]) == line
+
+
+def test_jsonl_read_spans(tmp_path):
+    path = write(tmp_path, json.dumps(SPANS) + "\n" + '{"text": " ", "spans": []}\n', "a.jsonl")
+    (words,) = read(path, "jsonl")
+    assert words["tokens"] == ("Jo", "wohnt", "in", "Sankt", "Gallen")
+    assert words["tags"] == ("O", "O", "O", "B-LOC", "I-LOC")
+    assert words["spaces"] == (True,) * 5
+    (characters,) = read(path, "jsonl", tokens="characters")
+    assert "".join(characters["tokens"]) == "JowohntinSanktGallen"
+    assert characters["tags"] == ("O",) * 9 + ("B-LOC",) + ("I-LOC",) * 10
+    assert [i for i, space in enumerate(characters["spaces"]) if space] == [1, 6, 8, 13, 19]
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([{"start": 14, "end": 25, "label": "LOC"}], r"a.jsonl:1: span 14-25 \('ankt Gallen'\) cuts a token"),
+        ([*SPANS["spans"], {"start": 13, "end": 18, "label": "X"}], "span 13-25 .* overlaps another"),
+        ([{"start": 13, "end": 99, "label": "LOC"}], "counted in the 25 characters of the text"),
+        ([[13, 25, "LOC"]], r"a.jsonl:1: span \[13, 25, 'LOC'\], expected start, end and label"),
+        (None, "a.jsonl:1: spans is 'None', expected a list"),
+    ],
+)
+def test_jsonl_refuses_spans(tmp_path, spans, message):
+    path = write(tmp_path, json.dumps(SPANS | {"spans": spans}) + "\n", "a.jsonl")
+    with pytest.raises(UserError, match=message):
+        read(path, "jsonl")
+
+
+def test_jsonl_annotate(tmp_path):
+    path = write(
+        tmp_path,
+        '{"tags":["X", "Y"] , "tokens": ["\\u6211", "a\\"b"],"n": [1.0 , {"tags": []}] }\r\n\n'
+        '{"tokens": ["b"]}',
+        "a.jsonl",
+    )
+    probabilities = ((("N", 0.987654),), (("V", 0.5),))
+    assert annotated(parse("jsonl", path), path, [("N", "V"), ("N",)]) == (
+        '{"tags":["N", "V"] , "tokens": ["\\u6211", "a\\"b"],"n": [1.0 , {"tags": []}] }\r\n\n'
+        '{"tokens": ["b"], "tags": ["N"]}'
+    )
+    assert '"probabilities": [[["N", 0.9877]], [["V", 0.5]]]}' in annotated(
+        parse("jsonl", path), path, [("N", "V"), ("N",)], probabilities
+    )
+    path = write(tmp_path, json.dumps({"text": SPANS["text"]}) + "\n", "b.jsonl")
+    written = annotated(parse("jsonl", path), path, [("B-PER", "O", "O", "B-LOC", "I-LOC")])
+    spans = [{"start": 0, "end": 2, "label": "PER"}, *SPANS["spans"]]
+    assert json.loads(written) == {"text": SPANS["text"], "spans": spans}
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1), st.booleans())
+def test_jsonl_reads_what_was_written(tmp_path_factory, rows, ascii):
+    tokens, tags = zip(*rows, strict=True)
+    line = (
+        json.dumps({"tokens": tokens, "tags": tags}, ensure_ascii=ascii).replace("\\u0000", "\\u0001") + "\n"
+    )
+    path = write(tmp_path_factory.mktemp("jsonl"), line.replace("\0", "\1"), "a.jsonl")
+    (fields,) = read(path, "jsonl")
+    assert fields["tokens"] == tuple(token.replace("\0", "\1") for token in tokens)
+    (again,) = read(write(path.parent, annotated(parse("jsonl", path), path, [tags]), "b.jsonl"), "jsonl")
+    assert again == {"tokens": fields["tokens"], "tags": tags}
+
+
+def test_jsonl_refuses_half_of_a_character(tmp_path):
+    path = write(tmp_path, '{"tokens": ["\\ud83d"], "tags": ["X"]}\n', "a.jsonl")
+    with pytest.raises(UserError, match="a.jsonl:1: half of a surrogate pair"):
+        read(path, "jsonl")
+
+
+def test_columns_say_what_is_read(tmp_path):
+    path = write(
+        tmp_path,
+        '{"sentence": "Grüezi mitenand", "dialect": "ZH", "words": ["a"], "ner": ["O"]}\n',
+        "a.jsonl",
+    )
+    texts = {"text": "sentence", "label": "dialect"}
+    assert read(path, "jsonl", columns=texts) == [{"text": "Grüezi mitenand", "label": "ZH"}]
+    assert parse("jsonl", path, columns={"text": "sentence"}).provided == ("text",)
+    words = {"tokens": "words", "tags": "ner"}
+    assert read(path, "jsonl", columns=words) == [{"tokens": ("a",), "tags": ("O",)}]
+    with pytest.raises(UserError, match="test: data: columns has tokens, text; expected tokens and tags"):
+        parse("jsonl", path, columns={"tokens": "words", "text": "sentence"})
+    with pytest.raises(UserError, match="tokens is characters, but columns names a text that has no tags"):
+        parse("jsonl", path, columns=texts, tokens="characters")
+
+
+def test_csv_read_quoted_cells(tmp_path):
+    text = '\ufeffid,tweet,dialect\r\n1,"""ja"", seit er,\nund gaht",ZH\r\n\r\n2,Grüezi,BE\r\n'
+    path = write(tmp_path, text, "a.csv")
+    data = parse("csv", path, columns={"text": "tweet", "label": "dialect"})
+    first, second = data.read(path)
+    assert first.fields == {"text": '"ja", seit er,\nund gaht', "label": "ZH"}
+    assert (first.source, second.source) == (f"{path}:2", f"{path}:5")
+
+
+def test_csv_read_tokens(tmp_path):
+    path = write(tmp_path, 'tokens\ttags\n我 去\tr v\n"[""New York"", ""x""]"\tB-LOC O\n', "a.tsv")
+    assert [fields["tokens"] for fields in read(path, "csv")] == [("我", "去"), ("New York", "x")]
+    path = write(tmp_path, 'words\tner\n" x\tO O\n', "b.tsv")
+    columns = {"tokens": "words", "tags": "ner"}
+    assert read(path, "csv", columns=columns, quoted=False) == [{"tokens": ('"', "x"), "tags": ("O", "O")}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("text,label\na,b,c\n", "a.csv:2: 3 cells, expected 2 as in the header"),
+        ("tweet\na\n", "a.csv:1: no column 'text' in the header tweet; data.columns names others"),
+        ("text,text\n", "a.csv:1: more than one column 'text'"),
+        ('text\n\n"a\nb', "a.csv:3: no row of a table: unexpected end of data; data.quoted: false"),
+        ('text\n"a"b\n', "a.csv:2: no row of a table"),
+    ],
+)
+def test_csv_refuses(tmp_path, text, message):
+    path = write(tmp_path, text, "a.csv")
+    with pytest.raises(UserError, match=message):
+        read(path, "csv", columns={"text": "text"})
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(TEXT.filter(lambda text: text.strip() and "\0" not in text), min_size=1), st.sampled_from(",\t;")
+)
+def test_csv_reads_what_was_written(tmp_path_factory, texts, separator):
+    import csv
+
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows([["n", "text"], *enumerate(texts)])
+    assert read(path, "csv", columns={"text": "text"}, separator=separator) == [
+        {"text": text} for text in texts
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)")  # dill's, within datasets
+def test_datasets_parquet_and_folders(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["O", "B-LOC"])
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(names), "x": names}
+    )
+    rows = {"tokens": [["z", "Züri"], ["ja"]], "ner_tags": [[0, 1], [0]], "x": [0, 1]}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    whole.to_parquet(tmp_path / "train.parquet")
+    whole.save_to_disk(tmp_path / "folder")
+    expected = [{"tokens": ("z", "Züri"), "tags": ("O", "B-LOC")}, {"tokens": ("ja",), "tags": ("O",)}]
+    columns = {"tokens": "tokens", "tags": "ner_tags"}
+    for path in (tmp_path / "train.parquet", tmp_path / "folder"):
+        assert read(path, "datasets", columns=columns) == expected
+    datasets.DatasetDict(train=whole).save_to_disk(tmp_path / "both")
+    for path, message in (
+        ("both", "both: has splits, expected one of .*both/train"),
+        ("none", "none: cannot be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / path, "datasets", columns=columns)
+    with pytest.raises(UserError, match="train.parquet:1: tags is 'None', expected a list"):
+        read(tmp_path / "train.parquet", "datasets")
+
+
+def test_datasets_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package of this name, which is not installed"):
+        read(tmp_path / "a.parquet", "datasets")
