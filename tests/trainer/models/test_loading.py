@@ -1,14 +1,18 @@
 """The packaged ELECTRA, plain folders, and folders that are not models."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from fangyan.adaptation.quantization import quantize
 from fangyan.errors import UserError
-from fangyan.models.loading import ModelConfig
+from fangyan.models.loading import ModelConfig, cast_weights
 from fangyan.models.packaged.cantonese_qwen3 import read_cantonese_qwen3
 from fangyan.models.packaged.electra import read_electra
 from fangyan.models.structure import fingerprint, max_length, new_modules
 from fangyan.tasks.causal_lm.task import CausalLM
 from fangyan.tasks.token_classification.task import TokenClassification
+from fangyan_kernels.lora_linear.base_weights import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, BertConfig, BertForTokenClassification, BertTokenizerFast
 
@@ -142,3 +146,80 @@ def test_load_damaged_weights(bert_folder, damage):
     message = "model.path: AutoModelForTokenClassification cannot be loaded from the folder"
     with pytest.raises(UserError, match=message):
         load(path=str(bert_folder))
+
+
+@pytest.fixture
+def half_folder(bert_folder):
+    """The same weights in bfloat16."""
+    path = bert_folder / "model.safetensors"
+    weights = {name: weight.bfloat16() for name, weight in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    return bert_folder
+
+
+def test_load_weights_of_16_bits(half_folder):
+    """Weights, new ones too, are what transformers loads in float32."""
+    task = TokenClassification(LABELS, "segmentation")
+    torch.manual_seed(3)
+    config = BertConfig.from_pretrained(half_folder, **task.model_kwargs(), attention_probs_dropout_prob=0.0)
+    expected = BertForTokenClassification.from_pretrained(
+        half_folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+    model, _ = load(seed=3, path=str(half_folder))
+    assert model.dtype == torch.float32
+    assert model.config.dtype == torch.float32
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    stored, _ = ModelConfig(path=str(half_folder)).load(
+        task.auto_model, 3, task.model_kwargs(), task.tokenizer_kwargs, as_stored=True
+    )
+    dtypes = {name: p.dtype for name, p in stored.named_parameters()}
+    new = {"classifier.weight", "classifier.bias"}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == new
+    assert fingerprint(stored, ["classifier"]) == fingerprint(model, ["classifier"])
+    # One rounding, whether here or by DeepSpeed.
+    cast_weights(stored, torch.bfloat16)
+    assert torch.equal(stored.classifier.weight, expected.classifier.weight.bfloat16())
+
+
+def test_load_weights_of_several_dtypes_in_the_widest(half_folder):
+    path = half_folder / "model.safetensors"
+    weights = load_file(path)
+    name = "bert.encoder.layer.0.output.LayerNorm.weight"
+    weights[name] = torch.rand(16)
+    save_file(weights, path, metadata={"format": "pt"})
+    task = TokenClassification(LABELS, "segmentation")
+    model, _ = ModelConfig(path=str(half_folder)).load(
+        task.auto_model, 0, task.model_kwargs(), task.tokenizer_kwargs, as_stored=True
+    )
+    assert model.dtype == torch.float32
+    assert torch.equal(model.get_parameter(name), weights[name])
+
+
+def test_load_as_stored_maps_the_files(half_folder):
+    """Weights are the files' own pages: no copy of them is in memory."""
+    task = TokenClassification(LABELS, "segmentation")
+    model, _ = ModelConfig(path=str(half_folder)).load(
+        task.auto_model, 0, task.model_kwargs(), task.tokenizer_kwargs, as_stored=True
+    )
+    address = model.bert.encoder.layer[0].output.dense.weight.data_ptr()
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        first, _, last = line.split()[0].partition("-")
+        if int(first, 16) <= address < int(last, 16):
+            assert line.endswith("model.safetensors")
+            return
+    raise AssertionError("the weight is in no mapping")
+
+
+def test_quantize_from_16_bits_as_from_32(half_folder):
+    task = TokenClassification(LABELS, "segmentation")
+    packed = []
+    for as_stored in (False, True):
+        model, _ = ModelConfig(path=str(half_folder)).load(
+            task.auto_model, 0, task.model_kwargs(), task.tokenizer_kwargs, as_stored=as_stored
+        )
+        quantize(model, ["classifier"], torch.float32)
+        packed.append(model.bert.encoder.layer[0].output.dense.weight)
+    assert torch.equal(packed[0], packed[1])
+    assert torch.equal(dequantize(packed[0]), dequantize(packed[1]))
+    assert dequantize(packed[1]).dtype == torch.float32

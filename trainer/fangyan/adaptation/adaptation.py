@@ -51,12 +51,12 @@ class Adaptation(Config, ABC):
         """Return the model with the parameters that learn: every other one is frozen.
 
         Args:
-            model: of transformers, in float32.
+            model: of transformers, in any dtype, which becomes ``activation_dtype``.
             peft_task_type: PEFT's name of the task.
             new_head: name of a head that the task brings, which is trained whole; None where the model's own
                 stays frozen.
             total_steps: optimizer steps of the run.
-            activation_dtype: of the forward, for quantized weights.
+            activation_dtype: of the forward.
             kernels: ``reference`` leaves every layer to PEFT.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -11,6 +11,9 @@ from typing_extensions import override
 
 from fangyan.adaptation.adaptation import Adaptation
 from fangyan.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Full(Adaptation):
@@ -33,12 +36,16 @@ class Full(Adaptation):
         return value
 
     @override
-    def apply(self, model: Any, *, new_head: str | None, **_: Any) -> Any:
+    def apply(
+        self, model: Any, *, new_head: str | None, activation_dtype: torch.dtype, **_: Any
+    ) -> Any:
         """Freeze what the recipe says, and what reads something else than text; see :class:`Adaptation`."""
         from torch import nn
 
+        from fangyan.models.loading import cast_weights
         from fangyan.models.structure import text_part
 
+        cast_weights(model, activation_dtype)
         # Of a composite model: weight decay would shrink what no text reaches.
         head = model.get_output_embeddings() if new_head is None else model.get_submodule(new_head)
         learned = {id(parameter) for part in (text_part(model), head) for parameter in part.parameters()}

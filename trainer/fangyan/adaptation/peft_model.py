@@ -71,26 +71,32 @@ class PeftMethod(Adaptation, ABC):
         import fangyan.device  # noqa: F401  (before PEFT, which imports DeepSpeed)
         from fangyan.adaptation.fused_lora import use_fused_lora
         from fangyan.adaptation.quantization import quantize
+        from fangyan.models.loading import cast_weights
         from fangyan.models.structure import new_modules, try_forward
         from fangyan.models.vocabulary import use_merged_tokens
 
         new = new_modules(model, new_head)
         import peft
+        import torch
 
         if self.adapter_path is not None:
             self._check_base(model, new, self.adapter_path)
         if self.base_quantization == "nf4":
             quantize(model, new, activation_dtype)
+        # DoRA's magnitudes are norms of the weights.
+        cast_weights(model, torch.float32 if self.uses_dora else activation_dtype)
         with self._refusing(model), without_peft_warnings():
             if self.adapter_path is not None:
                 adapted = self._load(model, self.adapter_path)
             else:
                 config = self.peft_config(model, new, total_steps, task_type=peft_task_type)
                 adapted = peft.get_peft_model(model, config)
+            cast_weights(adapted, activation_dtype)
             use_merged_tokens(adapted)
             if kernels == "auto":
                 use_fused_lora(adapted)
-            try_forward(adapted)
+            # With gradients: bitsandbytes' layers with a bias fail there alone, where no input has one.
+            try_forward(adapted, gradients=True)
         return adapted
 
     @contextmanager

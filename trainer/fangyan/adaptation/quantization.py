@@ -44,7 +44,8 @@ def quantize(model: Any, skip: Collection[str], dtype: torch.dtype) -> None:
             quant_storage=torch.uint8,
             device="meta",
         )
-        weight = bnb.nn.Params4bit(module.weight.data, quant_type="nf4", quant_storage=torch.uint8)
+        # As it is read from its file, one layer after another; scales are taken in float32.
+        weight = bnb.nn.Params4bit(module.weight.data.float(), quant_type="nf4", quant_storage=torch.uint8)
         packed.weight = weight.to(module.weight.device)
         packed.weight.module = packed
         packed.bias = module.bias

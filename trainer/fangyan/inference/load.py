@@ -26,7 +26,7 @@ from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.models.layout import keep_layout
-from fangyan.models.loading import silence_transformers
+from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
 from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
@@ -217,9 +217,7 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
     vocabulary = config.get_text_config()
     extended = vocabulary.vocab_size
     vocabulary.vocab_size = expected.get("vocab_size", extended)
-    base = task.auto_model.from_pretrained(
-        path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-    )
+    base = load_as_stored(task.auto_model, path, config)
     if fingerprint(base, expected["new"]) != expected["fingerprint"]:
         raise UserError(
             f"{folder}: its base model {path} has other weights than the adapter was trained on; "
@@ -229,6 +227,7 @@ def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any
         quantize(base, expected["new"], torch.float32)
         if mergeable:
             dequantize(base)
+    cast_weights(base, torch.float32)
     resize_embeddings(base, extended)  # the adapter's file has the new rows
     with without_peft_warnings():
         try:

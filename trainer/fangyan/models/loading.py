@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,8 +50,9 @@ class ModelConfig(Config):
         seed: int,
         model_kwargs: Mapping[str, Any] | None = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
+        as_stored: bool = False,
     ) -> tuple[Any, Any]:
-        """Load the model in float32 and its fast tokenizer.
+        """Load the model and its fast tokenizer.
 
         The model's ``new_weights`` names those that a pretrained one's files do not have, which are random.
 
@@ -59,6 +61,8 @@ class ModelConfig(Config):
             seed: of the head's weights, and of all weights if not pretrained.
             model_kwargs: fields of the model's configuration, such as ``num_labels``.
             tokenizer_kwargs: for the tokenizer.
+            as_stored: leave weights in the dtype of their files, which are mapped into memory and take none
+                until :func:`cast_weights`; otherwise they are in float32.
 
         Raises:
             UserError: if the folder has no weights, or the hub has no such model.
@@ -71,7 +75,9 @@ class ModelConfig(Config):
         if self.path in PACKAGED:
             return self._load_packaged(auto_model, model_kwargs or {})
         try:
-            return self._load_from_hub_or_disk(auto_model, model_kwargs or {}, tokenizer_kwargs or {})
+            model, tokenizer = self._load_from_hub_or_disk(
+                auto_model, seed, model_kwargs or {}, tokenizer_kwargs or {}
+            )
         except (OSError, ValueError, SafetensorError) as error:
             source = "folder" if Path(self.path).exists() else "hub name or folder"
             reason = " ".join(str(error).split())[:300]
@@ -79,6 +85,9 @@ class ModelConfig(Config):
                 f"model.path: {auto_model.__name__} cannot be loaded from the {source} {self.path!r}: "
                 f"{reason}"
             ) from None
+        if not as_stored:
+            cast_weights(model, torch.float32)
+        return model, tokenizer
 
     def _load_packaged(self, auto_model: Any, model_kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         import torch
@@ -97,7 +106,11 @@ class ModelConfig(Config):
         return model, packaged.tokenizer
 
     def _load_from_hub_or_disk(
-        self, auto_model: Any, model_kwargs: Mapping[str, Any], tokenizer_kwargs: Mapping[str, Any]
+        self,
+        auto_model: Any,
+        seed: int,
+        model_kwargs: Mapping[str, Any],
+        tokenizer_kwargs: Mapping[str, Any],
     ) -> tuple[Any, Any]:
         import torch
         from transformers import AutoConfig, AutoTokenizer
@@ -111,17 +124,7 @@ class ModelConfig(Config):
         self._set_dropout(config.get_text_config())
         if not self.pretrained:
             return auto_model.from_config(config, dtype=torch.float32), tokenizer
-        # A head for other labels is dropped; any other weight that is absent or does not fit is an error.
-        model, report = auto_model.from_pretrained(
-            self.path,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        mismatched = [key for key, *_ in report["mismatched_keys"]]
-        _set_new_weights(model, [*mismatched, *report["missing_keys"]])
-        return model, tokenizer
+        return load_as_stored(auto_model, self.path, config, seed), tokenizer
 
     def _set_dropout(self, config: Any) -> None:
         """Set dropout, which configurations name in many ways; attention's always has ``att`` in its name."""
@@ -132,6 +135,81 @@ class ModelConfig(Config):
                 setattr(config, key, self.attention_dropout)
             elif self.hidden_dropout is not None:
                 setattr(config, key, self.hidden_dropout)
+
+
+def load_as_stored(auto_model: Any, path: str | Path, config: Any, seed: int = 0) -> Any:
+    """Return a pretrained model in the dtype of its files, without a copy of them in memory.
+
+    Args:
+        auto_model: class of transformers.
+        path: a folder, or a name on the hub.
+        config: of the model.
+        seed: of the weights that the files do not have.
+    """
+    import torch
+
+    # A head for other labels is dropped; any other weight that is absent or does not fit is an error.
+    model, report = auto_model.from_pretrained(
+        path,
+        config=config,
+        dtype=_stored_dtype(path),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    _set_new_weights(model, [*mismatched, *report["missing_keys"]])
+    if model.dtype != torch.float32:
+        _draw_in_float32(model, seed)
+    return model
+
+
+def _stored_dtype(path: str | Path) -> Any:
+    """Return the dtype that all of a model's files have, or float32, which holds any."""
+    import torch
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file
+
+    def find(name: str) -> str | None:
+        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        return found
+
+    index = find("model.safetensors.index.json")
+    names = {"model.safetensors"}
+    if index is not None:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    dtypes = set()
+    for file in map(find, sorted(names)):
+        if file is None:  # PyTorch's older files
+            return torch.float32
+        with safe_open(file, "pt") as content:
+            dtypes |= {content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(dtypes), torch.float32)
+
+
+def _draw_in_float32(model: Any, seed: int) -> None:
+    """Draw new weights again as in a model of float32: the generator returns others for fewer bits."""
+    import torch
+
+    for name in model.new_weights:
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.float()
+        parameter._is_hf_initialized = False
+        module = model.get_submodule(name.rpartition(".")[0])
+        module._is_hf_initialized = False
+    torch.manual_seed(seed)
+    model.initialize_weights()
+
+
+def cast_weights(model: Any, dtype: Any) -> None:
+    """Cast a model's weights in place, one at a time; packed ones stay as they are."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and buffer.element_size() < dtype.itemsize:
+            buffer.data = buffer.data.to(dtype)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.config.dtype = dtype
 
 
 def silence_transformers() -> None:

@@ -44,11 +44,11 @@ def head_name(model: Any, outputs: int) -> str:
     return names[called[-1]]
 
 
-def try_forward(model: Any) -> None:
-    """Run a forward on a few sub-words, in evaluation mode and without gradients."""
+def try_forward(model: Any, gradients: bool = False) -> None:
+    """Run a forward on a few sub-words in evaluation mode; with ``gradients`` as one that has a backward."""
     training = model.training
     try:
-        with torch.no_grad():  # some models pool by 8 before they attend
+        with torch.set_grad_enabled(gradients):  # some models pool by 8 before they attend
             model.eval()(input_ids=torch.zeros(1, 16, dtype=torch.int64, device=model.device))
     finally:
         model.train(training)

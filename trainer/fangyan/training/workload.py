@@ -67,7 +67,7 @@ class Workload:
         self.messages = [*self.task.warnings(self.splits), *slow_precision(recipe.engine)]
         task = self.task
         model, backend = recipe.model.load(
-            task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs
+            task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs, as_stored=True
         )
         if task.is_causal and looks_ahead(model):
             raise UserError(
