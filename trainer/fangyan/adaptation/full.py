@@ -36,9 +36,7 @@ class Full(Adaptation):
         return value
 
     @override
-    def apply(
-        self, model: Any, *, new_head: str | None, activation_dtype: torch.dtype, **_: Any
-    ) -> Any:
+    def apply(self, model: Any, *, new_head: str | None, activation_dtype: torch.dtype, **_: Any) -> Any:
         """Freeze what the recipe says, and what reads something else than text; see :class:`Adaptation`."""
         from torch import nn
 
