@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from fangyan.adaptation import ADAPTATIONS
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 from fangyan.models.loss_head import LogitTransform, find_logit_transform, install_loss_head
@@ -138,6 +139,38 @@ def test_loss_of_a_tagger_is_cross_entropy_of_its_own_logits(name):
     assert packed.messages == []
     assert packed.logit_transform == LogitTransform()
     check_loss(packed, plain, 2)
+
+
+def adapted(method, **settings):
+    """A Cohere with an adapter."""
+    model = randomize(AutoModelForCausalLM.from_config(CAUSAL["Cohere"][0](), dtype=torch.float32))
+    options = {"peft_task_type": "CAUSAL_LM", "new_head": None, "total_steps": 1, "kernels": "auto"}
+    adaptation = ADAPTATIONS.members[method](**settings)
+    return PackedModel(adaptation.apply(model, activation_dtype=torch.float32, **options), "padded")
+
+
+def test_loss_of_prompt_tuning_is_cross_entropy_of_the_logits():
+    """Rows are longer than their labels by the prompt."""
+    packed = adapted("prompt_tuning", virtual_tokens=4)
+    batch = collate(make_sequences(60), 0, packed.row_width)
+    expected = nn.functional.cross_entropy(
+        packed.logits(batch).flatten(0, 1), batch.labels.flatten(), reduction="sum"
+    )
+    found = packed.loss(batch)
+    torch.testing.assert_close(found, expected)
+    (prompt,) = (parameter for parameter in packed.parameters() if parameter.requires_grad)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, prompt)[0] for loss in (found, expected)))
+
+
+def test_loss_under_gradient_checkpointing():
+    packed = adapted("lora", rank=4).train()
+    batch = collate(make_sequences(60), 0, packed.row_width)
+    trained = [parameter for parameter in packed.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(packed.loss(batch), trained)
+    packed.use_gradient_checkpointing()
+    found = torch.autograd.grad(packed.loss(batch), trained)
+    assert any(gradient.any() for gradient in found)
+    torch.testing.assert_close(found, expected)
 
 
 class Odd(transformers.Qwen3ForCausalLM):

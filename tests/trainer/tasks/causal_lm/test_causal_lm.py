@@ -101,6 +101,30 @@ def test_export_is_plain_transformers(language_model):
 
 
 @pytest.mark.slow
+@pytest.mark.ranks
+def test_train_scaled_logits_and_tied_weights_on_two_ranks(language_model):
+    """A Cohere: ZeRO-3 gathers the embeddings for its head, and its layers are computed twice."""
+    from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM
+
+    folder = language_model.folder
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run" / "model")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    config = CohereConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **special)
+    CohereForCausalLM(config).save_pretrained(folder / "cohere")
+    tokenizer.save_pretrained(folder / "cohere")
+    options = ("model.path=cohere", "model.pretrained=true", "train.epochs=4")
+    options += ("train.gradient_checkpointing=true", "optimizer.eps=1e-6")
+    language_model("train", "lm.yaml", *options, "run_dir=one", "train.gradient_accumulation_steps=2")
+    language_model("train", "lm.yaml", *options, "run_dir=two", "engine.zero_stage=3", ranks=2)
+    one, two = ([loss for _, loss in language_model.losses(run)] for run in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert one[-1] < one[0]
+    assert one[0] == pytest.approx(math.log(len(tokenizer)), rel=0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_train_an_adapter_on_a_language_model(language_model, tmp_path, monkeypatch, quantization):
     """Teaches the model of ten sentences an eleventh, of the same words."""
