@@ -191,7 +191,7 @@ FAMILIES = [
         share_att_key=True,
         position_biased_input=False,
     ),
-    _encoder("T5, mT5", "padded", "T5Config", **_T5),
+    _encoder("T5", "padded", "T5Config", **_T5),
     _encoder("UMT5", "padded", "UMT5Config", **_T5),
     _encoder("ConvBERT", "unpadded", "ConvBertConfig", **_SIZES, embedding_size=16),
     _encoder("FNet", "unpadded", "FNetConfig", **_SIZES),

@@ -112,12 +112,18 @@ def _other_outputs(model: Any, modules: list[nn.Module]) -> set[nn.Module]:
 
 
 def text_part(model: Any) -> Any:
-    """Return the part of a model that reads text: of a composite one (images, sound) not the rest."""
-    config = model.config.get_text_config()
-    if config is model.config:
+    """Return the part of a model that reads text: of a composite one (images, sound) not the rest.
+
+    Args:
+        model: of transformers, or around one.
+    """
+    configured = [module for module in model.modules() if hasattr(module, "config")]
+    if not configured:
         return model
-    parts = (module for module in model.modules() if getattr(module, "config", None) is config)
-    return next(parts, model)
+    config = configured[0].config.get_text_config()
+    if config is configured[0].config:
+        return model
+    return next((module for module in configured if module.config is config), model)
 
 
 def is_causal(model: Any) -> bool:
