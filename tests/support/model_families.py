@@ -156,6 +156,46 @@ FAMILIES = [
         mamba_n_heads=8,
     ),
     _family("RWKV", "padded", "RwkvConfig", **_sizes(context_length=512)),
+    # Their logits are scaled or capped behind the head.
+    _family("Cohere, Aya", "varlen", "CohereConfig", **_SIZES, **_GROUPED),
+    _family("Cohere 2", "varlen", "Cohere2Config", **_SIZES, **_HEADS, **_WINDOWED),
+    _family("Granite", "varlen", "GraniteConfig", **_SIZES, **_GROUPED, logits_scaling=8.0),
+    Family(
+        "Gemma 4",
+        lambda: _gemma4_text(final_logit_softcapping=2.0),
+        "varlen",
+    ),
+    _family(
+        "RecurrentGemma",
+        "padded",
+        "RecurrentGemmaConfig",
+        **_sizes(num_hidden_layers=3, num_key_value_heads=1, lru_width=32, attention_window_size=WINDOW),
+    ),
+    _family(
+        "Granite-hybrid",
+        "padded",
+        "GraniteMoeHybridConfig",
+        **_SIZES,
+        **_GROUPED,
+        **_MAMBA2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        shared_intermediate_size=32,
+        mamba_n_heads=8,
+        layer_types=["mamba", "attention"],
+        logits_scaling=8.0,
+    ),
+    _family(
+        "Falcon-H1",
+        "padded",
+        "FalconH1Config",
+        **_SIZES,
+        **_HEADS,
+        **_MAMBA2,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        lm_head_multiplier=0.3,
+    ),
     _encoder("BERT", "varlen", "BertConfig", **_SIZES),
     _encoder("ELECTRA", "varlen", "ElectraConfig", **_SIZES, embedding_size=16),
     _encoder("XLM-RoBERTa", "varlen", "XLMRobertaConfig", **_sizes(pad_token_id=1, type_vocab_size=1)),
@@ -208,50 +248,7 @@ FAMILIES = [
     ),
 ]
 
-# What computes its logits by a scale or a cap of its own behind the head.
-SCALED = [
-    _family("Cohere, Aya", "varlen", "CohereConfig", **_SIZES, **_GROUPED),
-    _family("Cohere 2", "varlen", "Cohere2Config", **_SIZES, **_HEADS, **_WINDOWED),
-    _family("Granite", "varlen", "GraniteConfig", **_SIZES, **_GROUPED, logits_scaling=8.0),
-    Family(
-        "Gemma 4",
-        lambda: _gemma4_text(final_logit_softcapping=2.0),
-        "varlen",
-    ),
-    _family(
-        "RecurrentGemma",
-        "padded",
-        "RecurrentGemmaConfig",
-        **_sizes(num_hidden_layers=3, num_key_value_heads=1, lru_width=32, attention_window_size=WINDOW),
-    ),
-    _family(
-        "Granite-hybrid",
-        "padded",
-        "GraniteMoeHybridConfig",
-        **_SIZES,
-        **_GROUPED,
-        **_MAMBA2,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        shared_intermediate_size=32,
-        mamba_n_heads=8,
-        layer_types=["mamba", "attention"],
-        logits_scaling=8.0,
-    ),
-    _family(
-        "Falcon-H1",
-        "padded",
-        "FalconH1Config",
-        **_SIZES,
-        **_HEADS,
-        **_MAMBA2,
-        mamba_d_ssm=32,
-        mamba_n_heads=4,
-        lm_head_multiplier=0.3,
-    ),
-]
-
-BY_NAME = {family.name: family for family in [*FAMILIES, *SCALED]}
+BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def save(family, folder, **fields):

@@ -297,3 +297,15 @@ def test_packed_model_varlen_is_the_block_mask(name):
         found.append(spans(packed.logits(batch), batch))
     for left, right in zip(*found, strict=True):
         torch.testing.assert_close(left, right, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_name_among_layers_of_its_size(dtype):
+    """By what is called last: here the first of them, in another dtype than the rest."""
+    config = BertConfig(**SMALL | {"num_labels": 32})
+    model = AutoModelForTokenClassification.from_config(config, dtype=dtype)
+    classifier, body = model.classifier.float(), model.bert
+    del model.classifier, model.bert
+    model.classifier, model.bert = classifier, body
+    assert list(dict(model.named_children())) == ["dropout", "classifier", "bert"]
+    assert head_name(model, 32) == "classifier"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,10 +39,28 @@ def head_name(model: Any, outputs: int) -> str:
     called = list(names)
     if len(names) > 1:
         hooks = [module.register_forward_pre_hook(lambda layer, _: called.append(layer)) for module in names]
-        try_forward(model)
+        with _inputs_cast(model):
+            try_forward(model)
         for hook in hooks:
             hook.remove()
     return names[called[-1]]
+
+
+@contextmanager
+def _inputs_cast(model: nn.Module) -> Iterator[None]:
+    """Cast what linear layers take: before weights are cast, a new head's dtype is not that of the files."""
+
+    def cast(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        dtype = layer.weight.dtype
+        return (inputs[0].to(dtype), *inputs[1:]) if dtype.is_floating_point else inputs
+
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_pre_hook(cast) for module in linears]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def try_forward(model: Any, gradients: bool = False) -> None:
@@ -105,7 +124,8 @@ def _other_outputs(model: Any, modules: list[nn.Module]) -> set[nn.Module]:
 
     if modules:
         hooks = [module.register_forward_hook(see) for module in modules]
-        try_forward(model)
+        with _inputs_cast(model):
+            try_forward(model)
         for hook in hooks:
             hook.remove()
     return others
