@@ -49,6 +49,7 @@ def test_model_card(finished):
         "- test: FC-R011_v",
         "| joint f1 |",
         "name: cantonese-pos",
+        "A token's tag is that of its first sub-word that is more than a space.",
     ):
         assert expected in card
 
@@ -66,6 +67,19 @@ def test_evaluate_returns_the_metrics_of_the_run(finished, tmp_path, monkeypatch
     assert f"{metrics['joint_f1']:.2f}" in out
     with pytest.raises(UserError, match=r"evaluate needs a run folder with its recipe.yaml, found a model"):
         fangyan.evaluate(folder / "model")
+
+
+def test_evaluate_of_a_tag_that_was_not_learned(finished, tmp_path):
+    """It is an error of the model, with a note; everything else is scored as before."""
+    path = tmp_path / "new.cha"
+    path.write_text("*XXA:\t食飯 嘩 .\n%mor:\tv|sik6faan6 intj|waa3 .\n", encoding="utf-8")
+    note = r"tags that the model has not learned are scored as errors: B-intj \(1, first in new.cha:1\)"
+    with pytest.warns(UserWarning, match=note):
+        metrics = fangyan.evaluate(finished.folder / "run", [str(path)])
+    assert metrics["pos_accuracy"] < 100.0
+    out, err = finished("evaluate", str(finished.folder / "run"), "--data", str(path))
+    assert "fangyan: tags that the model has not learned are scored as errors: B-intj" in err
+    assert f"{metrics['pos_accuracy']:.2f}" in out
 
 
 def test_predict_streams_and_keeps_order(finished, tmp_path):
