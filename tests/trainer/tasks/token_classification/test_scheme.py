@@ -131,6 +131,21 @@ def test_recognise_of_tag_sets_that_say_little(tags, scheme, style):
     tags = tuple(tags.split())
     found = recognise(TagPairs.of([Example({"tokens": tags, "tags": tags}, "x:1", "")]), "auto")
     assert (found.scheme, found.notation.style) == (scheme, style)
+    # Whatever may be meant otherwise is said.
+    assert bool(found.message) == (("O" in tags and style != "iob2") or found.notation.separator == "")
+
+
+def test_recognise_of_a_scheme_that_is_named_needs_no_proof():
+    """A few tags say too little of what they are; the recipe says it."""
+    for wanted, tags in (
+        ("iob1", ("I-x", "I-y")),
+        ("iobes", ("S-x", "S-y")),
+        ("segmentation", ("I-x", "I-y")),
+    ):
+        pairs = TagPairs.of([Example({"tokens": tags, "tags": tags}, "x:1", "")])
+        assert recognise(pairs, "auto").scheme == "plain"
+        style = "iob2" if wanted == "segmentation" else wanted
+        assert recognise(pairs, wanted).notation == Notation(style)
 
 
 @given(st.sampled_from(list(SEQEVALS)), sentences())

@@ -125,7 +125,7 @@ def recognise(pairs: TagPairs, wanted: Wanted, labels: Sequence[str] = ()) -> Re
     styles: Sequence[Style] = ("iob2", "iobes", "bmes", "bilou")
     if wanted != "auto" and wanted != "segmentation":
         styles = (wanted,)
-    notation, strange = _closest(tags, styles)
+    notation, strange = _closest(tags, styles, wanted == "auto")
     marked = tags.total() - tags[OUTSIDE]
     if wanted == "auto" and 2 * sum(tags[tag] for tag in strange) >= marked:
         return _without_prefixes(tags)
@@ -138,23 +138,30 @@ def recognise(pairs: TagPairs, wanted: Wanted, labels: Sequence[str] = ()) -> Re
     return Recognised(scheme, notation, _message(notation, tags))
 
 
-def _closest(tags: Counter[str], styles: Sequence[Style]) -> tuple[Notation, list[str]]:
-    """Return the notation that has most of the tags, the first of equals, and the tags that it lacks."""
+def _closest(tags: Counter[str], styles: Sequence[Style], guess: bool) -> tuple[Notation, list[str]]:
+    """Return the notation that has most of the tags, the first of equals, and the tags that it lacks.
+
+    Args:
+        tags: how often each occurs.
+        styles: of notation, to choose from.
+        guess: whether they may be of none.
+    """
     layouts = [(separator, last) for last in (False, True) for separator in _SEPARATORS]
     candidates = [Notation(style, *layout) for layout, style in product([*layouts, ("", False)], styles)]
-    lacking = [_lacking(tags, notation) for notation in candidates]
+    lacking = [_lacking(tags, notation, guess) for notation in candidates]
     wrong = [sum(tags[tag] for tag in strange) for strange in lacking]
     best = wrong.index(min(wrong))
     return candidates[best], lacking[best]
 
 
-def _lacking(tags: Iterable[str], notation: Notation) -> list[str]:
-    """Return the tags that a notation lacks: all of them, if those that it has cannot be meant so."""
+def _lacking(tags: Iterable[str], notation: Notation, guess: bool) -> list[str]:
+    """Return the tags that a notation lacks; in a guess all of them, if those that it has say too little."""
     marks = {tag: notation.parse(tag) for tag in tags}
     roles = {mark.role for mark in marks.values() if mark is not None}
     alone = not notation.separator
     # Without O, something has to begin. Tags of one letter may be parts of speech; B beside I or E is none.
-    if ((alone or OUTSIDE not in marks) and "B" not in roles) or (alone and not roles & {"I", "E"}):
+    begins, goes_on = "B" in roles, bool(roles & {"I", "E"})
+    if guess and ((not begins and (alone or OUTSIDE not in marks)) or (alone and not goes_on)):
         return [tag for tag in marks if tag != OUTSIDE]
     return [tag for tag, mark in marks.items() if mark is None]
 
@@ -162,8 +169,14 @@ def _lacking(tags: Iterable[str], notation: Notation) -> list[str]:
 def _without_prefixes(tags: Counter[str]) -> Recognised:
     """Return types alone where O is the most frequent tag, otherwise plain labels, of which O may be one."""
     others = [count for tag, count in tags.items() if tag != OUTSIDE]
-    if tags[OUTSIDE] <= max(others):
+    if OUTSIDE not in tags:
         return Recognised("plain", Notation("plain"))
+    if tags[OUTSIDE] <= max(others):
+        message = (
+            "task.scheme: tags are plain labels, and one of them is O; task.scheme=io takes the others for "
+            "types of entities"
+        )
+        return Recognised("plain", Notation("plain"), message)
     message = (
         "task.scheme: tags are types without prefixes, and O most often: neighbours of one type are read as "
         "one entity; task.scheme=plain takes them for plain labels"
