@@ -164,12 +164,12 @@ def _parse_spans(spans: Any, length: int, source: str) -> Iterable[tuple[int, in
     if not isinstance(spans, list):
         raise UserError(f"{source}: spans is {str(spans)[:60]!r}, expected a list of start, end and label")
     for span in spans:
-        fields: dict[str, Any] = span if isinstance(span, dict) else {}
-        start, end, label = (fields.get(name, "") for name in ("start", "end", "label"))
-        typed = isinstance(start, int) and isinstance(end, int) and isinstance(label, str)
-        if not typed or not 0 <= int(start) < int(end) <= length or not label:
+        fields: Any = span if isinstance(span, dict) else {}
+        start, end, label = fields.get("start"), fields.get("end"), fields.get("label")
+        fits = isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= length
+        if not fits or not isinstance(label, str) or not label:
             raise UserError(
                 f"{source}: span {str(span)[:60]}, expected start, end and label, counted in the {length} "
                 "characters of the text"
             )
-        yield int(start), int(end), label
+        yield start, end, label

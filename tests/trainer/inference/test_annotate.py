@@ -1,0 +1,102 @@
+"""Files that predict writes in their own format, in a locale that has no UTF-8."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fangyan.data.example import Example
+from fangyan.errors import UserError
+from fangyan.inference.annotate import format_of
+from fangyan.tasks.causal_lm.predictor import TextGenerator
+
+WORD = "{0}\t{1}\t_\t{2}\t_\t_\t2\tdep\t_\t{3}\n"
+TREEBANK = "".join(
+    f"# text = 佢{verb}\n"
+    + WORD.format(1, "佢", "PRON", "SpaceAfter=No")
+    + WORD.format(2, verb, "VERB", "_")
+    + "\n"
+    for verb in "食睇去講行買賣寫讀聽"
+)
+# Python decides by these on its own, unless told not to.
+NO_UTF8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+
+
+def recipe(folder, **data):
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(json.dumps({"name": "x", "data": data}), encoding="utf-8")
+    return folder
+
+
+def test_format_of_a_file(tmp_path):
+    run = recipe(
+        tmp_path / "run", format="conll", train=["a.bio.gz"], columns={"token": 2, "tag": 3}, dev=0.5
+    )
+    model = tmp_path / "model"
+    for name in ("f.conll", "f.bio", "f.bio.gz", "f.tsv"):
+        data = format_of(run, Path(name)) if name != "f.tsv" else format_of(model, Path(name))
+        assert (data.format, data.columns) == ("conll", None if name == "f.tsv" else {"token": 2, "tag": 3})
+    assert format_of(run, Path("f.jsonl.zst")).format == "jsonl"
+    assert format_of(run, Path("f.txt")) is None
+    assert format_of(model, Path("f")) is None
+    assert format_of(run, Path("f.txt"), "jsonl").format == "jsonl"
+    assert format_of(model, Path("f.conllu"), "{format: conllu, column: xpos}").column == "xpos"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "message"),
+    [
+        ("f.conllu", None, "f.conllu: read as conllu, for which see --format: data.column: missing"),
+        ("f.txt", "text", "--format: text has no tags, expected conll, conllu or jsonl"),
+        ("f.txt", "word", "--format: data.format: found 'word', expected one of"),
+    ],
+)
+def test_format_of_a_file_refuses(tmp_path, name, wanted, message):
+    with pytest.raises(UserError, match=message):
+        format_of(tmp_path, Path(name), wanted)
+
+
+def test_annotate_is_for_taggers():
+    with pytest.raises(UserError, match="a file of tokens is for taggers, found a model that writes text"):
+        TextGenerator.annotate(None, [Example({"tokens": ("a",)}, "a:1", "a")])
+
+
+@pytest.mark.slow
+def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path):
+    """The file system's encoding is ASCII then, in which no run could be named 粤语."""
+    (tmp_path / "train.conllu").write_text(TREEBANK, encoding="utf-8")
+
+    def fangyan(*arguments, locale="C", code=0):
+        environment = os.environ | NO_UTF8 | {"LC_ALL": locale, "LANG": locale, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "fangyan", *arguments]
+        result = subprocess.run(
+            [os.fsencode(word) for word in command], cwd=tmp_path, env=environment, capture_output=True
+        )
+        assert result.returncode == code, result.stderr[-3000:]
+        return result.stdout.decode("utf-8"), result.stderr.decode("utf-8")
+
+    data = "{format: conllu, column: upos, train: train.conllu, dev: train.conllu}"
+    out, _ = fangyan(
+        "train", "cantonese-pos", "name=粤语", f"data={data}", "train.epochs=4", "train.batch_tokens=64"
+    )
+    assert "粤语: examples train 10" in out
+    run = "runs/粤语"
+    assert os.fsencode(tmp_path / run).decode("utf-8").endswith(run)
+    assert "粤语" in (tmp_path / run / "model/README.md").read_text(encoding="utf-8")
+    bare = TREEBANK.replace("PRON", "_").replace("VERB", "_")
+    (tmp_path / "輸入.conllu").write_text(bare, encoding="utf-8")
+    out, _ = fangyan("predict", run, "--input", "輸入.conllu", locale="zh_CN.GBK")
+    assert out == TREEBANK
+    fangyan("predict", run, "--input", "輸入.conllu", "--output", "輸入.conllu", "--probabilities", "1")
+    lines = (tmp_path / "輸入.conllu").read_text(encoding="utf-8").splitlines()
+    assert lines[1].startswith("1\t佢\t_\tPRON\t_\t_\t2\tdep\t_\tSpaceAfter=No|Probabilities=PRON:")
+    assert len(lines) == len(TREEBANK.splitlines())
+    out, _ = fangyan("predict", run, "佢 食")
+    assert out == "佢/PRON 食/VERB\n"
+    _, err = fangyan("predict", run, "佢", "--probabilities", "1", code=2)
+    assert err == "fangyan: --probabilities: is for --input with a file of tokens, found text\n"
+    _, err = fangyan("predict", run, "--input", "輸入.conllu", "--json", code=2)
+    assert err == "fangyan: --json: is for text, found a file of format conllu\n"
+    assert not list(tmp_path.glob(".partial*"))
