@@ -133,12 +133,19 @@ def server():
 
 
 def write_data(folder):
-    """Sentences under the names of the pages' files: entities in CoNLL, and raw text."""
+    """Sentences under the names of the pages' files: entities in CoNLL, words in CoNLL-U, and raw text."""
     lines = []
     for sentence in SENTENCES:
         lines += [f"{word} {NAMES.get(word, 'O')}" for word in sentence.split()] + [""]
     for name in ("train.conll", "test.conll"):
         (folder / name).write_text("\n".join(lines * 8), encoding="utf-8")
+    for name in ("olo_kkpp-ud-train.conllu", "olo_kkpp-ud-test.conllu"):
+        blocks = []
+        for words in map(str.split, SENTENCES):
+            tags = ["PROPN" if word in NAMES else "X" for word in words]
+            rows = enumerate(zip(words, tags, strict=True), start=1)
+            blocks.append("".join(f"{i}\t{word}\t_\t{tag}" + "\t_" * 6 + "\n" for i, (word, tag) in rows))
+        (folder / name).write_text("\n".join(blocks), encoding="utf-8")
     text = "\n".join(f"{sentence.replace(' ', '')}{i}" for i in range(8) for sentence in SENTENCES)
     (folder / "stories.txt").write_text(text, encoding="utf-8")
 
