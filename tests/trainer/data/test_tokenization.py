@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import tokenizers
+from fangyan.data import tokenization
 from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer, tokenize_text, tokenize_words
 from fangyan.errors import UserError
 from fangyan.models.packaged.cantonese_qwen3 import read_cantonese_qwen3
@@ -146,3 +147,12 @@ def test_tokenize_text_predicts_every_subword_once(document_tokenizer, length, m
     assert {sequence.example for sequence in sequences} == {2}
     for left, right in pairwise(sequences):
         assert left.labels[-1] == right.input_ids[0]
+
+
+def test_subwords_are_remembered_of_some_words_alone(monkeypatch, electra):
+    monkeypatch.setattr(tokenization, "_CACHED_WORDS", 3)
+    tokenizer = Tokenizer(electra)
+    words = [*"我哋去飲茶", "我"]
+    first = [tokenizer.subwords(word) for word in words]
+    assert [tokenizer.subwords(word) for word in words] == first
+    assert 0 < max(map(len, tokenizer._subwords.values())) <= 3

@@ -79,8 +79,12 @@ class TokenizedSequence:
     alignment: WordAlignment | None = None
 
 
+# Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back.
+_CACHED_WORDS = 100_000
+
+
 class Tokenizer:
-    """A fast tokenizer of transformers, and the sub-words of every word that it has met.
+    """A fast tokenizer of transformers, and the sub-words of words that it has met.
 
     Args:
         backend: the tokenizer.
@@ -124,6 +128,8 @@ class Tokenizer:
         known = self._subwords[before]
         found = known.get(word)
         if found is None:
+            if len(known) == _CACHED_WORDS:
+                known.clear()
             found = known[word] = self.locate(self._encode(word, before))
         return found
 
