@@ -72,8 +72,11 @@ class Lengths(TokenClassification):
     def classes(self, example):
         return [int(len(token) > 1) for token in example.fields["tokens"]]
 
-    def warnings(self, splits):
+    def findings(self, splits):
         return []
+
+    def label_counts(self, splits):
+        return {}
 
     def tokenize(self, examples, tokenizer, max_length):
         return super().tokenize([self.labelled(example) for example in examples], tokenizer, max_length)

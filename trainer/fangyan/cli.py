@@ -101,6 +101,37 @@ def train(
     run(loaded, resume, profile)
 
 
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Of the run that is meant.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of tables.")] = False,
+) -> None:
+    """Check a recipe's data and model before it is run, and estimate memory and time.
+
+    Exit code 0: no errors, but maybe warnings. 1: errors, which would stop a run. 2: the recipe itself
+    cannot be read.
+    """
+    from fangyan.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from fangyan.training import check_report
+    from fangyan.training.check import check as run
+    from fangyan.training.distributed import start_distributed
+
+    start_distributed()
+    report = run(loaded, ranks)
+    if as_json:
+        print(json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2))
+    else:
+        console = Console(highlight=False)
+        for table in check_report.tables(report, loaded, ranks):
+            console.print(table)
+    if report.errors:
+        raise typer.Exit(1)
+
+
 @app.command("estimate-memory")
 def estimate_memory(
     recipe: RecipeArgument,
@@ -113,9 +144,10 @@ def estimate_memory(
     loaded = load_recipe(recipe, overrides)
     from fangyan.training import memory
     from fangyan.training.distributed import start_distributed
+    from fangyan.training.workload import Workload
 
     start_distributed()
-    Console().print(memory.memory_table(memory.estimate_memory(loaded, ranks), loaded, ranks))
+    Console().print(memory.memory_table(memory.estimate_memory(Workload(loaded), ranks), loaded, ranks))
 
 
 @app.command()

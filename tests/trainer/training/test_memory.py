@@ -7,6 +7,7 @@ from fangyan.models.loading import ModelConfig
 from fangyan.recipe import load_recipe
 from fangyan.tasks.token_classification.task import TokenClassification
 from fangyan.training.memory import estimate_memory
+from fangyan.training.workload import Workload
 from transformers import ElectraConfig
 
 SIZES = {"hidden_size": 512, "embedding_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048}
@@ -70,7 +71,7 @@ def test_estimate_memory_counts_nf4_weights_as_parameters(tmp_path):
     data += ["data.test=null", "adaptation.name=lora", "optimizer.layer_decay=1.0"]
     items = []
     for options in ([], ["adaptation.quantization=nf4"]):
-        estimate = estimate_memory(load_recipe("cantonese-pos", [*data, *options]), ranks=1)
+        estimate = estimate_memory(Workload(load_recipe("cantonese-pos", [*data, *options])), ranks=1)
         items.append(next(item for item in estimate.items if item.name == "weights"))
     plain, packed = items
     assert packed.elements == plain.elements > 5.9e6

@@ -37,6 +37,7 @@ class Batch:
         sequences: what is in it.
         offsets: row and column where each of the sequences begins, in their order.
         num_valid: labels that are not ``IGNORE_INDEX``, counted before they are on a GPU.
+        class_weights: factor on the loss of each class, (C,), float32, where classes have one.
     """
 
     input_ids: Tensor
@@ -46,10 +47,13 @@ class Batch:
     sequences: Sequence[TokenizedSequence]
     offsets: list[tuple[int, int]]
     num_valid: int
+    class_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        weights = self.class_weights
+        return moved if weights is None else replace(moved, class_weights=weights.to(device))
 
 
 def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | None = ROW_WIDTH) -> Batch:

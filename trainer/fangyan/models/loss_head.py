@@ -58,6 +58,7 @@ class LossOptions:
         divisor: what the summed loss is divided by (divided later, every gradient would take one more pass).
         label_smoothing: in [0, 1).
         transform: from the head's outputs to the model's logits.
+        class_weights: factor on the loss of each class, (C,), or None.
     """
 
     labels: Tensor
@@ -65,6 +66,7 @@ class LossOptions:
     divisor: float
     label_smoothing: float = 0.0
     transform: LogitTransform = LogitTransform()
+    class_weights: Tensor | None = None
 
 
 class LossHead(nn.Linear):
@@ -107,6 +109,7 @@ class LossHead(nn.Linear):
             self.weight,
             options.labels,
             linear_bias=self.bias,
+            weight=options.class_weights,
             reduction="mean",
             divisor=options.divisor,
             max_valid=options.num_valid,

@@ -159,7 +159,9 @@ class PackedModel(nn.Module):
         head, transform = self.head, self.logit_transform
         if transform is None:
             return self._plain_loss(batch, divisor, label_smoothing)
-        options = LossOptions(batch.labels, batch.num_valid, divisor, label_smoothing, transform)
+        options = LossOptions(
+            batch.labels, batch.num_valid, divisor, label_smoothing, transform, batch.class_weights
+        )
         with head.computing(lambda hidden: head.loss(hidden, options)) as losses:
             self.model(**self._inputs(batch))
         (loss,) = losses
@@ -170,6 +172,7 @@ class PackedModel(nn.Module):
         summed = nn.functional.cross_entropy(
             self.logits(batch).flatten(0, 1).float(),
             batch.labels.flatten(),
+            weight=batch.class_weights,
             ignore_index=IGNORE_INDEX,
             label_smoothing=label_smoothing,
             reduction="sum",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fangyan.config import Config
 from fangyan.data.example import Annotation, Example, Splits
+from fangyan.data.findings import Finding
 from fangyan.data.splits import DataConfig
 from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
@@ -85,6 +86,7 @@ class Task(ABC):
         greater_is_better: of the primary metric.
         metric_names: all that :meth:`metrics` returns.
         metric_unit: of all metrics, or "".
+        class_weights: factor on the training loss of each class, (C,), or None where all are 1.
     """
 
     name: ClassVar[str]
@@ -95,6 +97,7 @@ class Task(ABC):
     tokenizer_kwargs: ClassVar[Mapping[str, Any]]
     greater_is_better: ClassVar[bool]
     metric_unit: ClassVar[str]
+    class_weights: Sequence[float] | None = None
 
     @property
     @abstractmethod
@@ -116,8 +119,16 @@ class Task(ABC):
         """Return what the model's configuration has to say, such as its labels."""
 
     @abstractmethod
-    def warnings(self, splits: Splits) -> list[str]:
-        """Return messages on what in the data cannot be learned."""
+    def inputs(self, example: Example) -> Sequence[str]:
+        """Return what the model reads of an example: its tokens, or the characters of a text."""
+
+    @abstractmethod
+    def findings(self, splits: Splits) -> Iterable[Finding]:
+        """Return what is wrong with the labels of the data: what cannot be learned, say."""
+
+    @abstractmethod
+    def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
+        """Return how often each label occurs in each split, where examples have labels of their own."""
 
     def use_model(self, model: Any) -> None:  # noqa: B027  (most tasks need nothing of it)
         """Choose what depends on the model, once it is loaded and before anything is tokenized for it.

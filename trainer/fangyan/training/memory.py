@@ -1,8 +1,8 @@
 """What a recipe needs of memory, before it is run: ``fangyan estimate-memory``.
 
-Bytes per parameter are counted from the model; what a micro-batch keeps for its backward is measured, in one
-forward and backward over the largest micro-batch. Peaks are per rank: resident memory on the CPU (with
-Python's and the libraries' own), the allocator's on a GPU.
+Bytes per parameter are counted from the model; what a micro-batch and an evaluation take is measured, in one
+forward and backward over the largest micro-batch, and one forward over the largest batch of evaluation. Peaks
+are per rank: resident memory on the CPU (with Python's and the libraries' own), the allocator's on a GPU.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from fangyan.data.batching import micro_batches
+from fangyan.data.batching import bucket_by_length, micro_batches
 from fangyan.data.packing import collate
 from fangyan.device import device, memory_in_use, on_gpu, peak_memory, reset_peak_memory
 from fangyan.models.structure import num_parameters
 from fangyan.optimizers.param_groups import FULL_PRECISION_GROUPS, parameter_groups
 from fangyan.recipe import Recipe
+from fangyan.tasks.evaluation import BATCH_TOKENS
 from fangyan.training.engine import activation_dtype, gradient_buffer
 from fangyan.training.workload import Workload
 
@@ -53,33 +54,40 @@ class MemoryEstimate:
     """Memory of one rank.
 
     Attributes:
-        items: what there is at the time of the peak.
+        items: what there is from the first step on.
+        passing: what comes and goes, of which one is there at a time.
+        loading: the peak before the first step.
     """
 
     items: list[MemoryItem]
+    passing: list[MemoryItem]
+    loading: float
 
     @property
     def peak(self) -> float:
-        """Return the sum of all items, without what a GPU's rank keeps in the CPU's memory."""
-        return sum(item.nbytes for item in self.items if not item.on_cpu)
+        """Return the most that there is at a time, without what a GPU's rank keeps in the CPU's memory."""
+        lasting = sum(item.nbytes for item in self.items if not item.on_cpu)
+        passing = max(item.nbytes for item in self.passing if not item.on_cpu)
+        return max(self.loading, lasting + passing)
 
 
-def estimate_memory(recipe: Recipe, ranks: int) -> MemoryEstimate:
-    """Load the recipe's data and model, run one forward and backward, and count.
+def estimate_memory(workload: Workload, ranks: int) -> MemoryEstimate:
+    """Run a forward and backward, and an evaluation's forward, and count.
 
     Args:
-        recipe: whose run is meant.
+        workload: of the run that is meant, in the process that has loaded it.
         ranks: of that run.
     """
-    before = memory_in_use()
-    workload = Workload(recipe)
-    model = workload.model
-    dtype = activation_dtype(workload.recipe.engine)
+    recipe, model = workload.recipe, workload.model
+    dtype = activation_dtype(recipe.engine)
     if dtype != torch.float32:
         model.to(dtype)
     model.to(device())
+    loading = peak_memory()
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) + _quantization(model)
-    libraries = max(memory_in_use() - weights, before)
+    # As in a run, evaluation comes first: what libraries keep from then on counts as theirs.
+    evaluation = measure_evaluation(workload)
+    libraries = max(memory_in_use() - weights, 0)
     activations = measure_micro_batch(workload, ranks)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = dtype.itemsize
@@ -89,9 +97,29 @@ def estimate_memory(recipe: Recipe, ranks: int) -> MemoryEstimate:
         [
             MemoryItem("Python, libraries, data", 0, libraries),
             *_training(recipe, model, weights, ranks, trained, width),
+        ],
+        [
             MemoryItem("a micro-batch and its gradients, measured", 0, activations),
-        ]
+            MemoryItem("an evaluation batch, measured", 0, evaluation),
+            MemoryItem("the export", 0, _export(workload, width * trained), on_gpu()),
+        ],
+        loading,
     )
+
+
+def _export(workload: Workload, trained: int) -> float:
+    """Return bytes of the copies that an export writes, in the CPU's memory.
+
+    Args:
+        workload: of the run.
+        trained: bytes of what the optimizer steps.
+    """
+    everything = sum(num_parameters(p) for p in workload.model.parameters())
+    if workload.base is None:
+        width = 2 if workload.recipe.engine.precision == "bf16" else 4
+        return width * everything
+    # A base that others cannot load by its name is loaded again, and written beside the adapter.
+    return trained + (0 if workload.recipe.model.is_on_hub_or_disk else 4 * everything)
 
 
 def _training(
@@ -168,14 +196,31 @@ def measure_micro_batch(workload: Workload, ranks: int) -> float:
     ]
     largest = max(everything, key=lambda members: sum(workload.lengths[i] for i in members))
     model = workload.model
-    sequences = [workload.sequences[i] for i in largest]
-    batch = collate(sequences, workload.tokenizer.pad_id, model.row_width).to(device())
+    batch = workload.micro_batch(largest, "memory")
     model.train()
     reset_peak_memory()
     before = memory_in_use()
     workload.recipe.objective.loss(model, batch, 1.0).backward()
     taken = peak_memory() - before
     model.zero_grad()
+    return taken
+
+
+def measure_evaluation(workload: Workload) -> float:
+    """Return the bytes that the largest batch of evaluation takes."""
+    model, task = workload.model, workload.task
+    examples = max((workload.splits[name] for name in workload.splits if name != "train"), key=len)
+    sequences = task.tokenize_all(examples, workload.tokenizer, workload.max_length, workload.cache)
+    batches = bucket_by_length(sequences.lengths, BATCH_TOKENS)
+    largest = max(batches, key=lambda members: int(sequences.lengths[members].sum()))
+    model.eval()
+    reset_peak_memory()
+    before = memory_in_use()
+    batch = collate([sequences[i] for i in largest], workload.tokenizer.pad_id, model.row_width).to(device())
+    with torch.no_grad():
+        task.outputs(model, batch)
+    taken = peak_memory() - before
+    reset_peak_memory()  # trims what was freed
     return taken
 
 
@@ -194,10 +239,14 @@ def memory_table(estimate: MemoryEstimate, recipe: Recipe, ranks: int) -> Table:
     )
     for column, justify in columns:
         table.add_column(column, justify=justify)
-    for item in estimate.items:
+    for item in (*estimate.items, *estimate.passing):
         each = f"{item.nbytes / item.elements:.2f}" if item.elements else ""
         name = f"{item.name} (in the CPU's memory)" if item.on_cpu else item.name
         table.add_row(name, each, f"{item.nbytes / 1e6:,.0f}")
+        if item == estimate.items[-1]:
+            table.add_section()  # of what follows, one at a time
+    table.add_section()
+    table.add_row("loading", "", f"{estimate.loading / 1e6:,.0f}")
     table.add_section()
     table.add_row("peak", "", f"{estimate.peak / 1e6:,.0f}")
     return table

@@ -99,7 +99,7 @@ class Trainer(Workload):
         step = None if start.checkpoint is None else self.state.step
         trace = folder.path / "profile" / "trace.json" if profile and dist.get_rank() == 0 else None
         with Logger(folder.path, dist.get_rank() == 0, step) as self.logger:
-            self._announce([*start.messages, *messages, *self.messages])
+            self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
             self._evaluate_before()
             with StepProfile(trace, self.logger) as profiler:
                 while self.state.epoch < self.recipe.train.epochs and not self.state.finished:
@@ -203,9 +203,8 @@ class Trainer(Workload):
         rank, ranks = dist.get_rank(), dist.get_world_size()
         accumulation = self.recipe.train.gradient_accumulation_steps
         split = micro_batches(indices, self.lengths, ranks * accumulation)
-        num_valid = int(self.num_valid[indices].sum())
         # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
-        divisor = max(num_valid, 1) / (ranks * accumulation)
+        divisor = (self.total_weight(indices) or 1.0) / (ranks * accumulation)
         total = torch.zeros((), device=device())
         skipped = self.engine.skipped_steps
         for micro_step in range(accumulation):

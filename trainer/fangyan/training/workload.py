@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from fangyan_kernels.capability import bfloat16_missing
 
 from fangyan.data.batching import Epochs
+from fangyan.data.example import Splits
+from fangyan.data.findings import Finding
 from fangyan.data.packing import Batch, collate, mask_tokens
 from fangyan.data.store import cache_folder
-from fangyan.data.tokenization import Tokenizer
+from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
 from fangyan.data.vocabulary import characters_without_subword, unknown_characters
 from fangyan.device import device, on_gpu
 from fangyan.errors import UserError
@@ -30,11 +33,40 @@ from fangyan.models.structure import (
 )
 from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.recipe import Recipe
+from fangyan.tasks.checks import data_findings
 from fangyan.tasks.evaluation import BATCH_TOKENS
+from fangyan.tasks.task import Task
+from fangyan.training.checks import workload_findings
 from fangyan.training.engine import activation_dtype, check_precision, choose_precision, slow_precision
 
 # The shortest sequence that a document is cut into, however small a batch.
 _SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A recipe's data, before there is a model.
+
+    Attributes:
+        splits: examples, by name.
+        task: fitted to them.
+        findings: on them.
+    """
+
+    splits: Splits
+    task: Task
+    findings: list[Finding]
+
+
+def load_data(recipe: Recipe) -> LoadedData:
+    """Read a recipe's data, fit its task, and check both.
+
+    Raises:
+        UserError: naming file and line, for what cannot be read or learned.
+    """
+    splits = recipe.data.load(recipe.seed)
+    task = recipe.task.build(splits, recipe.data)
+    return LoadedData(splits, task, data_findings(splits, task))
 
 
 class Workload:
@@ -42,12 +74,17 @@ class Workload:
 
     Making one needs no process group and touches no file of the run.
 
+    Args:
+        recipe: of the run.
+        data: of the recipe, where it is loaded already.
+
     Attributes:
         splits: examples, by name.
         task: fitted to them.
         tokenizer: of the model.
         max_length: most sub-words of a sequence that is not trained on.
         cache: folder for data larger than memory.
+        longest: most sub-words of a sequence that is trained on.
         sequences: the training data as the model takes it.
         lengths: sub-words of each.
         num_valid: labels of each that are learned.
@@ -55,16 +92,17 @@ class Workload:
         model: what is trained.
         base: of an adapter's export; None where the model's own weights learn.
         num_frozen: parameters that do not learn.
-        messages: for the user.
+        messages: for the user, on the model.
+        findings: on the data.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, data: LoadedData | None = None):
         self.recipe = recipe = choose_precision(recipe)
         check_precision(recipe.engine)
-        self.splits = recipe.data.load(recipe.seed)
-        self.task = recipe.task.build(self.splits, recipe.data)
+        data = data or load_data(recipe)
+        self.splits, self.task = data.splits, data.task
         self.metric = self._choose_metric()
-        self.messages = [*self.task.warnings(self.splits), *slow_precision(recipe.engine)]
+        self.messages = slow_precision(recipe.engine)
         task = self.task
         model, backend = recipe.model.load(
             task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs, as_stored=True
@@ -82,9 +120,12 @@ class Workload:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
         self.max_length = self._longest(max_length(model, recipe.model.max_length))
         self.cache = cache_folder(recipe.data.cache_dir)
+        weights = task.class_weights
+        self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self.batches = self._lay_out_steps()
         self.model = self._adapt(model, head)
         self._choose_layout()
+        self.findings = [*data.findings, *workload_findings(self)]
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
 
     def _choose_metric(self) -> str:
@@ -121,8 +162,9 @@ class Workload:
 
     def _lay_out_steps(self) -> Epochs:
         config = self.recipe.train
-        longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
-        self.sequences = self.task.tokenize_all(self.splits["train"], self.tokenizer, longest, self.cache)
+        self.longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
+        train = self.splits["train"]
+        self.sequences = self.task.tokenize_all(train, self.tokenizer, self.longest, self.cache)
         self.lengths, self.num_valid = self.sequences.lengths, self.sequences.num_valid
         return Epochs(self.lengths, config.batch_tokens, self.recipe.seed, config.epochs)
 
@@ -174,6 +216,18 @@ class Workload:
         """Return the optimizer steps of all epochs."""
         return self.batches.num_batches
 
+    def total_weight(self, indices: list[int]) -> float:
+        """Return what the loss of a step is divided by: how many labels it has, or the sum of their weights.
+
+        Args:
+            indices: of the step's sequences, over all ranks.
+        """
+        weights = self._class_weights
+        if weights is None:
+            return float(self.num_valid[indices].sum())
+        labels = torch.tensor([label for i in indices for label in self.sequences[i].labels])
+        return float(weights.double()[labels[labels != IGNORE_INDEX]].sum())
+
     def micro_batch(self, indices: list[int], key: str) -> Batch:
         """Return sequences as a batch on the device; ``key`` seeds its dropout and masking."""
         # Dropout follows the micro-batch, not the rank: one rank with two of them and two ranks with one
@@ -181,6 +235,8 @@ class Workload:
         torch.manual_seed(zlib.crc32(f"{self.recipe.seed}/{key}".encode()))
         chosen = [self.sequences[i] for i in indices]
         batch = collate(chosen, self.tokenizer.pad_id, self.model.row_width)
+        if self._class_weights is not None:
+            batch = replace(batch, class_weights=self._class_weights)
         if self.tokenizer.mask_id is not None and self.recipe.train.token_masking:
             batch = mask_tokens(batch, self.recipe.train.token_masking, self.tokenizer.mask_id)
         return batch.to(device())

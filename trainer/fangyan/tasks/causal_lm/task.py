@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
+from fangyan.data.findings import Finding
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_text
 from fangyan.tasks.task import Metrics, Task, TaskConfig
@@ -75,9 +76,20 @@ class CausalLM(Task):
         return {}
 
     @override
-    def warnings(self, splits: Splits) -> list[str]:
+    def inputs(self, example: Example) -> str:
+        """Return the text."""
+        text: str = example.fields["text"]
+        return text
+
+    @override
+    def findings(self, splits: Splits) -> Iterable[Finding]:
         """Return nothing: any text can be learned."""
-        return []
+        return ()
+
+    @override
+    def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
+        """Return nothing: the text has no labels but its own."""
+        return {}
 
     @override
     def tokenize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
+from fangyan.data.findings import Finding
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import (
     IGNORE_INDEX,
@@ -23,6 +25,7 @@ from fangyan.data.tokenization import (
 )
 from fangyan.errors import UserError
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
+from fangyan.tasks.token_classification.checks import count_tags, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
@@ -71,6 +74,11 @@ class TokenClassificationConfig(TaskConfig):
         description="Which of a token's sub-words has its label. auto: the last if the model is causal, "
         "since it has read the token only then, otherwise the first.",
     )
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0.0)]] | None = Field(
+        None,
+        description="Factor on the training loss of each tag, 1 where none is given: {tag: factor}, or "
+        "balanced, which is inversely proportional to its frequency in train.",
+    )
 
     @override
     def build(self, splits: Splits, data: DataConfig) -> TokenClassification:
@@ -78,7 +86,23 @@ class TokenClassificationConfig(TaskConfig):
         task = self.fit(splits, data.token_unit, getattr(data, "line_per_token", False))
         for example in splits["train"] if self.labels is not None else ():
             task.check(example)
+        task.class_weights = self._weights(task, splits["train"])
         return task
+
+    def _weights(self, task: TokenClassification, train: Sequence[Example]) -> list[float] | None:
+        """Return the factor on each label's loss, (C,), or None."""
+        given = self.class_weights
+        if given is None:
+            return None
+        if given == "balanced":
+            return balanced_weights(task, train)
+        unknown = sorted(given.keys() - set(task.labels))
+        if unknown:
+            raise UserError(
+                f"task.class_weights: {unknown[0]!r} is not in the tag set of {len(task.labels)}, expected "
+                f"some of {', '.join(task.labels[:8])}{', …' if len(task.labels) > 8 else ''}"
+            )
+        return [given.get(label, 1.0) for label in task.labels]
 
     def fit(
         self, splits: Splits, token_unit: TokenUnit = "words", line_per_token: bool = False
@@ -209,9 +233,21 @@ class TokenClassification(Task):
         return [self._index.get(label, IGNORE_INDEX) for label in self.read(example)]
 
     @override
-    def warnings(self, splits: Splits) -> list[str]:
-        """Return what was found when the task was fitted: tags that cannot be learned, broken rules."""
-        return self._messages
+    def inputs(self, example: Example) -> tuple[str, ...]:
+        """Return the tokens."""
+        tokens: tuple[str, ...] = example.fields["tokens"]
+        return tokens
+
+    @override
+    def findings(self, splits: Splits) -> Iterable[Finding]:
+        """Return what is wrong with the tags; see :mod:`fangyan.tasks.token_classification.checks`."""
+        yield from (Finding.parse("warning", message) for message in self._messages)
+        yield from tag_findings(splits)
+
+    @override
+    def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
+        """Return how often each tag occurs."""
+        return count_tags(splits)
 
     @override
     def notes(self, examples: Sequence[Example]) -> list[str]:
@@ -332,3 +368,14 @@ def _whole_scores(outputs: Iterable[SpanOutput]) -> dict[int, NDArray[np.float32
         example: np.concatenate([scores_TC for _, scores_TC in sorted(parts, key=lambda part: part[0])])
         for example, parts in spans.items()
     }
+
+
+def balanced_weights(task: TokenClassification, train: Sequence[Example]) -> list[float]:
+    """Return the factor on each label's loss that gives all labels of train the same total, (C,).
+
+    As ``balanced`` of scikit-learn's ``compute_class_weight`` (King & Zeng 2001); a label that train does not
+    have has a factor of 1.
+    """
+    counts = Counter(label for example in train for label in task.read(example))
+    mean = counts.total() / len(counts)
+    return [mean / counts[label] if label in counts else 1.0 for label in task.labels]

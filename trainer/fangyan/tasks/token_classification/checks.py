@@ -1,0 +1,101 @@
+"""Checks of the tags of a data set. Each yields findings; add one to :data:`TAG_CHECKS`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from fangyan.data.example import Example, Splits
+from fangyan.data.findings import Finding
+
+# Tags of train that occur less often are hardly learned.
+RARE = 10
+# The most frequent tag over the rarest from which weights for the tags are worth a try.
+IMBALANCED = 100
+# Tags and places that a message names.
+_NAMED = 8
+# Examples of a split that are compared with each other.
+_COMPARED = 200_000
+
+
+@dataclass(frozen=True)
+class TaggedData:
+    """What is checked.
+
+    Attributes:
+        splits: examples, by name.
+        counts: per split how often each tag occurs.
+    """
+
+    splits: Splits
+    counts: Mapping[str, Counter[str]]
+
+
+TagCheck = Callable[[TaggedData], Iterator[Finding]]
+
+
+def count_tags(splits: Splits) -> dict[str, Counter[str]]:
+    """Return how often each tag occurs in each split."""
+    return {
+        name: Counter(tag for example in examples for tag in example.fields["tags"])
+        for name, examples in splits.items()
+    }
+
+
+def tag_findings(splits: Splits) -> Iterator[Finding]:
+    """Yield what all checks find."""
+    data = TaggedData(splits, count_tags(splits))
+    for check in TAG_CHECKS:
+        yield from check(data)
+
+
+def rare_tags(data: TaggedData) -> Iterator[Finding]:
+    """Find tags with few examples."""
+    rare = sorted((count, tag) for tag, count in data.counts["train"].items() if count < RARE)
+    if rare:
+        named = ", ".join(f"{tag} {count}" for count, tag in rare[:_NAMED])
+        more = ", …" if len(rare) > _NAMED else ""
+        yield Finding("warning", "data.train", f"tags that occur less than {RARE} times: {named}{more}")
+
+
+def imbalanced_tags(data: TaggedData) -> Iterator[Finding]:
+    """Find a tag set of which some are far more frequent than others."""
+    ordered = data.counts["train"].most_common()
+    if not ordered or ordered[0][1] < IMBALANCED * ordered[-1][1]:
+        return
+    total = data.counts["train"].total()
+    most, least = (f"{tag} is {100 * count / total:.2g}%" for tag, count in (ordered[0], ordered[-1]))
+    yield Finding(
+        "warning",
+        "data.train",
+        f"tags are imbalanced: {most} of them, {least}; task.class_weights=balanced weighs rare ones more",
+    )
+
+
+def contradictions(data: TaggedData) -> Iterator[Finding]:
+    """Find sentences that occur with different tags."""
+    first: dict[int, tuple[str, int]] = {}
+    found = []
+    for name, examples in data.splits.items():
+        for i, example in enumerate(islice(examples, _COMPARED)):
+            split, index = first.setdefault(hash(example.fields["tokens"]), (name, i))
+            other = example if (split, index) == (name, i) else data.splits[split][index]
+            same = other.fields["tokens"] == example.fields["tokens"]
+            if same and other.fields["tags"] != example.fields["tags"]:
+                found.append((other, example))
+    if found:
+        message = f"{_difference(*found[0])}; sentences like this: {len(found):,}"
+        yield Finding("warning", found[0][1].source, message)
+
+
+def _difference(left: Example, right: Example) -> str:
+    """Return where two examples of the same tokens have different tags."""
+    tags = zip(left.fields["tags"], right.fields["tags"], strict=True)
+    i, (one, other) = next((i, pair) for i, pair in enumerate(tags) if pair[0] != pair[1])
+    token = right.fields["tokens"][i]
+    return f"token {i + 1} {token!r} is {other}, but {one} in the same sentence in {left.source}"
+
+
+TAG_CHECKS: tuple[TagCheck, ...] = (rare_tags, imbalanced_tags, contradictions)
