@@ -74,7 +74,7 @@ class TokenClassificationConfig(TaskConfig):
         description="Which of a token's sub-words has its label. auto: the last if the model is causal, "
         "since it has read the token only then, otherwise the first.",
     )
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0.0)]] | None = Field(
+    class_weights: dict[str, Annotated[float, Field(gt=0.0)]] | Literal["balanced"] | None = Field(
         None,
         description="Factor on the training loss of each tag, 1 where none is given: {tag: factor}, or "
         "balanced, which is inversely proportional to its frequency in train.",
@@ -86,10 +86,10 @@ class TokenClassificationConfig(TaskConfig):
         task = self.fit(splits, data.token_unit, getattr(data, "line_per_token", False))
         for example in splits["train"] if self.labels is not None else ():
             task.check(example)
-        task.class_weights = self._weights(task, splits["train"])
+        task.class_weights = self.weights(task, splits["train"])
         return task
 
-    def _weights(self, task: TokenClassification, train: Sequence[Example]) -> list[float] | None:
+    def weights(self, task: TokenClassification, train: Sequence[Example]) -> list[float] | None:
         """Return the factor on each label's loss, (C,), or None."""
         given = self.class_weights
         if given is None:
