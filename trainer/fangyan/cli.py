@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fangyan.errors import UserError
+
+if TYPE_CHECKING:
+    from fangyan.tasks.report import Report
 
 app = typer.Typer(
     help="Adapts language models to dialects and local languages.",
@@ -161,11 +164,20 @@ def evaluate(
     """Evaluate a run's model: a tagger's metrics are in percent."""
     from fangyan.inference.load import evaluate as measure
 
-    metrics = measure(run, data, say=lambda message: print(f"fangyan: {message}", file=sys.stderr))
+    reports: list[Report] = []
+    metrics = measure(
+        run,
+        data,
+        say=lambda message: print(f"fangyan: {message}", file=sys.stderr),
+        on_report=reports.append,
+    )
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
     Console().print(table)
+    for report in reports:
+        for table in report.tables("Scores"):
+            Console().print(table)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
 from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
 from fangyan.tasks import evaluation, task_of_export
+from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Predictor, Task
 
 
@@ -75,7 +76,10 @@ def load(run: str | Path) -> Predictor:
 
 
 def evaluate(
-    run: str | Path, data: Sequence[str] | None = None, say: Callable[[str], None] = warnings.warn
+    run: str | Path,
+    data: Sequence[str] | None = None,
+    say: Callable[[str], None] = warnings.warn,
+    on_report: Callable[[Report], None] | None = None,
 ) -> Metrics:
     """Return the metrics of a run's model.
 
@@ -83,6 +87,7 @@ def evaluate(
         run: a run folder.
         data: files of the run's format; by default the run's own test split, else its dev split.
         say: called with a message on each thing in the data that the model has not learned, such as a tag.
+        on_report: called with the scores of each tag, if the model is a tagger.
 
     Raises:
         UserError: if it is no run folder, or a file is not of its format.
@@ -93,7 +98,8 @@ def evaluate(
     for note in exported.task.notes(examples):
         say(note)
     tokenizer = Tokenizer(exported.backend)
-    return evaluation.evaluate(exported.task, exported.packed(), examples, tokenizer, exported.max_length)
+    model, longest = exported.packed(), exported.max_length
+    return evaluation.evaluate(exported.task, model, examples, tokenizer, longest, on_report=on_report)
 
 
 def _examples(folder: Path, data: Sequence[str] | None) -> Sequence[Example]:

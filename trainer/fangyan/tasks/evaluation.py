@@ -17,6 +17,7 @@ from fangyan.data.token_store import TokenStore
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.device import device
 from fangyan.models.packed import PackedModel
+from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task
 
 # Sub-words in a batch of evaluation.
@@ -33,13 +34,19 @@ def evaluate(
     max_length: int,
     forward: Forward | None = None,
     cache: Path | None = None,
+    on_report: Callable[[Report], None] | None = None,
 ) -> Metrics:
     """Return the task's metrics of a model on examples.
 
-    See :func:`run_batches` for ``forward``, :meth:`Task.tokenize_all` for ``cache``.
+    See :func:`run_batches` for ``forward``, :meth:`Task.tokenize_all` for ``cache``. ``on_report`` is called
+    with the scores of each class, where the task has classes.
     """
     sequences = task.tokenize_all(examples, tokenizer, max_length, cache)
-    return task.metrics(examples, run_batches(task, model, sequences, tokenizer.pad_id, forward))
+    outputs = run_batches(task, model, sequences, tokenizer.pad_id, forward)
+    report = None if on_report is None else task.report(examples, outputs)
+    if on_report is not None and report is not None:
+        on_report(report)
+    return task.metrics(examples, outputs)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.errors import UserError
+from fangyan.tasks.report import Report
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -189,6 +190,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Metrics:
         """Return every metric from the outputs of all batches of ``examples``, in any order."""
+
+    @abstractmethod
+    def report(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Report | None:
+        """Return scores of each class from the outputs of all batches; None if the task has no classes."""
 
     @abstractmethod
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> Predictor:

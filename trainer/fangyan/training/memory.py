@@ -25,8 +25,8 @@ from fangyan.tasks.evaluation import BATCH_TOKENS
 from fangyan.training.engine import activation_dtype, gradient_buffer
 from fangyan.training.workload import Workload
 
-# Beside each rank on the CPU: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes (as
-# measured with two ranks).
+# Beside each rank on the CPU, at most: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes
+# (as measured with two ranks). A message that is smaller touches no more of them than itself.
 _SHARED = 120e6
 # bitsandbytes keeps smaller tensors in 32 bits, where it sees single ones.
 _LEAST_8BIT = 4096
@@ -159,7 +159,8 @@ def _training(
     states = _states(recipe, model) / (ranks if stage else 1)
     items.append(MemoryItem("optimizer states", trained, states, away))
     if ranks > 1 and not on_gpu():
-        items.append(MemoryItem("buffers between ranks", 0, _SHARED * ranks))
+        message = width * gradient_buffer(trained)
+        items.append(MemoryItem("buffers between ranks", 0, min(_SHARED, message) * ranks))
     return items
 
 

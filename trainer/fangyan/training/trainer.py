@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import evaluate
+from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
 from fangyan.training.checkpoint import Checkpoints, State
 from fangyan.training.distributed import start_distributed
@@ -88,6 +90,9 @@ def _check_inputs(recipe: Recipe) -> None:
 class Trainer(Workload):
     """Trains what a recipe says: :meth:`start_engine`, then :meth:`fit`. Every rank makes one."""
 
+    # The split that was reported last, on rank 0.
+    _latest: tuple[str, Report] | None = None
+
     def start_engine(self) -> None:
         """Build the DeepSpeed engine and the optimizer, within the process group that there is."""
         self.engine, self.optimizer = build_engine(self.recipe, self.model, self.total_steps)
@@ -140,18 +145,30 @@ class Trainer(Workload):
                 self.logger.info(f"before  {split:4}  {format_metrics(metrics)}")
         self.logger.start_progress(self.state.step, self.total_steps)
 
-    def evaluate(self, *names: str) -> dict[str, Metrics]:
-        """Return the metrics of the named splits that the data has. Collective."""
+    def evaluate(self, *names: str, report_as: str | None = None) -> dict[str, Metrics]:
+        """Return the metrics of the named splits that the data has. Collective.
+
+        Args:
+            names: of the splits.
+            report_as: write the scores of each class as ``reports/<split>-<report_as>.json``.
+        """
         self.engine.eval()
         found = {}
         for name in names:
             if examples := self.splits.get(name):
+                on_report = None
+                if report_as is not None and dist.get_rank() == 0:
+                    on_report = partial(self._write_report, name, report_as)
                 found[name] = evaluate(
                     *(self.task, self.model, examples, self.tokenizer, self.max_length),
-                    *(self.engine, self.cache),
+                    *(self.engine, self.cache, on_report),
                 )
         self.engine.train()
         return found
+
+    def _write_report(self, split: str, name: str, report: Report) -> None:
+        report.write(self.folder.path / "reports" / f"{split}-{name}.json")
+        self._latest = split, report
 
     def _train_epoch(self, profiler: StepProfile) -> None:
         """Train the rest of the state's epoch, with checkpoints on the way."""
@@ -224,7 +241,7 @@ class Trainer(Workload):
         """Evaluate and save."""
         self._assert_finite_weights()
         state = self.state
-        metrics = self.evaluate("dev")["dev"]
+        metrics = self.evaluate("dev", report_as=f"step-{state.step:06d}")["dev"]
         self.logger.metrics("evaluation", state.step, state.epoch + 1, metrics, "dev")
         self.logger.info(f"epoch {state.epoch + 1:2}  dev   {format_metrics(metrics)}")
         score = metrics[self.metric] * (1 if self.task.greater_is_better else -1)
@@ -262,10 +279,14 @@ class Trainer(Workload):
         logger.stop_progress()
         if state.best_step != state.step:
             self._load(folder.checkpoints.folder / "best")
-        after = self.evaluate("dev", "test")
+        after = self.evaluate("dev", "test", report_as="best")
         for split, metrics in after.items():
             logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
         self.export(folder.model, state.before, after)
+        if self._latest is not None:
+            split, report = self._latest
+            for table in report.tables(split):
+                logger.table(table)
         logger.table(metrics_table(state.before, after, self.task.metric_unit))
         speed = self.throughput.tokens_per_second
         logger.info(

@@ -122,6 +122,10 @@ class CausalLM(Task):
         }
 
     @override
+    def report(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> None:
+        """Return nothing: sub-words are too many to report on."""
+
+    @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TextGenerator:
         """Return the model as a writer; it may write beyond the length of its training sequences."""
         from fangyan.tasks.causal_lm.predictor import TextGenerator

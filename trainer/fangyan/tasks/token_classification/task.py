@@ -24,6 +24,7 @@ from fangyan.data.tokenization import (
     tokenize_words,
 )
 from fangyan.errors import UserError
+from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.checks import count_tags, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
@@ -31,6 +32,7 @@ from fangyan.tasks.token_classification.messages import data_messages, unlearned
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
 from fangyan.tasks.token_classification.predictor import Tagged, TokenClassifier
 from fangyan.tasks.token_classification.recognition import TagPairs, Wanted, recognise
+from fangyan.tasks.token_classification.report import tag_report
 from fangyan.tasks.token_classification.scheme import Notation, Scheme
 
 if TYPE_CHECKING:
@@ -318,6 +320,12 @@ class TokenClassification(Task):
         """Return all metrics of the scheme, in percent."""
         gold = [self.read(example) for example in examples]
         return tag_metrics(gold, self.join(outputs, len(examples)), self.scheme)
+
+    @override
+    def report(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Report:
+        """Return scores of each tag, entity type or word tag."""
+        gold = [self.read(example) for example in examples]
+        return tag_report(gold, self.join(outputs, len(examples)), self.scheme)
 
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TokenClassifier:
