@@ -91,6 +91,12 @@ def train(
         bool,
         typer.Option("--profile", help="Trace a few steps into the run folder, and show what they cost."),
     ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Run with so many seeds; mean and spread of the metrics.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validate: so many runs, each tests on a part of train.")
+    ] = None,
 ) -> None:
     """Run a recipe: evaluate, train, evaluate, export.
 
@@ -99,6 +105,15 @@ def train(
     from fangyan.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    if seeds or folds:
+        if resume or profile:
+            raise UserError(
+                "--seeds and --folds resume by themselves, expected neither --resume nor --profile"
+            )
+        from fangyan.training.repeats import repeat
+
+        repeat(loaded, seeds, folds)
+        return
     from fangyan.training.trainer import train as run
 
     run(loaded, resume, profile)

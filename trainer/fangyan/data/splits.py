@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
 from abc import ABC, abstractmethod
@@ -44,6 +45,11 @@ class DataConfig(Config, ABC):
     test: Files | HeldOut | None = Field(
         None, description="As dev. Scored before and after training, never used in it."
     )
+    fold: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = Field(
+        None,
+        description="k/n: the k-th of n parts of train is the test split, for cross-validation; see fangyan "
+        "train --folds.",
+    )
     cache_dir: str | None = Field(
         None,
         description="Folder for data larger than memory, read and tokenized: any disk with room, by default "
@@ -61,6 +67,17 @@ class DataConfig(Config, ABC):
     def _needs_files(self) -> DataConfig:
         if self.train is None and self.corpus is None:
             raise ValueError(f"train is missing; format {self.format} needs the files to train on")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _fold_is_the_test_split(self) -> DataConfig:
+        if self.fold is None:
+            return self
+        number, count = map(int, self.fold.split("/"))
+        if not 1 <= number <= count or count < 2:
+            raise ValueError(f"fold is {self.fold}, expected k/n with k from 1 to n, and n of 2 or more")
+        if self.test is not None:
+            raise ValueError("test is given, and fold takes a part of train for it; expected test: null")
         return self
 
     @property
@@ -96,6 +113,8 @@ class DataConfig(Config, ABC):
         """
         splits = self.load_named()
         self._check_named(splits)
+        if self.fold is not None:
+            splits["train"], splits["test"] = _take_fold(splits["train"], self.fold, seed)
         for salt, name in enumerate(("test", "dev")):
             fraction = getattr(self, name)
             if isinstance(fraction, float):
@@ -200,6 +219,36 @@ def _hold_out(
     chosen = groups[order[: np.searchsorted(taken, fraction * len(examples)) + 1]]
     held_out = np.isin(group_keys, chosen)
     return _select(examples, ~held_out), _select(examples, held_out)
+
+
+def _take_fold(
+    examples: Sequence[Example], fold: str, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the examples outside and inside a fold; those of one group are in one fold.
+
+    Groups are shuffled, and the largest go first to the smallest fold: sizes are nearly equal.
+
+    Raises:
+        UserError: if there are fewer groups than folds.
+    """
+    number, count = map(int, fold.split("/"))
+    groups, sizes = np.unique(group_keys := _group_keys(examples), return_counts=True)
+    if len(groups) < count:
+        raise UserError(
+            f"data.fold: {count} folds of {len(groups)} groups that are kept together (identical sentences, "
+            f"or documents); expected {len(groups)} folds at most"
+        )
+    order = array("q", range(len(groups)))
+    random.Random(seed).shuffle(order)
+    folds = [(0, i) for i in range(count)]
+    chosen = []
+    for group in sorted(order, key=lambda i: -sizes[i]):
+        size, lightest = folds[0]
+        heapq.heapreplace(folds, (size + int(sizes[group]), lightest))
+        if lightest == number - 1:
+            chosen.append(groups[group])
+    inside = np.isin(group_keys, np.array(chosen, dtype=groups.dtype))
+    return _select(examples, ~inside), _select(examples, inside)
 
 
 def _group_keys(examples: Sequence[Example]) -> NDArray[Any]:

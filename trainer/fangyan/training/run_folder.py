@@ -80,7 +80,7 @@ class RunFolder:
         state = read_state(checkpoint)
         if not (self.path / "recipe.yaml").is_file():
             raise UserError(f"{self.path}: no recipe.yaml in it, expected that of the run to resume")
-        _check_same_recipe(recipe, self.path / "recipe.yaml")
+        check_same_recipe(recipe, self.path / "recipe.yaml")
         return Start(checkpoint, (*messages, f"resuming {checkpoint} at step {state.step}"))
 
     def claim(self) -> list[str]:
@@ -116,7 +116,7 @@ class RunFolder:
         partial.replace(self.path / "recipe.yaml")
 
 
-def _check_same_recipe(recipe: Recipe, path: Path) -> None:
+def check_same_recipe(recipe: Recipe, path: Path) -> None:
     """Refuse to resume with another recipe than the run began with: nothing else would be exact."""
     old, new = (_flat(r.model_dump(mode="json")) for r in (load_recipe(path), recipe))
     for field in (*new, *old):

@@ -73,7 +73,9 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
         _check_inputs(recipe)
     trainer = Trainer(recipe)
     trainer.start_engine()
-    return trainer.fit(folder, start, profile)
+    result = trainer.fit(folder, start, profile)
+    trainer.engine.destroy()  # for the next run of this process
+    return result
 
 
 def _check_inputs(recipe: Recipe) -> None:
