@@ -8,6 +8,7 @@ from fangyan.data.compression import open_file, stem, suffix
 from fangyan.data.example import read_lines
 from fangyan.data.formats import parse_data
 from fangyan.errors import UserError
+from fangyan.tasks.token_classification.task import TokenClassificationConfig
 
 CONLL = "我\tO\n\n去\tX\n\n"
 
@@ -88,3 +89,10 @@ def test_load_says_why_a_split_is_empty(tmp_path, text, fields, message):
     (tmp_path / "train.conll").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         conll(train=str(tmp_path / "train.conll"), **fields).load(seed=0)
+
+
+def test_build_refuses_a_file_of_one_tag(tmp_path):
+    (tmp_path / "train.conll").write_text("a\tO\nb\tO\n\nc\tO\n", encoding="utf-8")
+    data = conll(train=str(tmp_path / "train.conll"), dev=0.5)
+    with pytest.raises(UserError, match="data.train: all of its 2 tags are O, expected something to learn"):
+        TokenClassificationConfig().build(data.load(seed=0), data)
