@@ -165,6 +165,8 @@ class Workload:
         self.longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
         train = self.splits["train"]
         self.sequences = self.task.tokenize_all(train, self.tokenizer, self.longest, self.cache)
+        if not isinstance(train, list):
+            self.messages.append(f"sub-words are kept in {self.cache}, which may be deleted between runs")
         self.lengths, self.num_valid = self.sequences.lengths, self.sequences.num_valid
         return Epochs(self.lengths, config.batch_tokens, self.recipe.seed, config.epochs)
 
