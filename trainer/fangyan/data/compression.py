@@ -33,21 +33,23 @@ def _plain(path: str | PurePath) -> PurePath:
 
 
 @contextmanager
-def open_file(path: Path, mode: str = "rb", **options: Any) -> Iterator[IO[Any]]:
-    """Open a file that is plain, ``.gz`` or ``.zst``; ``options`` are those of :func:`open` for text.
+def open_file(
+    path: Path, mode: str = "rb", encoding: str | None = None, newline: str | None = None
+) -> Iterator[IO[Any]]:
+    """Open a file that is plain, ``.gz`` or ``.zst``, as :func:`open` does.
 
     Raises:
         UserError: naming a compressed file that is damaged or cut off, when it is read.
     """
     ending = path.suffix.lower()
     if ending not in COMPRESSED:
-        with path.open(mode, **options) as file:
+        with path.open(mode, encoding=encoding, newline=newline) as file:
             yield file
         return
     module = gzip if ending == ".gz" else _zstd(path)
     damaged = (EOFError, zlib.error, gzip.BadGzipFile if ending == ".gz" else module.ZstdError)
     try:
-        with module.open(path, mode, **options) as file:
+        with module.open(path, mode, encoding=encoding, newline=newline) as file:
             yield file
     except damaged as error:
         raise UserError(f"{path}: cannot be decompressed: {error}; expected a whole {ending} file") from None
