@@ -242,7 +242,7 @@ def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
         ),
         (
             ["task.name=causal_lm"],
-            "data.format is hkcancor, which has no text; expected jsonl, csv, datasets, text, common_voice for",
+            "data.format is hkcancor, which has no text; expected jsonl, csv, datasets, text, common_voice",
         ),
         (
             TEXT,
