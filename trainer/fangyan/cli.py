@@ -268,7 +268,7 @@ def _write(pieces: Iterable[str], output: Path | None) -> None:
         return
     partial = output.with_name(f".partial-{output.name}")
     try:
-        with open_file(partial, "wt", encoding="utf-8", newline="") as file:
+        with open_file(partial, "wt", encoding="utf-8") as file:
             file.writelines(pieces)
         partial.replace(output)
     finally:

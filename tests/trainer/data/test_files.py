@@ -18,7 +18,7 @@ def conll(**fields):
 
 
 def compress(path, text):
-    with open_file(path, "wt", encoding="utf-8", newline="") as file:
+    with open_file(path, "wt", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -33,14 +33,18 @@ def _plain(path: str | PurePath) -> PurePath:
 
 
 @contextmanager
-def open_file(
-    path: Path, mode: str = "rb", encoding: str | None = None, newline: str | None = None
-) -> Iterator[IO[Any]]:
-    """Open a file that is plain, ``.gz`` or ``.zst``, as :func:`open` does.
+def open_file(path: Path, mode: str = "rb", encoding: str | None = None) -> Iterator[IO[Any]]:
+    """Open a file that is plain, ``.gz`` or ``.zst``.
+
+    Args:
+        path: of the file.
+        mode: ``rb``, or ``wt`` with an encoding, which leaves line ends as they are.
+        encoding: of text.
 
     Raises:
         UserError: naming a compressed file that is damaged or cut off, when it is read.
     """
+    newline = None if encoding is None else ""
     ending = path.suffix.lower()
     if ending not in COMPRESSED:
         with path.open(mode, encoding=encoding, newline=newline) as file:
