@@ -39,9 +39,9 @@ class Summary:
     mean: dict[str, Metrics]
     std: dict[str, Metrics]
 
-    def table(self, title: str) -> Table:
+    def table(self) -> Table:
         """Return mean and spread as a table for a terminal."""
-        table = Table("metric", title=f"{title}: mean ± standard deviation of {len(self.runs)} runs")
+        table = Table("metric")
         for split in self.mean:
             table.add_column(split, justify="right")
         for name in next(iter(self.mean.values())):
@@ -78,8 +78,9 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
         found[name] = metrics
     summary = summarize(found)
     on_rank_zero(lambda: _write(summary, recipe.folder / "summary.json"))
+    _say(f"{recipe.name}: mean ± standard deviation of {len(found)} runs")
     if dist.get_rank() == 0:
-        Console(highlight=False).print(summary.table(recipe.name))
+        Console(highlight=False).print(summary.table())
     return summary
 
 
