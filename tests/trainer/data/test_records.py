@@ -176,7 +176,7 @@ def test_csv_reads_what_was_written(tmp_path_factory, texts, separator):
     ]
 
 
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of dill, at a type of pyarrow
+@pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)")  # of dill, at a type of pyarrow
 def test_datasets_parquet_and_folders(tmp_path):
     datasets = pytest.importorskip("datasets")
     names = datasets.ClassLabel(names=["O", "B-LOC"])
