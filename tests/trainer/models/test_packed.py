@@ -1,5 +1,7 @@
 """A packed batch returns what each sentence returns alone, for encoders and causal models."""
 
+import copy
+
 import fangyan_kernels
 import pytest
 import torch
@@ -50,7 +52,8 @@ CONFIGS = ENCODERS | CAUSAL
 
 def build(config, layout, seed=0):
     torch.manual_seed(seed)
-    model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    # A copy: a model keeps its attention's name there.
+    model = AutoModelForTokenClassification.from_config(copy.deepcopy(config), dtype=torch.float32)
     model.load_state_dict(
         {k: torch.randn_like(v) * 0.3 if v.is_floating_point() else v for k, v in model.state_dict().items()}
     )
