@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,8 +139,9 @@ def check(
     from fangyan.training.check import check as run
     from fangyan.training.distributed import start_distributed
 
-    start_distributed()
-    report = run(loaded, ranks)
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints what it builds, and JSON is to be alone
+        start_distributed()
+        report = run(loaded, ranks)
     if as_json:
         print(json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2))
     else:

@@ -129,10 +129,10 @@ def test_check_command(cli):
     (cli.folder / "bad.conll").write_text("我\tO\n住\tO\tx\n", encoding="utf-8")
     arguments = cli.train_arguments("train.epochs=1")[1:]
     out, _ = cli("check", *arguments, "--json")
-    warnings = json.loads(out[out.index("{") :])["warnings"]
+    warnings = json.loads(out)["warnings"]
     assert any("never occur in train" in warning["message"] for warning in warnings)
     out, _ = cli("check", *arguments, "data.format=conll", "data.train=bad.conll", code=1)
-    assert "1 errors" in out
+    assert "errors 1, warnings 0" in out
     _, err = cli("check", "cantonese-pos", "train.epoch=1", code=2)
     assert "train.epoch: unknown key" in err
     out, _ = cli.train("train.epochs=1")

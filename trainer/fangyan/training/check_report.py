@@ -36,7 +36,7 @@ def tables(report: Report, recipe: Recipe, ranks: int) -> Iterator[RenderableTyp
             for finding in findings:
                 table.add_row(escape(finding.place), escape(finding.message))
             yield table
-    yield f"{report.name}: {len(report.errors)} errors, {len(report.warnings)} warnings"
+    yield f"{report.name}: errors {len(report.errors)}, warnings {len(report.warnings)}"
 
 
 def _sizes(report: Report) -> Table:
