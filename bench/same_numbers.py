@@ -46,17 +46,7 @@ os.environ |= {
 }
 
 # What was renamed since BASE: how a setting of same_numbers.yaml begins -> how it begins there.
-RENAMED = {
-    "task.name=causal_lm": "task.name=language_modelling",
-    "task.scheme=iob2": "task.scheme=entities",
-    "task.scheme=plain": "task.scheme=labels",
-    "objective.label_smoothing": "task.label_smoothing",
-    "adaptation.name": "adapt.method",
-    "adaptation.freeze_": "freeze.",
-    "adaptation.quantization": "adapt.base",
-    "adaptation.adapter_path": "adapt.init",
-    "adaptation.": "adapt.",
-}
+RENAMED: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
