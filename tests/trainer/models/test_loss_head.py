@@ -222,6 +222,13 @@ def test_find_logit_transform_of_a_scale_and_a_cap(scale, softcap, monkeypatch):
     assert found.softcap == (softcap and pytest.approx(softcap, rel=1e-6))
 
 
+def test_packed_model_of_a_model_that_was_packed_before():
+    model = randomize(AutoModelForCausalLM.from_config(CAUSAL["Cohere"][0](), dtype=torch.float32))
+    plain = copy.deepcopy(model)
+    PackedModel(model, "varlen")
+    check_loss(PackedModel(model, "padded"), plain, 60)
+
+
 def test_find_logit_transform_leaves_no_trace():
     config = transformers.BertConfig(num_labels=2, **SIZES)
     model = AutoModelForTokenClassification.from_config(config).train()

@@ -42,6 +42,8 @@ class PackedModel(nn.Module):
         super().__init__()
         self.model = model
         self.head = install_loss_head(model, num_outputs(self.base), kernels)
+        if self.base.config._attn_implementation == attention.NAME:  # packed before: it asks for boundaries
+            self.base.set_attn_implementation("sdpa")
         self.logit_transform = find_logit_transform(model, self.head)
         self._position_offset = position_offset(self.base)
         self._causal = is_causal(self.base)
