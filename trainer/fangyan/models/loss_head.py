@@ -16,7 +16,7 @@ import torch
 from fangyan_kernels import linear_cross_entropy
 from torch import Tensor, nn
 
-from fangyan.models.structure import head_name
+from fangyan.models.structure import evaluating, head_name
 
 Kernels = Literal["auto", "reference"]
 
@@ -186,16 +186,3 @@ def _fit(values: Tensor, logits: Tensor) -> LogitTransform | None:
     transform = LogitTransform(scale, abs(largest) if is_capped else None)
     fits = math.isfinite(scale) and math.isfinite(largest) and largest != 0.0
     return transform if fits and torch.allclose(transform(values), logits, rtol=1e-5, atol=0.0) else None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run forwards without dropout, whose random numbers are a run's own, and without gradients."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

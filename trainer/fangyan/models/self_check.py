@@ -20,7 +20,7 @@ from fangyan.data.packing import Batch, collate
 from fangyan.data.tokenization import TokenizedSequence
 from fangyan.errors import UserError
 from fangyan.models.packed import Layout, PackedModel
-from fangyan.models.structure import max_length, num_outputs
+from fangyan.models.structure import evaluating, max_length, num_outputs
 
 # Attention windows up to here are exceeded by the longer of the two sequences.
 _LONGEST_WINDOW = 256
@@ -44,7 +44,7 @@ class SelfCheck:
         self._model = model
         self._generator = torch.Generator().manual_seed(0)
         self._sequences = [self._sequence(length) for length in _lengths(model.base)]
-        with _evaluating(model):
+        with evaluating(model):
             model.use_layout("unpadded")
             self._alone = [self._logits([sequence])[0] for sequence in self._sequences]
             if not all(logits.isfinite().all() for logits in self._alone):
@@ -72,7 +72,7 @@ class SelfCheck:
         """
         reasons: list[str] = []
         for layout in layouts:
-            with _evaluating(self._model):
+            with evaluating(self._model):
                 reason = self._wrong_with(layout)
             if reason is None:
                 return reasons
@@ -128,7 +128,7 @@ class SelfCheck:
         Raises:
             UserError: if it is another.
         """
-        with _evaluating(self._model):
+        with evaluating(self._model):
             batch = self._batch(self._sequences)
             loss = float(self._model.loss(batch).double())
             logits = torch.cat(self._spans(self._model.logits(batch), batch)).double()
@@ -202,19 +202,6 @@ class SelfCheck:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Run forwards without dropout, whose random numbers are a run's own, and without gradients."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _lengths(model: Any) -> tuple[int, int]:

@@ -64,13 +64,22 @@ def _inputs_cast(model: nn.Module) -> Iterator[None]:
 
 
 def try_forward(model: Any, gradients: bool = False) -> None:
-    """Run a forward on a few sub-words in evaluation mode; with ``gradients`` as one that has a backward."""
-    training = model.training
+    """Run a forward on a few sub-words; see :func:`evaluating`."""
+    with evaluating(model, gradients):  # some models pool by 8 before they attend
+        model(input_ids=torch.zeros(1, 16, dtype=torch.int64, device=model.device))
+
+
+@contextmanager
+def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Run forwards without dropout, whose random numbers are a run's own, and as a rule without gradients."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        with torch.set_grad_enabled(gradients):  # some models pool by 8 before they attend
-            model.eval()(input_ids=torch.zeros(1, 16, dtype=torch.int64, device=model.device))
+        with torch.set_grad_enabled(gradients):
+            yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def encoder_layers(model: Any, field: str) -> nn.ModuleList:
