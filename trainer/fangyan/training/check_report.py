@@ -115,7 +115,10 @@ def as_json(report: Report) -> dict[str, Any]:
         else {
             "peak": memory.peak,
             "loading": memory.loading,
-            **{item.name: item.nbytes for item in (*memory.items, *memory.passing)},
+            **{
+                item.name: item.nbytes
+                for item in (*memory.items, memory.step, memory.scoring, *memory.after_epoch)
+            },
         },
         "seconds": report.seconds,
     }

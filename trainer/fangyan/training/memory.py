@@ -58,21 +58,29 @@ class MemoryEstimate:
 
     Attributes:
         items: what there is from the first step on.
-        passing: what comes and goes, of which one is there at a time.
+        step: what a step takes beside them.
+        scoring: what is there from the first evaluation of an epoch on.
+        after_epoch: what evaluation and export take, one at a time.
         loading: the peak before the first step.
+        num_epochs: of the run.
     """
 
     items: list[MemoryItem]
-    passing: list[MemoryItem]
+    step: MemoryItem
+    scoring: MemoryItem
+    after_epoch: list[MemoryItem]
     loading: float
+    num_epochs: int
 
     @property
     def peak(self) -> float:
         """Return the most that there is at a time, without what a GPU's rank keeps in the CPU's memory."""
         lasting = sum(item.nbytes for item in self.items if not item.on_cpu)
-        passing = sorted(item.nbytes for item in self.passing if not item.on_cpu)
-        kept = 0.0 if on_gpu() else _KEPT * passing[-2]
-        return max(self.loading, lasting + passing[-1] + kept)
+        step, scoring = self.step.nbytes, self.scoring.nbytes
+        kept = 0.0 if on_gpu() else _KEPT * step
+        most = max(item.nbytes for item in self.after_epoch if not item.on_cpu)
+        in_step = step + (scoring if self.num_epochs > 1 else 0.0)
+        return max(self.loading, lasting + in_step, lasting + scoring + most + kept)
 
 
 def estimate_memory(workload: Workload, ranks: int) -> MemoryEstimate:
@@ -89,9 +97,12 @@ def estimate_memory(workload: Workload, ranks: int) -> MemoryEstimate:
     model.to(device())
     loading = peak_memory()
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) + _quantization(model)
-    # As in a run, evaluation comes first: what libraries keep from then on counts as theirs.
+    reset_peak_memory()
+    before = memory_in_use()
+    workload.task.report([], [])  # imports the library that scores, which takes 120 MB
+    scoring = max(memory_in_use() - before, 0)
     evaluation = measure_evaluation(workload)
-    libraries = max(memory_in_use() - weights, 0)
+    libraries = max(memory_in_use() - weights - scoring, 0)
     activations = measure_micro_batch(workload, ranks)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = dtype.itemsize
@@ -102,12 +113,14 @@ def estimate_memory(workload: Workload, ranks: int) -> MemoryEstimate:
             MemoryItem("Python, libraries, data", 0, libraries),
             *_training(recipe, model, weights, ranks, trained, width),
         ],
+        MemoryItem("a micro-batch and its gradients, measured", 0, activations),
+        MemoryItem("the library that scores", 0, scoring, on_gpu()),
         [
-            MemoryItem("a micro-batch and its gradients, measured", 0, activations),
             MemoryItem("an evaluation batch, measured", 0, evaluation),
             MemoryItem("the export", 0, _export(workload, width * trained), on_gpu()),
         ],
         loading,
+        recipe.train.epochs,
     )
 
 
@@ -218,7 +231,6 @@ def measure_evaluation(workload: Workload) -> float:
     sequences = task.tokenize_all(examples, workload.tokenizer, workload.max_length, workload.cache)
     batches = bucket_by_length(sequences.lengths, BATCH_TOKENS)
     largest = max(batches, key=lambda members: int(sequences.lengths[members].sum()))
-    task.report([], [])  # imports the library that scores, which takes 60 MB
     model.eval()
     reset_peak_memory()
     before = memory_in_use()
@@ -245,12 +257,12 @@ def memory_table(estimate: MemoryEstimate, recipe: Recipe, ranks: int) -> Table:
     )
     for column, justify in columns:
         table.add_column(column, justify=justify)
-    for item in (*estimate.items, *estimate.passing):
+    for item in (*estimate.items, estimate.step, estimate.scoring, *estimate.after_epoch):
         each = f"{item.nbytes / item.elements:.2f}" if item.elements else ""
         name = f"{item.name} (in the CPU's memory)" if item.on_cpu else item.name
         table.add_row(name, each, f"{item.nbytes / 1e6:,.0f}")
-        if item == estimate.items[-1]:
-            table.add_section()  # of what follows, one at a time
+        if item in (estimate.items[-1], estimate.step):
+            table.add_section()  # of what follows, a step or the end of an epoch has its own
     table.add_section()
     table.add_row("loading", "", f"{estimate.loading / 1e6:,.0f}")
     table.add_section()
