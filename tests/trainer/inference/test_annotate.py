@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fangyan.cli import app
 from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.inference.annotate import format_of
@@ -64,17 +65,17 @@ def test_annotate_is_for_taggers():
 
 
 @pytest.mark.slow
-def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path):
+def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path, monkeypatch, capsys):
     """The file system's encoding is ASCII then, in which no run could be named 粤语."""
     (tmp_path / "train.conllu").write_text(TREEBANK, encoding="utf-8")
 
-    def fangyan(*arguments, locale="C", code=0):
+    def fangyan(*arguments, locale="C"):
         environment = os.environ | NO_UTF8 | {"LC_ALL": locale, "LANG": locale, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "fangyan", *arguments]
         result = subprocess.run(
             [os.fsencode(word) for word in command], cwd=tmp_path, env=environment, capture_output=True
         )
-        assert result.returncode == code, result.stderr[-3000:]
+        assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout.decode("utf-8"), result.stderr.decode("utf-8")
 
     data = "{format: conllu, column: upos, train: train.conllu, dev: train.conllu}"
@@ -93,10 +94,13 @@ def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path):
     lines = (tmp_path / "輸入.conllu").read_text(encoding="utf-8").splitlines()
     assert lines[1].startswith("1\t佢\t_\tPRON\t_\t_\t2\tdep\t_\tSpaceAfter=No|Probabilities=PRON:")
     assert len(lines) == len(TREEBANK.splitlines())
-    out, _ = fangyan("predict", run, "佢 食")
-    assert out == "佢/PRON 食/VERB\n"
-    _, err = fangyan("predict", run, "佢", "--probabilities", "1", code=2)
-    assert err == "fangyan: --probabilities: is for --input with a file of tokens, found text\n"
-    _, err = fangyan("predict", run, "--input", "輸入.conllu", "--json", code=2)
-    assert err == "fangyan: --json: is for text, found a file of format conllu\n"
     assert not list(tmp_path.glob(".partial*"))
+    monkeypatch.chdir(tmp_path)
+    app(["predict", run, "佢 食"], standalone_mode=False)
+    assert capsys.readouterr().out == "佢/PRON 食/VERB\n"
+    with pytest.raises(
+        UserError, match="^--probabilities: is for --input with a file of tokens, found"
+    ):
+        app(["predict", run, "佢", "--probabilities", "1"], standalone_mode=False)
+    with pytest.raises(UserError, match="^--json: is for text, found a file of format conllu$"):
+        app(["predict", run, "--input", "輸入.conllu", "--json"], standalone_mode=False)

@@ -89,7 +89,5 @@ def test_class_weights_on_two_ranks_are_those_of_one(cli):
     weighted = ("task.class_weights=balanced", "train.epochs=1", "engine.zero_stage=1")
     cli.train(*weighted, "train.gradient_accumulation_steps=2", run="one")
     cli.train(*weighted, run="two", ranks=2)
-    cli.train("train.epochs=1", run="plain")
-    one, two, plain = ([loss for _, loss in cli.losses(run)] for run in ("one", "two", "plain"))
+    one, two = ([loss for _, loss in cli.losses(run)] for run in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
-    assert abs(one[-1] / plain[-1] - 1) > 0.01

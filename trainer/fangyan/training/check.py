@@ -15,7 +15,7 @@ import torch
 from fangyan.data.batching import micro_batches
 from fangyan.data.findings import Finding
 from fangyan.data.packing import collate
-from fangyan.device import device, on_gpu
+from fangyan.device import device, on_gpu, reset_peak_memory
 from fangyan.errors import UserError
 from fangyan.models.structure import num_parameters
 from fangyan.recipe import Recipe
@@ -74,6 +74,7 @@ def check(recipe: Recipe, ranks: int = 1) -> Report:
         ranks: of that run.
     """
     report = Report(recipe.name)
+    reset_peak_memory()  # of whatever this process has done before
     try:
         data = load_data(recipe)
         report.findings += data.findings
