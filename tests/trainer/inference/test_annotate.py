@@ -98,9 +98,7 @@ def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     app(["predict", run, "佢 食"], standalone_mode=False)
     assert capsys.readouterr().out == "佢/PRON 食/VERB\n"
-    with pytest.raises(
-        UserError, match="^--probabilities: is for --input with a file of tokens, found"
-    ):
+    with pytest.raises(UserError, match="^--probabilities: is for --input with a file of tokens, found"):
         app(["predict", run, "佢", "--probabilities", "1"], standalone_mode=False)
     with pytest.raises(UserError, match="^--json: is for text, found a file of format conllu$"):
         app(["predict", run, "--input", "輸入.conllu", "--json"], standalone_mode=False)
