@@ -183,6 +183,9 @@ class Tma:
 
     def async_copy_shared_to_global(self, target, offsets, source):
         assert list(source.shape) == target.block_type.shape
+        rows, columns = self.inside(target, offsets)
+        # Until it is waited for: new memory may hold the right values of an earlier test.
+        target.base[rows[:, None], columns] = float("nan")
         self.under_way().append((target, offsets, source))
 
     def store_wait(self, pendings):
