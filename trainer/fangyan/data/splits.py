@@ -134,7 +134,7 @@ class DataConfig(Config, ABC):
 
     def _nothing_left(self, name: str, fraction: float, examples: Sequence[Example]) -> str:
         """Return why a fraction leaves nothing to train on."""
-        groups = len(np.unique(_group_keys(examples)))
+        groups = len(_count_groups(_group_keys(examples))[0])
         reason = (
             "identical sentences, or those of one document, are kept together and these are all one group"
             if groups == 1
@@ -213,20 +213,13 @@ def _hold_out(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Move whole groups out of ``examples`` until the fraction is reached."""
     keys = _group_keys(examples)
-    # Not np.unique and np.isin, which take 70 bytes for each of many examples.
-    in_order = np.sort(keys)
-    begins = np.ones(len(keys), dtype=np.bool_)
-    begins[1:] = in_order[1:] != in_order[:-1]
-    groups = in_order[begins]
-    sizes = np.diff(begins.nonzero()[0], append=len(keys)).astype(np.int32)
-    del in_order, begins
+    groups, sizes = _count_groups(keys)
     order = array("I", range(len(groups)))
     random.Random(seed).shuffle(order)
     taken = sizes[order].cumsum(dtype=np.int64)
     chosen = np.sort(groups[order[: taken.searchsorted(fraction * len(examples)) + 1]])
     del groups, sizes, order, taken
-    held_out = chosen[chosen.searchsorted(keys).clip(max=len(chosen) - 1)] == keys
-    return _select(examples, ~held_out), _select(examples, held_out)
+    return _split(examples, keys, chosen)
 
 
 def _take_fold(
@@ -240,7 +233,8 @@ def _take_fold(
         UserError: if there are fewer groups than folds.
     """
     number, count = map(int, fold.split("/"))
-    groups, sizes = np.unique(group_keys := _group_keys(examples), return_counts=True)
+    keys = _group_keys(examples)
+    groups, sizes = _count_groups(keys)
     if len(groups) < count:
         raise UserError(
             f"data.fold: {count} folds of {len(groups)} groups that are kept together (identical sentences, "
@@ -255,7 +249,22 @@ def _take_fold(
         heapq.heapreplace(folds, (size + int(sizes[group]), lightest))
         if lightest == number - 1:
             chosen.append(groups[group])
-    inside = np.isin(group_keys, np.array(chosen, dtype=groups.dtype))
+    return _split(examples, keys, np.sort(np.array(chosen, dtype=groups.dtype)))
+
+
+def _count_groups(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Return the groups in order and how many examples each has; ``np.unique`` takes 70 bytes per example."""
+    in_order = np.sort(keys)
+    begins = np.ones(len(keys), dtype=np.bool_)
+    begins[1:] = in_order[1:] != in_order[:-1]
+    return in_order[begins], np.diff(begins.nonzero()[0], append=len(keys)).astype(np.int32)
+
+
+def _split(
+    examples: Sequence[Example], keys: NDArray[Any], chosen: NDArray[Any]
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the examples outside and inside the chosen groups, which are in order."""
+    inside = chosen[chosen.searchsorted(keys).clip(max=len(chosen) - 1)] == keys
     return _select(examples, ~inside), _select(examples, inside)
 
 
