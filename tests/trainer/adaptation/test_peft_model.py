@@ -111,7 +111,7 @@ def test_an_exported_adalora_computes_what_was_trained(steps, tmp_path):
     ],
 )
 def test_apply_refuses_what_peft_cannot_compute(name, method, quantization, sentence):
-    """Embeddings narrower than layers; 4-bit rows that end within a block; what fails with gradients alone."""
+    """Embeddings narrower than layers; 4-bit rows that end within a block; a failure with gradients."""
     settings = {"quantization": quantization} if quantization else {}
     with pytest.raises(
         UserError, match=f"adaptation.name: {sentence} cannot compute Electra.*, expected lora"
