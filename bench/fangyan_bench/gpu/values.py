@@ -24,12 +24,13 @@ def run(record: Record, seconds: float, dry: bool) -> None:
     outcomes = record.folder / "outcomes.jsonl"
     outcomes.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *(DRY if dry else CHOSEN), "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "no:benchmark"]  # it warns beside pytest-xdist, and a warning is an error
     command += ["-p", "fangyan_bench.gpu.outcomes", f"--outcomes={outcomes}"]
     command += [
         "-W",
         "ignore::pytest.PytestConfigWarning",
     ]  # pytest-timeout's setting, without it
-    if find_spec("xdist") and not dry:
+    if find_spec("xdist"):
         command += ["-n", str(min(PROCESSES, len(os.sched_getaffinity(0))))]
     if find_spec("pytest_timeout"):
         command += ["-o", "timeout=60"]
