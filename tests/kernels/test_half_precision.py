@@ -13,6 +13,7 @@ from fangyan_kernels import capability, linear_cross_entropy, lora_linear
 from fangyan_kernels.lora_linear import reference
 from fangyan_kernels.testing.error_budget import assert_within_error_budget
 from fangyan_kernels.testing.launches import record_launches
+from lora_cases import seeded
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 # What a scaler of float16 starts from (torch.amp.GradScaler: 65,536).
@@ -112,8 +113,7 @@ def test_lora_linear_from_a_loss_scale(impl, tokens, base, dropout):
         dense = bnb.functional.dequantize_4bit(frozen.data, frozen.quant_state)
     keep = torch.ones(tokens, inner)
     if dropout:
-        torch.manual_seed(3)
-        seed = torch.empty((), dtype=torch.int64).random_()  # that the call draws
+        seed = seeded(input.device).cpu()  # that the call draws
         keep = reference.keep_mask(seed, tokens, inner, dropout) / (1 - dropout)
 
     def ours(input, a, b):

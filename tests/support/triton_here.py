@@ -11,7 +11,7 @@ import torch
 import triton
 from fangyan_kernels.testing.routing import cpu_tensors_to_triton
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, _convert_float
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,8 +31,41 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", _indexed(interpreter._patch_lang_tensor))
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot(InterpreterBuilder.create_dot))
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl))
+    bounds = _Bounds()
+    monkeypatch.setattr(GridExecutor, "__call__", bounds.calling(GridExecutor.__call__))
+    for name in ("create_masked_load", "create_masked_store"):
+        monkeypatch.setattr(InterpreterBuilder, name, bounds.checking(getattr(InterpreterBuilder, name)))
     with cpu_tensors_to_triton():
         yield
+
+
+class _Bounds:
+    """Raises where a kernel reads or writes outside the tensors that it was given, as a GPU may not."""
+
+    def __init__(self):
+        self._ranges = []
+
+    def calling(self, original):
+        def call(executor, *arguments, **options):
+            storages = [each.untyped_storage() for each in arguments if isinstance(each, torch.Tensor)]
+            self._ranges = [(each.data_ptr(), each.data_ptr() + each.nbytes()) for each in storages]
+            return original(executor, *arguments, **options)
+
+        return call
+
+    def checking(self, original):
+        def access(builder, pointers, *others):
+            mask = others[0] if original.__name__ == "create_masked_load" else others[1]
+            addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+            size = pointers.get_element_ty().primitive_bitwidth // 8
+            inside = np.zeros(addresses.shape, bool)
+            for first, end in self._ranges:
+                inside |= (addresses >= first) & (addresses + size <= end)
+            outside = np.count_nonzero(~inside)
+            assert not outside, f"{original.__name__}: {outside} elements are outside all tensors"
+            return original(builder, pointers, *others)
+
+        return access
 
 
 def _indexed(original):

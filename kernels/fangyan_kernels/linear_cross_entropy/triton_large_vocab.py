@@ -15,10 +15,13 @@ read), and where there are several chunks their fp32 sum: 8 C H bytes per chunk,
     H = 768, C = 21,128       products  1.0 ms, softmax 0.23 ms
 
 Rows of logits lie a multiple of 64 elements apart, so all leading dimensions of the three products are
-multiples of 16 bytes wherever those of the inputs are, for any C. Extents stay C: padding them as well would
-take a copy of the weight, and the loads of Hopper's products (TMA) ask for aligned strides alone.
+multiples of 16 bytes wherever those of the inputs are, for any C. Their extents have to be too, or cuBLAS
+falls back to kernels of other cards: 5.3 ms where C = 21,128 takes 1.1. So the last C mod 8 classes have
+products of their own, with rows of zeros to fill them up; up to 4,096 classes, where reading the input once
+more would take longer than copying the weight, all classes are filled up together.
 
-Memory beside the results: the logits of a chunk; with several chunks 4 C H bytes more.
+Memory beside the results: the logits of a chunk; with several chunks 4 C H bytes more; up to 4,096 classes
+that are no multiple of 8, a copy of the weight.
 
 Shape suffixes: T tokens, L valid tokens, R tokens of a chunk, H hidden, C classes.
 """
@@ -29,18 +32,20 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
-    LOSS,
     NUM_PARTIALS,
     Call,
     Flags,
     processors,
-    reduce_loss,
+    reduce_options,
+    reduce_partials,
+    total_tokens,
 )
 from fangyan_kernels.linear_cross_entropy.triton_softmax import (
     MAX_TILE_CLASSES,
@@ -77,6 +82,33 @@ def chunk_rows(tokens: int, hidden: int, classes: int, element_size: int) -> int
     return tokens if (tokens - rows) * row_bytes <= saved else rows
 
 
+class _Block(NamedTuple):
+    """Some classes, and their rows of the weight; rows of zeros may follow.
+
+    Attributes:
+        columns: of the logits, as many as there are rows.
+        weight_BH: the rows.
+    """
+
+    columns: slice
+    weight_BH: Tensor
+
+
+def class_blocks(weight_CH: Tensor) -> list[_Block]:
+    """Divide the classes so that every product's extent is a multiple of 16 bytes; the last classes first.
+
+    Their part of the input's gradient is the smaller, and loses least by being rounded before it is added to.
+    """
+    classes, alignment = len(weight_CH), 16 // weight_CH.element_size()
+    start = 0 if classes <= MAX_TILE_CLASSES else classes // alignment * alignment
+    blocks = [_Block(slice(0, start), weight_CH[:start])] if start else []
+    if start < classes:
+        missing = -classes % alignment
+        last_BH = F.pad(weight_CH[start:], (0, 0, 0, missing)) if missing else weight_CH[start:]
+        blocks.insert(0, _Block(slice(start, classes + missing), last_BH))
+    return blocks
+
+
 class _PerToken(NamedTuple):
     """What the softmax kernels write for each token."""
 
@@ -99,13 +131,14 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
     reduces, target_T = options.reduction != "none", inputs.target_T
     loss = per_token.loss_T.new_empty(()) if reduces else per_token.loss_T
     num_valid, num_correct = target_T.new_empty(()), target_T.new_empty(())
+    totals = total_tokens(per_token.loss_T, per_token.correct_T, target_T, options.ignore_index)
     launch(
-        reduce_loss,
+        reduce_partials,
         (1, 1),
-        (per_token.loss_T, per_token.correct_T, target_T, call.partial_sums, loss, num_valid, num_correct),
-        (tokens, call.num_partials, options.ignore_index, count),
-        (),
-        _loss_options(reduces, call.has_divisor),
+        (totals, call.partial_sums, None, None, loss, num_valid, num_correct),
+        (0, len(totals), call.num_partials, count),
+        (0, 0, 0),
+        reduce_options(reduces, call.has_divisor),
     )
     grad_TH = _unpacked(call, grad_LH, token_L)
     return Results(loss, num_valid, num_correct, per_token.prediction_T, grad_TH, *sums.results())
@@ -131,23 +164,35 @@ def _gradients(
     rows = chunk_rows(count, hidden, classes, input_LH.element_size())
     single = rows >= count
     logits = input_LH.new_empty(rows, row_stride(classes))
+    blocks = class_blocks(weight_CH)
     grad_LH = torch.empty_like(input_LH) if call.options.grad_input else None
     repairs = single and call.options.grad_weight
     repair = input_LH.new_zeros((), dtype=torch.int32) if repairs else None
     sums = _Sums(call)
     for start in range(0, count, max(1, rows)):
         chunk_RH = input_LH[start : start + rows]
-        logits_RC = logits[: chunk_RH.shape[0], :classes]
-        torch.mm(chunk_RH, weight_CH.T, out=logits_RC)
+        logits_RS = logits[: chunk_RH.shape[0]]
+        logits_RC = logits_RS[:, :classes]
+        for block in blocks:
+            torch.mm(chunk_RH, block.weight_BH.T, out=logits_RS[:, block.columns])
         _softmax(call, logits_RC, chunk_RH, token_L, start, per_token, repair)
         if grad_LH is not None:
-            torch.mm(logits_RC, weight_CH, out=grad_LH[start : start + rows])
+            _multiply(logits_RS, blocks, grad_LH[start : start + rows])
         if not single and call.options.grad_weight:
             chunk_RH = _without_ignored(call, chunk_RH, token_L, start)
-        sums.add(logits_RC, chunk_RH, single)
+        sums.add(logits_RS, chunk_RH, blocks, single)
     if repair is not None and count:
         _repair(call, logits[:count], input_LH, token_L, repair, sums)
     return grad_LH, sums
+
+
+def _multiply(gradient_RS: Tensor, blocks: list[_Block], out_RH: Tensor) -> None:
+    """Compute gradient weight into ``out_RH``."""
+    for i, block in enumerate(blocks):
+        if i:
+            out_RH.addmm_(gradient_RS[:, block.columns], block.weight_BH)
+        else:
+            torch.mm(gradient_RS[:, block.columns], block.weight_BH, out=out_RH)
 
 
 def _softmax(
@@ -187,11 +232,6 @@ def _softmax_options(
 
 
 @cache
-def _loss_options(reduces: bool, has_divisor: bool) -> dict[str, int]:
-    return {"REDUCE": reduces, "HAS_DIVISOR": has_divisor, "NUM_PARTIALS": NUM_PARTIALS, **LOSS}
-
-
-@cache
 def _repair_options(packed: bool) -> dict[str, int]:
     return {"PACKED": packed, **REPAIR}
 
@@ -202,25 +242,33 @@ class _Sums:
     def __init__(self, call: Call):
         self._options, self._like_CH = call.options, call.inputs.weight_CH
         self.weight_CH: Tensor | None = None
+        self._padded_BH = self._like_CH
         self._bias_C: Tensor | None = None
 
-    def add(self, g_RC: Tensor, chunk_RH: Tensor, single: bool) -> None:
+    def add(self, g_RS: Tensor, chunk_RH: Tensor, blocks: list[_Block], single: bool) -> None:
         """Add a chunk, from its gradient of the logits."""
+        like_CH = self._like_CH
         if self._options.grad_bias:
-            part_C = g_RC.sum(0, dtype=torch.float32)
+            part_C = g_RS[:, : len(like_CH)].sum(0, dtype=torch.float32)
             self._bias_C = part_C if self._bias_C is None else self._bias_C.add_(part_C)
         if not self._options.grad_weight:
             return
-        if single:
-            self.weight_CH = g_RC.T @ chunk_RH
-        elif g_RC.dtype == torch.float32 or not g_RC.is_cuda:
-            left, right = g_RC.T.float(), chunk_RH.float()
-            self.weight_CH = left @ right if self.weight_CH is None else self.weight_CH.addmm_(left, right)
-        elif self.weight_CH is None:
-            self.weight_CH = torch.mm(g_RC.T, chunk_RH, out_dtype=torch.float32)
-        else:
-            total = self.weight_CH
-            torch.addmm(total, g_RC.T, chunk_RH, out_dtype=torch.float32, out=total)
+        first = self.weight_CH is None
+        if self.weight_CH is None:
+            # With the rows of zeros, so that every product has its place.
+            rows = max((block.columns.stop for block in blocks), default=0)
+            dtype = g_RS.dtype if single else torch.float32
+            self._padded_BH = like_CH.new_empty((rows, like_CH.shape[1]), dtype=dtype)
+            self.weight_CH = self._padded_BH[: len(like_CH)]
+        for block in blocks:
+            total, part = self._padded_BH[block.columns], g_RS[:, block.columns].T
+            if single or (g_RS.is_cuda and g_RS.dtype != torch.float32 and first):
+                kwargs = {} if single else {"out_dtype": torch.float32}
+                torch.mm(part, chunk_RH, out=total, **kwargs)
+            elif g_RS.is_cuda and g_RS.dtype != torch.float32:
+                torch.addmm(total, part, chunk_RH, out_dtype=torch.float32, out=total)
+            else:
+                torch.addmm(total, part.float(), chunk_RH.float(), beta=0 if first else 1, out=total)
 
     def results(self) -> tuple[Tensor, Tensor]:
         """Return the gradients of weight and bias, empty where they are not wanted."""

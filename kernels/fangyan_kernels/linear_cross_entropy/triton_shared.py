@@ -1,6 +1,8 @@
 """What the Triton kernels for few and for many classes have in common: options, divisor, totals.
 
-Prefixes inside kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block.
+Workspace of a call, float32: the programs' gradients of the weight, of the bias, then their totals.
+
+Prefixes inside kernels: p_ pointer, i_ index, o_ offset, m_ mask.
 Shape suffixes: T tokens, H hidden, C classes.
 """
 
@@ -21,8 +23,17 @@ from fangyan_kernels.ops.linear_cross_entropy import Inputs, Options
 # Programs that each sum some of the targets' weights; a kernel that needs the total adds the partial sums.
 NUM_PARTIALS = 64
 PARTIAL_BLOCK = 1024
-LOSS = {"BLOCK": 4096, "num_warps": 4}
+REDUCE = {
+    "BLOCK_P": 32,
+    "BLOCK": 32,
+    "num_warps": 4,
+}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
+TOKENS = {"BLOCK": PARTIAL_BLOCK, "num_warps": 4}
 SCALE = {"BLOCK": 1024, "num_warps": 4}
+
+# Varies from batch to batch: specialized on being 1 or a multiple of 16, a kernel would be compiled again
+# for a last batch.
+VARYING = ["tokens", "num_partials", "programs", "splits", "ignore_index", "max_valid"]
 
 
 class Flags(NamedTuple):
@@ -192,41 +203,104 @@ def sum_target_weights_kernel(
     tl.store(p_partial_sums + tl.program_id(0), total)
 
 
-@triton.jit(do_not_specialize=["tokens", "num_partials", "ignore_index", "max_valid"], debug=True)
-def reduce_loss(
-    p_token_loss,
-    p_correct,
-    p_target,
+@triton.jit
+def store_totals(p_totals, loss, valid, correct, invalid):
+    """Store a program's row of totals: counts stay below 2^24, which float32 holds exactly."""
+    p_row = p_totals + 4 * tl.program_id(0)
+    tl.store(p_row, tl.sum(loss, 0))
+    tl.store(p_row + 1, tl.sum(valid, 0).to(tl.float32))
+    tl.store(p_row + 2, tl.sum(correct, 0).to(tl.float32))
+    tl.store(p_row + 3, tl.sum(invalid, 0).to(tl.float32))
+
+
+@triton.jit(do_not_specialize=VARYING, debug=True)
+def reduce_partials(
+    p_workspace,
     p_partial_sums,
+    p_grad_weight,
+    p_grad_bias,
     p_loss,
     p_num_valid,
     p_num_correct,
-    tokens,
+    splits,
+    programs,
     num_partials,
-    ignore_index,
     max_valid,
+    hidden,
+    classes,
+    width,
     REDUCE: tl.constexpr,
     HAS_DIVISOR: tl.constexpr,
+    GRAD_WEIGHT: tl.constexpr,
+    GRAD_BIAS: tl.constexpr,
     NUM_PARTIALS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Reduce the loss and the two counts, in one program in a fixed order; reads 13 bytes per token."""
+    """Sum over the programs in a fixed order: each program here a few columns, the last one the totals.
+
+    ``width`` is that of a row of the workspace's weight gradients. Reads 4 S C H bytes.
+    """
+    lane_p, lane = tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK)
+    if tl.program_id(0) < tl.num_programs(0) - 1:
+        if GRAD_WEIGHT:
+            i = tl.program_id(0) * BLOCK + lane
+            total = tl.zeros((BLOCK_P, BLOCK), tl.float32)
+            for o in range(0, splits, BLOCK_P):
+                m_own = (o + lane_p < splits) & (i < classes * width)[None, :]
+                p_own = p_workspace + (o + lane_p) * classes * width + i[None, :]
+                total += tl.load(p_own, mask=m_own & (i % width < hidden)[None, :], other=0.0)
+            value = tl.sum(total, 0).to(p_grad_weight.dtype.element_ty)
+            m_weight = (i < classes * width) & (i % width < hidden)
+            tl.store(p_grad_weight + i // width * hidden + i % width, value, mask=m_weight)
+    else:
+        p_own = p_workspace
+        if GRAD_WEIGHT:
+            p_own += splits * classes * width
+        if GRAD_BIAS:
+            total = tl.zeros((BLOCK_P, BLOCK), tl.float32)
+            for o in range(0, programs, BLOCK_P):
+                m_own = (o + lane_p < programs) & (lane < classes)[None, :]
+                total += tl.load(p_own + (o + lane_p) * classes + lane[None, :], mask=m_own, other=0.0)
+            value = tl.sum(total, 0).to(p_grad_bias.dtype.element_ty)
+            tl.store(p_grad_bias + lane, value, mask=lane < classes)
+            p_own += programs * classes
+        lane_4 = tl.arange(0, 4)[None, :]
+        losses = tl.zeros((BLOCK_P, 4), tl.float32)
+        counts = tl.zeros((BLOCK_P, 4), tl.int32)
+        for o in range(0, programs, BLOCK_P):
+            own = tl.load(p_own + (o + lane_p) * 4 + lane_4, mask=o + lane_p < programs, other=0.0)
+            losses += tl.where(lane_4 == 0, own, 0.0)
+            counts += tl.where(lane_4 == 0, 0.0, own).to(tl.int32)
+        num_valid = tl.sum(tl.where(lane_4 == 1, counts, 0))
+        invalid = tl.sum(tl.where(lane_4 == 3, counts, 0))
+        tl.device_assert(invalid == 0, "linear_cross_entropy: a target is no class")
+        tl.device_assert(num_valid <= max_valid, "linear_cross_entropy: more valid targets than max_valid")
+        if REDUCE:
+            tl.store(
+                p_loss, tl.sum(losses) / divisor(p_partial_sums, num_partials, HAS_DIVISOR, NUM_PARTIALS)
+            )
+        tl.store(p_num_valid, num_valid.to(tl.int64))
+        tl.store(p_num_correct, tl.sum(tl.where(lane_4 == 2, counts, 0)).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def sum_tokens(p_token_loss, p_correct, p_target, p_workspace, tokens, ignore_index, BLOCK: tl.constexpr):
+    """Sum the loss and the two counts of every P-th block of tokens, for ``reduce_partials``.
+
+    Reads 13 bytes per token.
+    """
     loss = tl.zeros((BLOCK,), tl.float32)
     valid = tl.zeros((BLOCK,), tl.int32)
     correct = tl.zeros((BLOCK,), tl.int32)
-    for o in range(0, tokens, BLOCK):
+    for o in range(tl.program_id(0) * BLOCK, tokens, BLOCK * tl.num_programs(0)):
         i_t = o + tl.arange(0, BLOCK)
         m_t = i_t < tokens
         loss += tl.load(p_token_loss + i_t, mask=m_t, other=0.0)
         correct += tl.load(p_correct + i_t, mask=m_t, other=0).to(tl.int32)
         valid += (tl.load(p_target + i_t, mask=m_t, other=ignore_index) != ignore_index).to(tl.int32)
-    if REDUCE:
-        tl.store(p_loss, tl.sum(loss, 0) / divisor(p_partial_sums, num_partials, HAS_DIVISOR, NUM_PARTIALS))
-    num_valid = tl.sum(valid, 0)
-    # The others were lost, and the loss is wrong.
-    tl.device_assert(num_valid <= max_valid, "linear_cross_entropy: more valid targets than max_valid")
-    tl.store(p_num_valid, num_valid.to(tl.int64))
-    tl.store(p_num_correct, tl.sum(correct, 0).to(tl.int64))
+    # Targets have been checked: none is invalid.
+    store_totals(p_workspace, loss, valid, correct, tl.zeros((BLOCK,), tl.int32))
 
 
 @triton.jit
@@ -250,10 +324,14 @@ def scale_gradients(p_first, p_second, p_third, p_scale, n_first, n_second, n_th
         scale_one(p_third, n_third, scale, start, step, BLOCK)
 
 
+def _programs(tokens: int) -> int:
+    return min(NUM_PARTIALS, max(1, -(-tokens // PARTIAL_BLOCK)))
+
+
 def sum_target_weights(inputs: Inputs, ignore_index: int) -> Tensor:
     """Sum the valid targets' weights into up to NUM_PARTIALS partial sums; check the targets."""
     tokens, device = inputs.target_T.numel(), inputs.target_T.device
-    programs = min(NUM_PARTIALS, max(1, -(-tokens // PARTIAL_BLOCK)))
+    programs = _programs(tokens)
     partial_sums = torch.empty(programs, dtype=torch.float32, device=device)
     class_weight_C, token_weight_T = inputs.class_weight_C, inputs.token_weight_T
     launch(
@@ -271,3 +349,28 @@ def sum_target_weights(inputs: Inputs, ignore_index: int) -> Tensor:
 def _weight_options(has_class_weight: bool, has_token_weight: bool) -> dict[str, int]:
     has = {"HAS_CLASS_WEIGHT": has_class_weight, "HAS_TOKEN_WEIGHT": has_token_weight}
     return {**has, "BLOCK": PARTIAL_BLOCK, "num_warps": 4}
+
+
+def total_tokens(loss_T: Tensor, correct_T: Tensor, target_T: Tensor, ignore_index: int) -> Tensor:
+    """Sum losses and counts of tokens into a workspace for ``reduce_partials``, (programs, 4), float32."""
+    tokens = target_T.numel()
+    programs = _programs(tokens)
+    workspace = torch.empty((programs, 4), dtype=torch.float32, device=target_T.device)
+    launch(
+        sum_tokens,
+        (programs, 1),
+        (loss_T, correct_T, target_T, workspace),
+        (tokens, ignore_index),
+        (),
+        TOKENS,
+    )
+    return workspace
+
+
+@cache
+def reduce_options(
+    reduces: bool, has_divisor: bool, grad_weight: bool = False, grad_bias: bool = False
+) -> dict[str, int]:
+    """Return the constants and launch options of ``reduce_partials``, the same object for the same call."""
+    flags = {"REDUCE": reduces, "HAS_DIVISOR": has_divisor, "GRAD_WEIGHT": grad_weight}
+    return {**flags, "GRAD_BIAS": grad_bias, "NUM_PARTIALS": NUM_PARTIALS, **REDUCE}

@@ -34,9 +34,12 @@ from torch import Tensor
 from fangyan_kernels.launching import launch
 from fangyan_kernels.linear_cross_entropy.triton_shared import (
     NUM_PARTIALS,
+    REDUCE,
     Call,
     Flags,
     launch_options,
+    reduce_options,
+    reduce_partials,
     shared_memory,
 )
 from fangyan_kernels.linear_cross_entropy.triton_shared import processors as count_processors
@@ -45,7 +48,6 @@ from fangyan_kernels.linear_cross_entropy.triton_small_vocab_blocks import (
     small_vocab_weight,
 )
 from fangyan_kernels.linear_cross_entropy.triton_small_vocab_rows import small_vocab_rows
-from fangyan_kernels.linear_cross_entropy.triton_small_vocab_tiles import reduce_partials
 from fangyan_kernels.ops.linear_cross_entropy import Results
 
 # By bytes per element. For more classes the model favours the other kernels, which move the same 6 T H bytes
@@ -58,11 +60,6 @@ SLICES = 8  # of H in the pass that reads the input once: one per warp
 # Of the loop in small_vocab_rows: targets are loaded two tiles before the input, which is two before its use.
 STAGES = 5
 LOGITS_STAGES = {2: 4, 4: 2}
-REDUCE = {
-    "BLOCK_P": 32,
-    "BLOCK": 32,
-    "num_warps": 4,
-}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,11 @@ def choose_tiles(hidden: int, classes: int, element_size: int, shared: int) -> R
     unaligned = hidden % 16 != 0  # the divisor that Triton tells the compiler of
     if element_size == 4 or shared <= 64 << 10 or unaligned:
         return Blocks(block_t=32, block_h=16 if unaligned else 32, weight_h=32, block_c=block_c)
-    # Blocks of 16 hold the fewest registers, at H = 1024 up to 250 of 255; wider ones, whose accesses touch
-    # fewer lines of the cache, spill there and at 32 classes.
-    block_h = 32 if block_c == 16 and 256 < hidden <= 768 else 16
+    # The widest blocks that pad H least: their accesses touch fewer lines of the cache. On an H100, at
+    # T = 65,536, H = 1024, C = 7: 186 us with blocks of 16, 160 of 32, 153 of 64. Of 128, and at 32 classes
+    # those wider than 16, would spill.
+    widths = (64, 32, 16) if block_c == 16 else (16,)
+    block_h = min(widths, key=lambda width: triton.cdiv(hidden, SLICES * width) * width)
     rows = Rows(16, block_h, triton.cdiv(hidden, SLICES * block_h), block_c)
     # 64 registers of a thread for the weight's gradient: more would spill.
     if rows.width * block_c <= 64 * 32 * SLICES and rows.shared <= shared:
@@ -178,7 +177,7 @@ def linear_cross_entropy(call: Call) -> tuple[Tensor, ...]:
         (workspace, call.partial_sums, *head, results.loss, results.num_valid, results.num_correct),
         (grid.splits, grid.programs, call.num_partials, max_valid),
         (hidden, classes, grid.width),
-        _reduce_options(call.has_divisor, wanted),
+        reduce_options(reduces, call.has_divisor, wanted.GRAD_WEIGHT, wanted.GRAD_BIAS),
     )
     return results
 
@@ -260,10 +259,3 @@ def _logits_options(tiles: Blocks, flags: Flags, wanted: Wanted, element_size: i
 def _weight_options(tiles: Blocks) -> dict[str, int]:
     blocks = {"BLOCK_T": tiles.block_t, "BLOCK_H": tiles.weight_h, "BLOCK_C": tiles.block_c}
     return {**blocks, "STAGES": STAGES, **launch_options(4)}
-
-
-@cache
-def _reduce_options(has_divisor: bool, wanted: Wanted) -> dict[str, int]:
-    gradients = {"GRAD_WEIGHT": wanted.GRAD_WEIGHT, "GRAD_BIAS": wanted.GRAD_BIAS}
-    flags = {"REDUCE": not wanted.LOSS_T, "HAS_DIVISOR": has_divisor, **gradients}
-    return {**flags, "NUM_PARTIALS": NUM_PARTIALS, **REDUCE}

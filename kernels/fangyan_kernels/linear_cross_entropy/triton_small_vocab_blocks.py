@@ -11,13 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fangyan_kernels.linear_cross_entropy.triton_shared import divisor
-from fangyan_kernels.linear_cross_entropy.triton_small_vocab_tiles import (
-    VARYING,
-    load_classes,
-    store_totals,
-    tile_loss,
-)
+from fangyan_kernels.linear_cross_entropy.triton_shared import VARYING, divisor, store_totals
+from fangyan_kernels.linear_cross_entropy.triton_small_vocab_tiles import load_classes, tile_loss
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -1,9 +1,8 @@
-"""The loss of a tile of logits over few classes, and the sum over all programs.
+"""The loss of a tile of logits over few classes.
 
 Products take their operands in the input's dtype and accumulate in float32, as does all else.
 
 Prefixes: p_ pointer, i_ index, o_ offset, m_ mask.
-Workspace of a call, float32: the programs' gradients of the weight, of the bias, then their totals.
 """
 
 from __future__ import annotations
@@ -11,11 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fangyan_kernels.linear_cross_entropy.triton_shared import divisor, tanh, token_loss
-
-# Varies from batch to batch: specialized on being 1 or a multiple of 16, a kernel would be compiled again
-# for a last batch.
-VARYING = ["tokens", "num_partials", "programs", "splits", "ignore_index", "max_valid"]
+from fangyan_kernels.linear_cross_entropy.triton_shared import tanh, token_loss
 
 
 @triton.jit
@@ -116,84 +111,3 @@ def load_classes(
     if HAS_CLASS_WEIGHT:
         class_weight = tl.load(p_class_weight + c, mask=c < classes, other=0.0)
     return bias, class_weight
-
-
-@triton.jit
-def store_totals(p_totals, loss, valid, correct, invalid):
-    """Store a program's row of totals: counts stay below 2^24, which float32 holds exactly."""
-    p_row = p_totals + 4 * tl.program_id(0)
-    tl.store(p_row, tl.sum(loss, 0))
-    tl.store(p_row + 1, tl.sum(valid, 0).to(tl.float32))
-    tl.store(p_row + 2, tl.sum(correct, 0).to(tl.float32))
-    tl.store(p_row + 3, tl.sum(invalid, 0).to(tl.float32))
-
-
-@triton.jit(do_not_specialize=VARYING, debug=True)
-def reduce_partials(
-    p_workspace,
-    p_partial_sums,
-    p_grad_weight,
-    p_grad_bias,
-    p_loss,
-    p_num_valid,
-    p_num_correct,
-    splits,
-    programs,
-    num_partials,
-    max_valid,
-    hidden,
-    classes,
-    width,
-    REDUCE: tl.constexpr,
-    HAS_DIVISOR: tl.constexpr,
-    GRAD_WEIGHT: tl.constexpr,
-    GRAD_BIAS: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sum over the programs in a fixed order: each program here a few columns, the last one the totals.
-
-    ``width`` is that of a row of the workspace's weight gradients. Reads 4 S C H bytes.
-    """
-    lane_p, lane = tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK)
-    if tl.program_id(0) < tl.num_programs(0) - 1:
-        if GRAD_WEIGHT:
-            i = tl.program_id(0) * BLOCK + lane
-            total = tl.zeros((BLOCK_P, BLOCK), tl.float32)
-            for o in range(0, splits, BLOCK_P):
-                m_own = (o + lane_p < splits) & (i < classes * width)[None, :]
-                p_own = p_workspace + (o + lane_p) * classes * width + i[None, :]
-                total += tl.load(p_own, mask=m_own & (i % width < hidden)[None, :], other=0.0)
-            value = tl.sum(total, 0).to(p_grad_weight.dtype.element_ty)
-            m_weight = (i < classes * width) & (i % width < hidden)
-            tl.store(p_grad_weight + i // width * hidden + i % width, value, mask=m_weight)
-    else:
-        p_own = p_workspace
-        if GRAD_WEIGHT:
-            p_own += splits * classes * width
-        if GRAD_BIAS:
-            total = tl.zeros((BLOCK_P, BLOCK), tl.float32)
-            for o in range(0, programs, BLOCK_P):
-                m_own = (o + lane_p < programs) & (lane < classes)[None, :]
-                total += tl.load(p_own + (o + lane_p) * classes + lane[None, :], mask=m_own, other=0.0)
-            value = tl.sum(total, 0).to(p_grad_bias.dtype.element_ty)
-            tl.store(p_grad_bias + lane, value, mask=lane < classes)
-            p_own += programs * classes
-        lane_4 = tl.arange(0, 4)[None, :]
-        losses = tl.zeros((BLOCK_P, 4), tl.float32)
-        counts = tl.zeros((BLOCK_P, 4), tl.int32)
-        for o in range(0, programs, BLOCK_P):
-            own = tl.load(p_own + (o + lane_p) * 4 + lane_4, mask=o + lane_p < programs, other=0.0)
-            losses += tl.where(lane_4 == 0, own, 0.0)
-            counts += tl.where(lane_4 == 0, 0.0, own).to(tl.int32)
-        num_valid = tl.sum(tl.where(lane_4 == 1, counts, 0))
-        invalid = tl.sum(tl.where(lane_4 == 3, counts, 0))
-        tl.device_assert(invalid == 0, "linear_cross_entropy: a target is no class")
-        tl.device_assert(num_valid <= max_valid, "linear_cross_entropy: more valid targets than max_valid")
-        if REDUCE:
-            tl.store(
-                p_loss, tl.sum(losses) / divisor(p_partial_sums, num_partials, HAS_DIVISOR, NUM_PARTIALS)
-            )
-        tl.store(p_num_valid, num_valid.to(tl.int64))
-        tl.store(p_num_correct, tl.sum(tl.where(lane_4 == 2, counts, 0)).to(tl.int64))

@@ -18,9 +18,11 @@ from unittest.mock import patch
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from fangyan_kernels import launching
+from fangyan_kernels.testing.offline import refuse_miscompiled
 from fangyan_kernels.testing.routing import cpu_tensors_to_triton
 
 # No device's number, so that no variant compiled here is taken for a real GPU's; and one for each use below,
@@ -101,7 +103,19 @@ def record_launches(keep_arguments: bool = False) -> Iterator[Launches]:
     before = driver._active
     driver.set_active(_Driver(launches))
     try:
-        with cpu_tensors_to_triton(), patch.dict(launching._compiled, clear=True):
+        with (
+            cpu_tensors_to_triton(),
+            patch.dict(launching._compiled, clear=True),
+            patch.object(CompiledKernel, "_init_handles", _refusing(CompiledKernel._init_handles)),
+        ):
             yield launches
     finally:
         driver._active = before
+
+
+def _refusing(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def load_right(kernel: Any) -> None:
+        refuse_miscompiled(kernel.asm["ptx"])
+        load(kernel)
+
+    return load_right

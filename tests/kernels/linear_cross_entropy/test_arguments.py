@@ -61,10 +61,10 @@ def test_linear_cross_entropy_cpp_refuses_float64():
 @implementations("triton_small_vocab")
 @pytest.mark.parametrize("dtype", MAX_CLASSES, ids=str)
 def test_linear_cross_entropy_triton_small_vocab_refuses_many_classes(impl, dtype):
-    input, weight, target = torch.zeros(3, 8, dtype=dtype), torch.zeros(40, 8, dtype=dtype), torch.zeros(3)
+    input, weight, target = (torch.zeros(size, device=triton_here.DEVICE) for size in ((3, 8), (40, 8), 3))
     message = f"takes {MAX_CLASSES[dtype]} classes of {dtype} at most, linear_weight has 40"
     with pytest.raises(ValueError, match=message):
-        linear_cross_entropy(input, weight, target.long(), impl=impl)
+        linear_cross_entropy(input.to(dtype), weight.to(dtype), target.long(), impl=impl)
 
 
 def heed_assertions(monkeypatch):

@@ -7,7 +7,13 @@ import triton_here
 from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 from fangyan_kernels.testing import cross_entropy_kernels
 from fangyan_kernels.testing.cross_entropy_kernels import small_vocab_kernels
-from fangyan_kernels.testing.offline import ARCHITECTURES, SHARED_LIMIT, OfflineKernel, compile_offline
+from fangyan_kernels.testing.offline import (
+    ARCHITECTURES,
+    SHARED_LIMIT,
+    OfflineKernel,
+    compile_offline,
+    refuse_miscompiled,
+)
 
 if triton_here.INTERPRETED:
     pytest.skip("an interpreter compiles nothing", allow_module_level=True)
@@ -101,20 +107,25 @@ def test_kernels_with_every_option_compile(name):
     compile_offline(replace(kernel, constants=constants, signature=signature, multiples=()), "sm_80")
 
 
-@pytest.mark.parametrize("name", ["reduce_loss", "reduce_partials", "scale_gradients"])
+@pytest.mark.parametrize("name", ["sum_tokens", "reduce_partials", "scale_gradients"])
 def test_reduction_kernels_compile(name):
     from fangyan_kernels.linear_cross_entropy import triton_shared
 
-    function = getattr(triton_small_vocab if name == "reduce_partials" else triton_shared, name)
+    function = getattr(triton_shared, name)
     constants = {"REDUCE": True, "HAS_DIVISOR": False, "GRAD_WEIGHT": True, "GRAD_BIAS": True}
     constants |= {"NUM_PARTIALS": triton_shared.NUM_PARTIALS, "BLOCK": 512} | (
-        triton_small_vocab.REDUCE if name == "reduce_partials" else {}
+        triton_shared.REDUCE if name == "reduce_partials" else {}
     )
     constants = {key: value for key, value in constants.items() if key in function.arg_names}
-    integers = {"p_target": "*i64", "p_num_valid": "*i64", "p_num_correct": "*i64", "p_correct": "*i64"}
-    if name == "reduce_loss":
-        integers["p_correct"] = "*i8"
+    integers = {"p_target": "*i64", "p_num_valid": "*i64", "p_num_correct": "*i64", "p_correct": "*i8"}
     arguments = [argument for argument in function.arg_names if argument not in constants]
     signature = {a: integers.get(a, "*fp32" if a.startswith("p_") else "i32") for a in arguments}
     report = compile_offline(OfflineKernel(name, function, signature, constants), "sm_80")
     assert report.spills == 0
+
+
+def test_refuse_miscompiled():
+    """What Triton 3.6 makes of a row's number where a program of one warp has two rows, and what is right."""
+    refuse_miscompiled("shl.b32 %r88, %r86, 1;\nmul.wide.u32 %rd35, %r1, 4;")
+    with pytest.raises(AssertionError, match="rows are mixed up"):
+        refuse_miscompiled("mul.wide.u32 \t%rd35, %r1, 2147483648;\nshl.b64 \t%rd37, %rd36, 33;")

@@ -131,19 +131,42 @@ class Recorded(TorchDispatchMode):
 
 
 @vocabulary
-def test_large_vocab_copies_no_input(impl):
+@pytest.mark.parametrize(("classes", "filled"), [(56, []), (50, ["constant_pad_nd"])])
+def test_large_vocab_copies_no_input(impl, classes, filled):
     """In one chunk the three products are all that has the size of input, weight or logits."""
     from fangyan_kernels.linear_cross_entropy import launch
 
-    input, weight, bias, target = (tensor.detach() for tensor in make(impl, 70, 33, 50, dtype=torch.bfloat16))
+    case = make(impl, 70, 40, classes, dtype=torch.bfloat16)
+    input, weight, bias, target = (tensor.detach() for tensor in case)
     options = ("mean", IGNORE, 0.0, 0.0, 1.0, 0.0, 0.0, None, "large_vocab", False, True, True, True)
     with Recorded() as recorded:
         launch.linear_cross_entropy(input, weight, bias, target, None, None, None, *options)
-    large = [name for name, shape in recorded.calls if shape in ((70, 33), (50, 33), (70, 50), (70, 64))]
+    sizes = [(70, 40), (56, 40), (classes, 40), (70, 56), (70, classes), (70, 64)]
+    large = [name for name, shape in recorded.calls if shape in sizes]
     assert large.count("mm") == 3
-    assert not {"where", "clone", "copy", "_to_copy", "index_select", "mul", "add", "zeros", "fill_"} & set(
-        large
-    )
+    copies = {"where", "clone", "copy", "_to_copy", "index_select", "mul", "add", "zeros", "fill_"}
+    assert [name for name in large if name in copies | {"constant_pad_nd"}] == filled
+
+
+@pytest.mark.parametrize("classes", [0, 1, 7, 8, 188, 4096, 4097, 30522, 50257])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_class_blocks_are_aligned(classes, dtype):
+    """Extents that are no multiple of 16 bytes would run on kernels of other cards."""
+    from fangyan_kernels.linear_cross_entropy import triton_large_vocab
+
+    weight, alignment = torch.randn(classes, 4).to(dtype), 16 // dtype.itemsize
+    blocks = triton_large_vocab.class_blocks(weight)
+    for block in blocks:
+        columns, rows = block.columns, len(block.weight_BH)
+        assert columns.stop - columns.start == rows > 0
+        assert columns.start % alignment == rows % alignment == 0
+        assert columns.stop <= triton_large_vocab.row_stride(classes)
+        named = weight[columns]
+        assert torch.equal(block.weight_BH[: len(named)], named)
+        assert not block.weight_BH[len(named) :].any()
+    assert sum(len(block.weight_BH) for block in blocks) == -(-classes // alignment) * alignment
+    if classes > triton_large_vocab.MAX_TILE_CLASSES:
+        assert blocks[-1].weight_BH.data_ptr() == weight.data_ptr(), "a large weight is copied"
 
 
 CASES = [

@@ -53,7 +53,7 @@ def test_lora_linear_in_a_cuda_graph_of_triton():
 @implementations(*FUSED)
 def test_lora_linear_passes_opcheck_and_compiles(impl):
     case = make(impl, 40, 16, 24, 2)
-    seed = torch.tensor(7)
+    seed = torch.tensor(7, device=case[0].device)
     arguments = ([case[1]], [case[4]], [case[2]], [case[3]], [SCALING], 0.5, seed, [], [], "", False)
     if not triton_here.INTERPRETED:
         torch.library.opcheck(torch.ops.fangyan.lora_linear.default, (case[0], *arguments))
