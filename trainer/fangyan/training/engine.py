@@ -16,8 +16,8 @@ from fangyan.errors import UserError
 from fangyan.optimizers.param_groups import parameter_groups
 from fangyan.optimizers.states import keep_full_precision_states
 from fangyan.recipe import Recipe, parse_recipe
-from fangyan.training.bf16_step import use_one_pass
 from fangyan.training.config import EngineConfig
+from fangyan.training.half_precision_step import replace_step
 
 
 def choose_precision(recipe: Recipe) -> Recipe:
@@ -122,7 +122,7 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
         # In 16 bits DeepSpeed has taken a step on zero gradients: at a learning rate of 0 it moved no weight,
         # and forgetting its states takes its count of steps back to 0.
         optimizer.state.clear()
-        use_one_pass(engine.optimizer, optimizer)
+        replace_step(engine.optimizer, optimizer)
         # Alone, DeepSpeed would still lay all gradients side by side, reduce them and copy them back.
         engine.enable_backward_allreduce = dist.get_world_size() > 1
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

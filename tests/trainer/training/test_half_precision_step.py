@@ -1,17 +1,20 @@
-"""The CPU's step of bfloat16 models in one pass, against DeepSpeed's own."""
+"""The steps of models in 16 bits, in one pass and by lists of tensors, against DeepSpeed's own."""
 
 import pytest
 import torch
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import TokenizedSequence
-from fangyan.device import device, on_gpu
+from fangyan.device import device
 from fangyan.models.packed import PackedModel
 from fangyan.recipe import parse_recipe
 from fangyan.tasks.token_classification.task import TokenClassification
 from fangyan.training.distributed import start_distributed
-from fangyan.training.engine import build_engine
+from fangyan.training.engine import backward, build_engine
 
-pytestmark = pytest.mark.skipif(on_gpu(), reason="it is the CPU's step")
+FP16 = pytest.mark.skipif(
+    device().type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    reason="this processor has no fp16",
+)
 
 SEQUENCE = TokenizedSequence([33, 100, 200, 300, 36], [-100, 0, 1, 2, -100], 0)
 
@@ -21,16 +24,25 @@ def load(recipe):
     return recipe.model.load(task.auto_model, 0, task.model_kwargs())[0]
 
 
-@pytest.mark.parametrize("clipping", [0.0, 0.01])
-def test_use_one_pass_steps_as_deepspeed_does(clipping):
+@pytest.mark.parametrize(
+    ("optimizer_name", "precision", "clipping"),
+    [
+        ("adamw", "bf16", 0.0),
+        ("adamw", "bf16", 0.01),
+        ("adamw8bit", "bf16", 0.0),
+        ("sgd", "bf16", 0.0),
+        pytest.param("sgd", "fp16", 0.01, marks=FP16),
+    ],
+)
+def test_replaced_step_steps_as_deepspeed_does(clipping, optimizer_name, precision):
     start_distributed()
     recipe = parse_recipe(
         {
             "name": "x",
             "data": {"format": "hkcancor"},
-            "optimizer": {"weight_decay": 0.1},
+            "optimizer": {"name": optimizer_name, "weight_decay": 0.1},
             "train": {"gradient_clipping": clipping},
-            "engine": {"precision": "bf16"},
+            "engine": {"precision": precision},
         }
     )
     batch = collate([SEQUENCE], 35).to(device())
@@ -42,13 +54,13 @@ def test_use_one_pass_steps_as_deepspeed_does(clipping):
             del engine.optimizer.step
         engine.eval()
         for _ in range(3):
-            engine.backward(engine(lambda model: model.loss(batch)))
+            backward(engine, engine(lambda model: model.loss(batch)))
             engine.step()
         masters = [master for group in engine.optimizer.fp32_groups for master in group]
-        states = [tensor for master in masters for tensor in optimizer.state[master].values()]
+        states = [tensor for master in masters for tensor in _floats(optimizer.state[master])]
         weights = [weight for group in engine.optimizer.fp16_groups for weight in group]
         for master, weight in zip(masters, weights, strict=True):
-            assert torch.equal(master.bfloat16(), weight)
+            assert torch.equal(master.to(weight.dtype), weight)
         found.append((engine.optimizer._global_grad_norm, [*masters, *states]))
         engine.destroy()
     assert found[0][0] == pytest.approx(float(found[1][0]), rel=1e-4)
@@ -56,7 +68,12 @@ def test_use_one_pass_steps_as_deepspeed_does(clipping):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-6)
 
 
-def test_use_one_pass_resumes_from_deepspeeds_step_and_back(tmp_path):
+def _floats(state):
+    """Not the codes of 8-bit states, which a rounding may move to the next."""
+    return [each for each in state.values() if isinstance(each, torch.Tensor) and each.is_floating_point()]
+
+
+def test_replaced_step_resumes_from_deepspeeds_step_and_back(tmp_path):
     """Checkpoints of either step are resumed by the other."""
     start_distributed()
     content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": "bf16"}}
@@ -90,9 +107,11 @@ def test_use_one_pass_resumes_from_deepspeeds_step_and_back(tmp_path):
     engine.destroy()
 
 
-def test_use_one_pass_steps_nothing_where_a_gradient_is_not_finite():
+@pytest.mark.parametrize("optimizer_name", ["adamw", "sgd"])
+def test_replaced_step_steps_nothing_where_a_gradient_is_not_finite(optimizer_name):
     start_distributed()
     content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": "bf16"}}
+    content["optimizer"] = {"name": optimizer_name}
     recipe = parse_recipe(content)
     engine, optimizer = build_engine(recipe, PackedModel(load(recipe), "rows"), 10)
     weights = [weight for group in engine.optimizer.fp16_groups for weight in group]
@@ -103,4 +122,28 @@ def test_use_one_pass_steps_nothing_where_a_gradient_is_not_finite():
     assert engine.optimizer.step()
     assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
     assert not optimizer.state
+    engine.destroy()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_step_by_lists_divides_by_the_loss_scale_of_its_gradients(scale):
+    """DeepSpeed divides by the next one, which is twice as large when it grows."""
+    start_distributed()
+    content = {"name": "x", "data": {"format": "hkcancor"}, "engine": {"precision": "bf16"}}
+    recipe = parse_recipe(content | {"optimizer": {"name": "sgd", "weight_decay": 0.0}})
+    engine, optimizer = build_engine(recipe, PackedModel(load(recipe), "rows"), 10)
+    wrapper = engine.optimizer
+    wrapper.loss_scale_config.cur_scale, wrapper.loss_scale_config.dynamic_loss_scale = scale, True
+    wrapper.loss_scale_config.scale_window, wrapper.loss_scale_config.scale_factor = 1, 2.0
+    wrapper.loss_scale_config.cur_iter, wrapper.loss_scale_config.last_overflow_iter = 10, -1
+    before = [master.clone() for group in wrapper.fp32_groups for master in group]
+    for weight in (weight for group in wrapper.fp16_groups for weight in group):
+        weight.grad = torch.full_like(weight, scale)
+    wrapper.clip_grad = 0.0
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    assert not wrapper.step()
+    assert wrapper.loss_scale_config.cur_scale == 2 * scale
+    for master, old in zip((m for group in wrapper.fp32_groups for m in group), before, strict=True):
+        torch.testing.assert_close(master.detach(), old - 0.5, rtol=1e-6, atol=1e-6)
     engine.destroy()
