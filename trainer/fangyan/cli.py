@@ -114,10 +114,13 @@ def train(
         from fangyan.training.repeats import repeat
 
         repeat(loaded, seeds, folds)
-        return
-    from fangyan.training.trainer import train as run
+    else:
+        from fangyan.training.trainer import train as run
 
-    run(loaded, resume, profile)
+        run(loaded, resume, profile)
+    from fangyan.training.distributed import stop_distributed
+
+    stop_distributed()
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +25,8 @@ def start_distributed() -> tuple[int, int]:
     from deepspeed.accelerator import get_accelerator
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # The GPU that it means is the right one, and naming it to the group would make NCCL connect at once.
+    warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
     # DeepSpeed calls `ninja` by name: a virtual environment's own need not be on the path.
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ["PATH"].split(os.pathsep):
@@ -32,10 +36,20 @@ def start_distributed() -> tuple[int, int]:
         # A group of one needs no port, and left to itself DeepSpeed would look for MPI.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         os.environ["LOCAL_RANK"] = "0"  # deepspeed.initialize asks for it
+        atexit.register(stop_distributed)
     deepspeed.init_distributed(dist_backend=backend)
     if dist.get_world_size() > 1 and get_accelerator().device_name() == "cpu":
         _unlink_shared_memory()
     return dist.get_rank(), dist.get_world_size()
+
+
+def stop_distributed() -> None:
+    """Leave the process group: PyTorch warns of one on GPUs that only the process's end leaves. Collective.
+
+    After an error the others may not get here, so that several ranks call it only after success.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _unlink_shared_memory() -> None:
