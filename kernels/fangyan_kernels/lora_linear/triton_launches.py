@@ -126,8 +126,9 @@ def launch_reduce(
     )
 
 
-# Eight partial sums are loaded at once, 512 elements of each.
-REDUCE = {"BLOCK_P": 8, "BLOCK": 512, "num_warps": 4, "num_stages": 1}
+# 32 partial sums are loaded at once, 128 elements of each: a layer of 768 has 132 partial sums of 12,288
+# elements, which on an H100 took 27 us as 24 programs that each waited 17 times.
+REDUCE = {"BLOCK_P": 32, "BLOCK": 128, "num_warps": 4, "num_stages": 1}
 
 
 @cache

@@ -39,6 +39,10 @@ class SelfCheck:
     Args:
         model: in any layout, on any device.
 
+    Attributes:
+        alone: the logits of each sequence, (T, C).
+        step: what one rounding step does to them.
+
     Raises:
         UserError: if the logits are not finite, or others each time.
     """
@@ -49,19 +53,19 @@ class SelfCheck:
         self._sequences = [self._sequence(length) for length in _lengths(model.base)]
         with evaluating(model):
             model.use_layout("unpadded")
-            self._alone = [self._logits([sequence])[0] for sequence in self._sequences]
-            if not all(logits.isfinite().all() for logits in self._alone):
+            self.alone = [self._logits([sequence])[0] for sequence in self._sequences]
+            if not all(logits.isfinite().all() for logits in self.alone):
                 raise UserError(f"model.path: the logits of {self._name} are not finite, expected numbers")
             with self._rounding_once_more():
                 rounded = [self._logits([sequence])[0] for sequence in self._sequences]
             again = self._logits(self._sequences[:1])
-        self._step = _difference(rounded, self._alone)
-        self._budget = self._step * (16 if self._alone[0].element_size() == 4 else 2)
+        self.step = difference(rounded, self.alone)
+        self._budget = self.step * (16 if self.alone[0].element_size() == 4 else 2)
         # Of a model that draws random numbers most of the step is theirs.
-        if (difference := _difference(again, self._alone[:1])) > self._step / 2:
+        if (found := difference(again, self.alone[:1])) > self.step / 2:
             raise UserError(
-                f"model.path: the logits of {self._name} differ by {difference:.1g} from one forward to the "
-                "next, expected the same"
+                f"model.path: the logits of {self._name} differ by {found:.1g} from one forward to the next, "
+                "expected the same"
             )
 
     @property
@@ -87,14 +91,12 @@ class SelfCheck:
         """Return what is wrong with a layout, which the model is in afterwards; None if nothing is."""
         try:
             self._model.use_layout(layout)
-            together = self._logits(self._sequences)
-            difference = _difference(together, self._alone)
-            if difference > self._budget:
-                return (
-                    f"the logits of {self._name} differ by {difference:.1g} from those of each sequence alone"
-                )
+            together = self.logits_together()
+            found = difference(together, self.alone)
+            if found > self._budget:
+                return f"the logits of {self._name} differ by {found:.1g} from those of each sequence alone"
             # What 16 bits round away here, training may not: there a leak is seen by its cause.
-            if self._alone[0].element_size() < 4 and layout != "unpadded" and self._leaks(together):
+            if self.alone[0].element_size() < 4 and layout != "unpadded" and self.leaks(together):
                 return f"the logits of {self._name} depend on the other sequences of a batch"
         except UserError as error:
             return str(error).removeprefix("train.packing: ").partition("; expected")[0]
@@ -102,20 +104,22 @@ class SelfCheck:
             return " ".join(str(error).split())[:150] or type(error).__name__
         return None
 
-    def _leaks(self, together: list[Tensor]) -> bool:
+    def logits_together(self) -> list[Tensor]:
+        """Return the logits of each sequence, (T, C), of all in one batch in the model's layout."""
+        return self._logits(self._sequences)
+
+    def leaks(self, together: list[Tensor]) -> bool:
         """Return whether other tokens in one sequence, or in the padding, move the logits of the other.
 
         Rows of a batch of equal lengths tell what a mixture of experts rounds differently.
         """
-        moved = max(
-            _difference([self._with_others(i)[i]], [together[i]]) for i in range(len(self._sequences))
-        )
+        moved = max(difference([self._with_others(i)[i]], [together[i]]) for i in range(len(self._sequences)))
         first = self._sequences[0]
         layout = self._model.layout
         self._model.use_layout("padded")
         pairs = [self._logits([first, self._other(first)])[0] for _ in range(2)]
         self._model.use_layout(layout)
-        return moved > 2 * _difference(pairs[:1], pairs[1:])
+        return moved > 2 * difference(pairs[:1], pairs[1:])
 
     def _with_others(self, kept: int) -> list[Tensor]:
         """Return the logits where all sequences but one, and the padding, are of other tokens."""
@@ -217,7 +221,7 @@ def _lengths(model: Any) -> tuple[int, int]:
     return min(11, longest), min(reach + 13, longest)
 
 
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest difference of a token's logits, relative to their norm; infinite if not finite."""
     ratios = []
     for left, right in zip(found, expected, strict=True):
