@@ -12,7 +12,7 @@ Chinese characters, the same before all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from fangyan.data.prefix_space import plain_encoder
@@ -22,8 +22,8 @@ IGNORE_INDEX = -100
 
 # What is before a word: nothing, since it begins the text; white space; or another word.
 Before = Literal["start", "space", "word"]
-# Which of a word's sub-words has its label.
-LabelPlace = Literal["first", "last"]
+# Which of a word's sub-words has its label; with ``mean`` the last, and the mean of all is classified.
+LabelPlace = Literal["first", "last", "mean"]
 
 # Sub-words that may be nothing but the mark of a space: SentencePiece's, byte-level BPE's, a space.
 _SPACE_MARKS = "▁Ġ "
@@ -54,12 +54,15 @@ class WordAlignment:
             sequences tile it: each word is trained on, and predicted, once, in the sequence where it has
             most context (the max-context span of BERT's SQuAD).
         num_words: words of the whole example.
+        widths: for each word, sub-words up to its place whose mean is classified; empty where it is the one
+            at its place alone.
     """
 
     places: list[int]
     start: int
     span: tuple[int, int]
     num_words: int
+    widths: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,10 @@ def tokenize_words(
         last = end if i == len(bounds) - 1 else (bounds[i + 1][0] + end) // 2
         input_ids = list(tokenizer.prefix)
         places = []
+        widths = []
         for piece in pieces[start:end]:
+            if label_place == "mean":
+                widths.append(piece.last - piece.first + 1)
             places.append(len(input_ids) + (piece.first if label_place == "first" else piece.last))
             input_ids.extend(piece.ids)
         input_ids.extend(tokenizer.suffix)
@@ -201,7 +207,7 @@ def tokenize_words(
         if classes is not None:
             for word in range(first, last):
                 labels[places[word - start]] = classes[word]
-        alignment = WordAlignment(places, start, (first, last), len(words))
+        alignment = WordAlignment(places, start, (first, last), len(words), widths)
         sequences.append(TokenizedSequence(input_ids, labels, example, alignment))
     return sequences
 

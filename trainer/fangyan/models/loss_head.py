@@ -102,8 +102,6 @@ class LossHead(nn.Linear):
 
     def loss(self, hidden: Tensor, options: LossOptions) -> Tensor:
         """Return the loss of hidden states, (), for use within :meth:`computing`."""
-        # Prompt tuning puts tokens of its own, without labels, before every row.
-        hidden = hidden[..., -options.labels.shape[-1] :, :]
         return linear_cross_entropy(
             hidden,
             self.weight,

@@ -147,8 +147,7 @@ class PackedModel(nn.Module):
         return joined
 
     def _logits(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.model(**self._inputs(batch)).logits
-        return logits[:, -batch.input_ids.shape[1] :]
+        return _averaged(self.model(**self._inputs(batch)).logits, batch)
 
     def loss(self, batch: Batch, divisor: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross-entropy of a batch, summed over its labels and divided by ``divisor``, ()."""
@@ -159,12 +158,13 @@ class PackedModel(nn.Module):
 
     def _loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
         head, transform = self.head, self.logit_transform
-        if transform is None:
+        # A mean of capped logits is not the capped one of a mean.
+        if transform is None or (batch.widths is not None and transform.softcap is not None):
             return self._plain_loss(batch, divisor, label_smoothing)
         options = LossOptions(
             batch.labels, batch.num_valid, divisor, label_smoothing, transform, batch.class_weights
         )
-        with head.computing(lambda hidden: head.loss(hidden, options)) as losses:
+        with head.computing(lambda hidden: head.loss(_averaged(hidden, batch), options)) as losses:
             self.model(**self._inputs(batch))
         (loss,) = losses
         return loss
@@ -201,6 +201,24 @@ class PackedModel(nn.Module):
                 cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=longest, max_length_k=longest
             )
         return inputs
+
+
+def _averaged(values: Tensor, batch: Batch) -> Tensor:
+    """Return, of a batch's sub-words, the mean of as many as its widths say, (R, W, D).
+
+    A head is linear: the mean of its outputs is its output of the mean. Sums are taken by shifting, in an
+    order that no device changes.
+    """
+    # Prompt tuning puts tokens of its own before every row.
+    values = values[..., -batch.input_ids.shape[1] :, :]
+    if batch.widths is None:
+        return values
+    widths = batch.widths[..., None]
+    total = values
+    for shift in range(1, batch.max_width):
+        before = nn.functional.pad(values[..., :-shift, :], (0, 0, shift, 0))
+        total = total + torch.where(widths > shift, before, 0.0)
+    return total / widths
 
 
 def boundaries(batch: Batch) -> tuple[Tensor, int]:

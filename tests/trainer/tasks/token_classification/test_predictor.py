@@ -6,6 +6,7 @@ import pytest
 import tiny_tokenizers
 import torch
 from fangyan.data.example import Annotation, Example
+from fangyan.data.packing import collate
 from fangyan.data.tokenization import Tokenizer
 from fangyan.models.packed import PackedModel
 from fangyan.tasks.token_classification.scheme import Notation
@@ -160,3 +161,52 @@ def test_stream_of_words_in_the_scheme_of_the_file():
     assert "".join(word for word, _ in found.words) == "我哋去睇戲我哋去"
     begins = [tag in "BS" for tag in found.tags]
     assert len(found.words) == sum(begins)
+
+
+@pytest.mark.parametrize("kind", [tiny_tokenizers.wordpiece, tiny_tokenizers.sentencepiece])
+@pytest.mark.parametrize("layout", ["varlen", "rows", "padded", "unpadded"])
+def test_mean_classifies_the_mean_of_a_tokens_subwords(layout, kind):
+    """By hand: the mean of plain logits of one sentence, whose loss and tags are the packed model's."""
+    labels = ["a", "b", "c", "d"]
+    task = TokenClassification(labels, "plain", subword="mean")
+    predictor, model = tagger(task, kind)
+    texts = ["tái hei ngóh deih amerikanische 去", "heui 我", "我 哋 tái"]
+    backend = kind()
+    tokenizer = Tokenizer(backend)
+    tags = [tuple("abcdab"), tuple("cd"), tuple("abc")]
+    data = [
+        Example({"tokens": tuple(text.split()), "tags": own}, "", "")
+        for text, own in zip(texts, tags, strict=True)
+    ]
+    sequences = task.tokenize(data, tokenizer, 64)
+    expected, losses = [], []
+    for sequence, example in zip(sequences, data, strict=True):
+        words = sequence.alignment
+        with torch.no_grad():
+            logits = model(torch.tensor([sequence.input_ids])).logits[0]
+        pieces = [
+            tokenizer.subwords(t, "start" if i == 0 else "space")
+            for i, t in enumerate(example.fields["tokens"])
+        ]
+        ends = [len(tokenizer.prefix) + sum(len(p.ids) for p in pieces[:i]) for i in range(len(pieces))]
+        means = torch.stack(
+            [logits[end + p.first : end + p.last + 1].mean(0) for end, p in zip(ends, pieces, strict=True)]
+        )
+        assert words.places == [end + p.last for end, p in zip(ends, pieces, strict=True)]
+        expected.append(means.log_softmax(-1).exp())
+        losses.append(
+            torch.nn.functional.cross_entropy(means, torch.tensor(task.classes(example)), reduction="sum")
+        )
+    assert any(width > 1 for sequence in sequences for width in sequence.alignment.widths)
+    found = [annotation.probabilities for annotation in predictor.annotate(data, probabilities=4)]
+    packed = PackedModel(model, layout)
+    batch = collate(sequences, tokenizer.pad_id, packed.row_width)
+    loss = packed.loss(batch)
+    torch.testing.assert_close(loss, sum(losses), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    for means, sentence in zip(expected, found, strict=True):
+        for own, word in zip(means, sentence, strict=True):
+            for tag, probability in word:  # the others are nearly 0
+                assert probability == pytest.approx(float(own[labels.index(tag)]), abs=1e-4)
+    assert "the mean of the logits of its sub-words" in task.usage_note

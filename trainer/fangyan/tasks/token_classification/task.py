@@ -71,10 +71,10 @@ class TokenClassificationConfig(TaskConfig):
         "the tags of train.",
     )
     labels: list[str] | None = Field(None, description="The tag set; by default every tag in the data.")
-    subword: Literal["auto", "first", "last"] = Field(
+    subword: Literal["auto", "first", "last", "mean"] = Field(
         "auto",
-        description="Which of a token's sub-words has its label. auto: the last if the model is causal, "
-        "since it has read the token only then, otherwise the first.",
+        description="Which of a token's sub-words has its label, or the mean of all. auto: the last if the "
+        "model is causal, since it has read the token only then, otherwise the first.",
     )
     class_weights: dict[str, Annotated[float, Field(gt=0.0)]] | Literal["balanced"] | None = Field(
         None,
@@ -145,7 +145,7 @@ class TokenClassification(Task):
         scheme: what the tags are.
         token_unit: into what a text is cut to be tagged.
         notation: in which files have their tags.
-        subword: which of a token's sub-words has its label; ``auto`` until :meth:`use_model`.
+        subword: which of a token's sub-words has its label, or ``mean``; ``auto`` until :meth:`use_model`.
         messages: on the data, for the user.
     """
 
@@ -277,7 +277,7 @@ class TokenClassification(Task):
                 i,
                 # Characters without word of it stand side by side.
                 spaces=example.fields.get("spaces", [self.token_unit == "words"] * len(tokens)),
-                label_place="last" if self.subword == "last" else "first",
+                label_place="first" if self.subword == "auto" else self.subword,
             )
         return sequences
 
@@ -349,8 +349,11 @@ class TokenClassification(Task):
     @override
     def usage_note(self) -> str:
         """Return how tokens and their tags have to be read without fangyan."""
+        whose = f"its {self.subword} sub-word that is more than a space"
+        if self.subword == "mean":
+            whose = "the mean of the logits of its sub-words, without those at its ends that are but a space"
         return (
-            f"A token's tag is that of its {self.subword} sub-word that is more than a space. Tokens are "
+            f"A token's tag is that of {whose}. Tokens are "
             "tokenized one by one; those that follow white space begin with the tokenizer's mark of a space, "
             "if it has one, and others do not."
         )
