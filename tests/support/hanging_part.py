@@ -10,8 +10,9 @@ def hang(*_):
     ctypes.PyDLL(None).pause()
 
 
-def compile_one_and_hang(_dry, _first, _step, answers):
+def compile_one_and_hang(*arguments):
     """A process of the compilation beforehand: its first implementation is ready, its second never."""
+    answers = arguments[-1]
     answers.put((0, None))
     answers.close()
     answers.join_thread()
