@@ -28,8 +28,8 @@ if sys.version_info[:2] == (3, 12):  # whose compiled packages these are
     PATHS.append(CARRIED)
 PACKAGES = ("torch", "triton", "transformers", "bitsandbytes", "liger-kernel", "cut-cross-entropy", "peft")
 
-# Seconds of each part, in order of value; with GRACE 8 minutes, but for the last, which is asked for by name.
-PARTS = {"values": 115, "ops": 175, "steps": 175, "largest": 175}
+# Seconds of each part, in order of value; with GRACE 8 minutes, but for those asked for by name.
+PARTS = {"values": 115, "ops": 175, "steps": 175, "largest": 175, "tiles": 115}
 DEFAULT = ("values", "ops", "steps")
 GRACE = 5  # seconds until a part that should have ended is ended
 STARTS = 8  # of one part's processes: each may die of one implementation

@@ -101,6 +101,7 @@ def test_gpu_run_with_a_killed_process(tmp_path):
     states = {state["state"] for part in PARTS for state in found[part]["entries"].values()}
     assert states <= ({"passed", "done"} if not missing_ops() else {"passed", "done", "missing"}), found
     assert found["ops"]["about"]["compilation"]["not in time"] == 0
+    assert not any(entry.get("failed") for entry in found["tiles"]["entries"].values()), found["tiles"]
     assert {"card", "torch", "triton", "commit", "seconds"} <= set(
         json.loads((tmp_path / "machine.json").read_text(encoding="utf-8"))
     )

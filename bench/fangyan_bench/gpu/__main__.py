@@ -15,7 +15,7 @@ from fangyan_bench.gpu.record import Record
 def main() -> None:
     """Run the part that the command line names."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("values", "ops", "steps", "largest"))
+    parser.add_argument("part", choices=("values", "ops", "steps", "largest", "tiles"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--dry", action="store_true")

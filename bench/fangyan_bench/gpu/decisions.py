@@ -12,6 +12,8 @@ HOST_BOUND = 1.3  # eager calls over graph replays: above it the GPU waits for t
 LATENCY_BOUND = 1.6  # a kernel's time over that of its bytes
 OURS = "fangyan"
 K_STEP = "K step"
+CHOSEN = "chosen"  # of a kernel's candidates, the one that it has now
+FASTER = 1.05  # times a candidate's speed over the chosen one's: less is noise
 
 # By entry, what its graph's time is compared with, and the ratio to stay under.
 GOALS = {
@@ -35,6 +37,8 @@ def decisions(part: str, entries: Mapping[str, Row]) -> list[str]:
         return [f"{wrong} tests failed: nothing below is worth its time before they pass"] if wrong else []
     if part == "steps":
         return list(_step_goals(done))
+    if part == "tiles":
+        return list(_faster_tiles(done))
     if part == "ops":
         return [
             *_host(done),
@@ -124,6 +128,15 @@ def _slow(done: Mapping[str, Row]) -> Iterator[str]:
             if total > LATENCY_BOUND * entry["floor"]:
                 share = kernel["seconds"] / total
                 yield f"{name}: {share:.0%} of the kernels' time is {kernel['name']}"
+
+
+def _faster_tiles(done: Mapping[str, Row]) -> Iterator[str]:
+    for name, entry in done.items():
+        found = entry["microseconds"]
+        if CHOSEN in found:
+            best = min(found, key=found.__getitem__)
+            if found[CHOSEN] > FASTER * found[best]:
+                yield f"{name}: {best} is {found[CHOSEN] / found[best]:.2f}x as fast as the chosen tiles"
 
 
 def _step_goals(done: Mapping[str, Row]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fangyan_bench.gpu.decisions import decisions
+from fangyan_bench.gpu.decisions import CHOSEN, decisions
 
 Row = Mapping[str, Any]
 
@@ -13,7 +13,8 @@ Row = Mapping[str, Any]
 def page(part: str, about: Row, entries: Mapping[str, Row]) -> str:
     """Return all results of a part so far."""
     text = f"# {part}\n\n" + "".join(f"- {name}: {_said(value)}\n" for name, value in about.items())
-    text += {"values": _values, "steps": _steps, "largest": _largest}.get(part, _ops)(entries)
+    parts = {"values": _values, "steps": _steps, "largest": _largest, "tiles": _tiles}
+    text += parts.get(part, _ops)(entries)
     left_out = [
         f"- {name}: {entry['state']}: {entry.get('reason', 'the process died in it')}\n"
         for name, entry in entries.items()
@@ -157,3 +158,19 @@ def _largest(entries: Mapping[str, Row]) -> str:
         if entry["state"] == "done"
     ]
     return table(["who", "most layers", "parameters", "tried"], rows) if rows else ""
+
+
+def _tiles(entries: Mapping[str, Row]) -> str:
+    text = ""
+    for name, entry in entries.items():
+        if entry["state"] == "done":
+            found, chosen = entry["microseconds"], entry["microseconds"].get(CHOSEN)
+            others = sorted(found.keys() - {CHOSEN}, key=found.__getitem__)
+            rows = [[f"**{CHOSEN}**", f"{chosen:.1f}", times(1.0)]] if chosen else []
+            rows += [[n, f"{found[n]:.1f}", times(found[n] / chosen if chosen else None)] for n in others[:5]]
+            text += f"\n## {name}\n\n{len(found)} candidates timed, {len(entry['failed'])} failed"
+            text += f", {entry['not_in_time']} not in time. {entry['seconds']:.1f} s.\n"
+            text += table(["candidate", "us", "of the chosen one's time"], rows)
+            text += "".join(f"\n- {who}: {why}" for who, why in entry["failed"].items())
+            text += "\n" if entry["failed"] else ""
+    return text
