@@ -56,7 +56,7 @@ compiling="-p compiled_here --assert=plain -q -p no:cacheprovider"
 collected=$("$python" -m pytest bench --collect-only -q -p no:cacheprovider)
 grep -E "linear_cross_entropy-.*-fangyan\]" <<<"$collected" >/dev/null
 tail -n 3 <<<"$collected"
-"$python" bench/gpu.py "$folder/out" --dry
+"$python" bench/gpu.py "$folder/out" --dry --parts values,ops,steps,tiles
 "$python" - "$folder/out" <<'END'
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
@@ -65,5 +65,8 @@ assert {e["state"] for e in read("values").values()} == {"passed"}, read("values
 states = {name.split("/")[0]: e["state"] for name, e in read("ops").items()}
 assert states == {"linear_cross_entropy": "done", "lora_linear": "done", "lora_linear_nf4": "missing"}, states
 assert {e["state"] for e in read("steps").values()} == {"missing"}, read("steps")
+tiles = read("tiles")
+assert {name.split()[0] for name, e in tiles.items() if e["state"] != "done"} == {"merge"}, tiles
+assert not any(e.get("failed") for e in tiles.values()), tiles
 END
 echo "rehearsed: $folder/out has what a run leaves behind"
