@@ -42,14 +42,14 @@ def choose_tile(classes: int) -> Tile:
 
     A warp that has its rows for itself, up to 1,024 classes, adds them up without the others. A row costs
     about 150 instructions besides its logits, in each of its threads. So there are 2,048 logits per 4 warps
-    of few classes, 38 instructions per logit; from 513 classes one row per warp, 26 instructions; and beyond
-    1,024 classes one row, 35. Hopper's arithmetic takes as long as its memory at 40. Over 24 KB per SM are
-    under way in each. No program of one warp has two rows: Triton 3.6 gets their numbers wrong.
+    of few classes, 38 instructions per logit; from 257 classes one row per warp, 26 to 34 instructions; and
+    beyond 1,024 classes one row, 35. Hopper's arithmetic takes as long as its memory at 40. Over 24 KB per SM
+    are under way in each. No program of one warp has two rows: Triton 3.6 gets their numbers wrong.
     """
     block = max(16, triton.next_power_of_2(classes))
-    if block <= 512:
+    if block <= 256:
         return Tile(2048 // block, block, 4)
-    return Tile(1, block, 1 if block == 1024 else block // 512)
+    return Tile(1, block, 1 if block <= 1024 else block // 512)
 
 
 @triton.jit
