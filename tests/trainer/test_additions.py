@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("additions")]
 
 SPACED = '''
 """Sentences on one line: token/tag token/tag."""
@@ -113,17 +113,27 @@ train: {{epochs: 3, batch_tokens: 64, log_every: 1}}
 """
 
 
-@pytest.fixture
-def package(tmp_path):
-    """A copy of the trainer to add to."""
-    shutil.copytree(ROOT / "trainer" / "fangyan", tmp_path / "fangyan")
-    (tmp_path / "toy.txt").write_text(SENTENCES, encoding="utf-8")
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy of the trainer with all three."""
+    folder = tmp_path_factory.mktemp("package")
+    shutil.copytree(ROOT / "trainer" / "fangyan", folder / "fangyan")
+    (folder / "toy.txt").write_text(SENTENCES, encoding="utf-8")
     conll = "".join(
         "".join(pair.replace("/", "\t") + "\n" for pair in line.split()) + "\n"
         for line in SENTENCES.splitlines()
     )
-    (tmp_path / "toy.conll").write_text(conll, encoding="utf-8")
-    return tmp_path
+    (folder / "toy.conll").write_text(conll, encoding="utf-8")
+    add(folder, "data/formats/spaced.py", SPACED, "data/formats", "Spaced")
+    add(folder, "objectives/scaled.py", CONFIDENT, "objectives", "Scaled")
+    add(folder, "tasks/token_length/task.py", LENGTHS, "tasks", "LengthsConfig")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(package):
+    """The losses of what was there before."""
+    return run(package)[0]
 
 
 def add(package, file, text, family, member):
@@ -152,23 +162,19 @@ def run(package, **recipe):
     return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"], result.stdout
 
 
-def test_a_format_is_one_file_and_one_line(package):
-    add(package, "data/formats/spaced.py", SPACED, "data/formats", "Spaced")
+def test_a_format_is_one_file_and_one_line(package, plain):
     losses, out = run(package, format="spaced", file="toy.txt")
-    assert losses == run(package)[0], "the same sentences in CoNLL columns"
+    assert losses == plain, "the same sentences in CoNLL columns"
     assert "token accuracy" in out
 
 
-def test_an_objective_is_one_file_and_one_line(package):
-    add(package, "objectives/scaled.py", CONFIDENT, "objectives", "Scaled")
+def test_an_objective_is_one_file_and_one_line(package, plain):
     scaled, _ = run(package, more="objective: {name: scaled, factor: 3.0}")
-    plain, _ = run(package)
     assert scaled[0] == pytest.approx(3 * plain[0], rel=1e-6)
     assert scaled[-1] < scaled[0]
 
 
 def test_a_task_is_one_folder_and_one_line(package):
-    add(package, "tasks/token_length/task.py", LENGTHS, "tasks", "LengthsConfig")
     losses, out = run(package, more="task: {name: token_length}")
     assert losses[-1] < losses[0]
     assert "token accuracy" in out

@@ -18,7 +18,7 @@ from fangyan_kernels import linear_cross_entropy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SHAPES = [(1, 1, 1), (1, 63, 7), (3, 1, 5), (63, 256, 188), (130, 63, 3), (64, 768, 1000)]
+SHAPES = [(1, 1, 1), (1, 63, 7), (3, 1, 5), (63, 256, 188), (130, 63, 3), (64, 256, 1000)]
 
 
 LARGE = [(1000, 63, 3), (1000, 300, 188), (100, 768, 21128)]  # an interpreter takes minutes for them
@@ -64,7 +64,7 @@ def test_linear_cross_entropy_with_one_option(impl, option):
 
 @implementations()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("classes", [9, 188, 700])
+@pytest.mark.parametrize("classes", [9, 188, 530])
 def test_linear_cross_entropy_in_half_precision(impl, dtype, classes):
     case = make(impl, 80, 96, classes, dtype=dtype, scale=0.3)
     for logit_scale in (1.0, 0.125, 3.0):
