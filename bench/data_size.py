@@ -1,11 +1,12 @@
 """Measure start-up time, throughput and memory of training against the size of the data.
 
-    python bench/data_size.py --megabytes 10 100 1000 --folder /var/tmp/data
+    python bench/data_size.py --megabytes 10 100 1000 --folder /var/tmp/data --plot data-size.png
     python bench/data_size.py --megabytes 10 100 --tagged --folder /var/tmp/data
 
 Files are made of the sentences inside pycantonese, numbered so that no two are the same, and read, held out
 by fraction, tokenized, and trained on for some steps of the random model cantonese-qwen3 (cantonese-electra),
-each in a process of its own, twice: the second time the sub-words are in the cache. Prints a Markdown table.
+each in a process of its own, twice: the second time the sub-words are in the cache. Prints a Markdown table, and
+draws start-up and memory against size.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 STEPS = 10
 
@@ -85,18 +87,40 @@ def measure(path: Path, tagged: bool) -> dict[str, float]:
     }
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw start-up seconds and memory against the size of the data, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, (seconds, memory) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for cached, label in (("no", "first time"), ("yes", "sub-words in the cache")):
+        chosen = [row for row in rows if row["cached"] == cached]
+        sizes = [row["data, MB"] for row in chosen]
+        seconds.plot(sizes, [row["start-up, s"] for row in chosen], marker="o", label=label)
+        memory.plot(sizes, [row["start-up memory, MB"] for row in chosen], marker="o", label=label)
+    largest = [row["memory with the model's step, MB"] for row in rows if row["cached"] == "no"]
+    memory.plot(sizes, largest, marker="s", label="with training steps, first time")
+    seconds.set_ylabel("start-up, seconds")
+    memory.set_ylabel("peak memory above libraries and model, MB")
+    for axes in (seconds, memory):
+        axes.set(xscale="log", yscale="log", xlabel="data, MB")
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
-    """Run every size in new processes and print the table."""
+    """Run every size in new processes, print the table and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--folder", type=Path, required=True, help="for the files; a new one")
     parser.add_argument("--tagged", action="store_true", help="CoNLL in place of raw text")
+    parser.add_argument("--plot", type=Path, help="a PNG")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.tagged)))
         return
     options.folder.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
     for i, megabytes in enumerate(options.megabytes):
         path = options.folder / "data.txt"
         write_data(path, megabytes * 1_000_000, options.tagged)
@@ -105,6 +129,7 @@ def main() -> None:
             command += ["--tagged"] * options.tagged
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             result = {"data, MB": megabytes, "cached": cached, **json.loads(output.splitlines()[-1])}
+            rows.append(result)
             if i == 0 and cached == "no":
                 print("| " + " | ".join(result) + " |\n|" + "---:|" * len(result))
             cells = (
@@ -114,6 +139,8 @@ def main() -> None:
             print("| " + " | ".join(cells) + " |", flush=True)
         shutil.rmtree(options.folder / "cache", ignore_errors=True)
     shutil.rmtree(options.folder)
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":
