@@ -5,8 +5,8 @@
 
 Files are made of the sentences inside pycantonese, numbered so that no two are the same, and read, held out
 by fraction, tokenized, and trained on for some steps of the random model cantonese-qwen3 (cantonese-electra),
-each in a process of its own, twice: the second time the sub-words are in the cache. Prints a Markdown table, and
-draws start-up and memory against size.
+each in a process of its own, twice: the second time the sub-words are in the cache. Prints a Markdown table,
+and draws start-up and memory against size.
 """
 
 from __future__ import annotations
