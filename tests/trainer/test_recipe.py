@@ -249,6 +249,16 @@ def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
             "data.format is text, which has no tokens and tags; expected hkcancor",
         ),
         (
+            ["data={format: csv, train: a.csv, columns: {text: tweet, label: dialect}}"],
+            "data.columns makes text and label of a csv file, but token_classification needs tokens and "
+            "tags; expected the file's columns of those, such as {tokens: NAME}; no task takes the label of "
+            "a text",
+        ),
+        (
+            ["data={format: csv, train: a.csv}", "task.name=causal_lm"],
+            "data.columns makes tokens and tags of a csv file, but causal_lm needs text; expected",
+        ),
+        (
             ["adaptation.name=lora", "adaptation.rank=0"],
             "adaptation.rank: input should be greater than or equal",
         ),

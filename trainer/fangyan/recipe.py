@@ -66,6 +66,13 @@ class Recipe(Config):
         if self.model.extend_vocabulary:
             self._check_new_tokens()
         missing = [field for field in self.task.fields if field not in self.data.provided]
+        if missing and set(missing) <= set(self.data.fields):  # by other columns
+            label = "; no task takes the label of a text" if "label" in self.data.provided else ""
+            raise ValueError(
+                f"data.columns makes {' and '.join(self.data.provided)} of a {self.data.format} file, but "
+                f"{self.task.name} needs {' and '.join(self.task.fields)}; expected the file's columns of "
+                f"those, such as {{{self.task.fields[0]}: NAME}}{label}"
+            )
         if missing:
             fitting = [
                 name

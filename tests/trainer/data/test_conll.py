@@ -165,6 +165,9 @@ def test_conll_annotate_adds_a_column_where_there_is_none(tmp_path):
     path = write(tmp_path, "1\tNa\t\n2\tJo\tX\n")
     data = conll(columns={"token": 2, "tag": 4})
     assert annotated(data, path, str.upper) == "1\tNa\t\tNA\n2\tJo\tX\tJO\n"
+    path = write(tmp_path, "1\tNa\n")  # of another format: no column is made up
+    with pytest.raises(UserError, match="train.conll:1: 2 columns, expected 3 or more: token in 2, tag in 4"):
+        annotated(data, path, str.upper)
 
 
 def test_conll_annotate_with_probabilities(tmp_path):

@@ -32,7 +32,7 @@ def test_folds_are_drawn_by_group_and_seed(tmp_path):
     [
         ({"fold": "5/4"}, "fold is 5/4, expected k/n with k from 1 to n"),
         ({"fold": "1/1"}, "and n of 2 or more"),
-        ({"fold": "1/4", "test": 0.1}, "test is given, and fold takes a part of train for it"),
+        ({"fold": "1/4", "test": 0.1}, r"test is given, and --folds \(fold\) takes a part of train for it"),
     ],
 )
 def test_folds_that_make_no_sense(fields, message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,14 +50,31 @@ def test_format_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "wanted", "message"),
     [
-        ("f.conllu", None, "f.conllu: read as conllu, for which see --format: data.column: missing"),
-        ("f.txt", "text", "--format: text has no tags, expected conll, conllu or jsonl"),
+        (
+            "f.conllu",
+            None,
+            "f.conllu: read as conllu, of which --format '{format: conllu, FIELD: VALUE}' says more: "
+            "data.column: missing",
+        ),
+        ("f.txt", "text", "--format: text of a text file have no tags to be written back; expected conll, "),
         ("f.txt", "word", "--format: data.format: found 'word', expected one of"),
     ],
 )
 def test_format_of_a_file_refuses(tmp_path, name, wanted, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         format_of(tmp_path, Path(name), wanted)
+
+
+def test_format_of_a_file_for_a_language_model(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "data: {format: csv, train: a.csv, columns: {text: tweet}}\n", encoding="utf-8"
+    )
+    assert format_of(tmp_path, Path("f.txt")) is None
+    for name in ("f.csv", "f.conll"):
+        with pytest.raises(
+            UserError, match=f"{name}: .* is no tagger, expected one for a file of tokens and tags"
+        ):
+            format_of(tmp_path, Path(name))
 
 
 def test_annotate_is_for_taggers():

@@ -77,7 +77,9 @@ class DataConfig(Config, ABC):
         if not 1 <= number <= count or count < 2:
             raise ValueError(f"fold is {self.fold}, expected k/n with k from 1 to n, and n of 2 or more")
         if self.test is not None:
-            raise ValueError("test is given, and fold takes a part of train for it; expected test: null")
+            raise ValueError(
+                "test is given, and --folds (fold) takes a part of train for it; expected test: null"
+            )
         return self
 
     @property

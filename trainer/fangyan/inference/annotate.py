@@ -47,12 +47,20 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
         content = parse_yaml(wanted)
         return _parse(content if isinstance(content, dict) else {"format": content}, file, "--format")
     ending, recipe = suffix(file), _recipe_data(run)
+    if recipe and "tags" not in parse_data(dict(recipe), str(run / "recipe.yaml")).provided:
+        if ending in ENDINGS:
+            raise UserError(f"{file}: {run} is no tagger, expected one for a file of tokens and tags")
+        return None
     by_ending = ENDINGS.get(ending)
     if recipe and (by_ending == recipe["format"] or ending in _endings(recipe)) and ending != ".txt":
         return _parse(recipe, file, str(run / "recipe.yaml"))
     if by_ending is None:
         return None
-    return _parse({"format": by_ending}, file, f"{file}: read as {by_ending}, for which see --format")
+    return _parse(
+        {"format": by_ending},
+        file,
+        f"{file}: read as {by_ending}, of which --format '{{format: {by_ending}, FIELD: VALUE}}' says more",
+    )
 
 
 def annotate(run: Path, file: Path, data: TaggedDataConfig, probabilities: int = 0) -> Iterator[str]:
@@ -90,5 +98,9 @@ def _parse(content: Mapping[str, Any], file: Path, source: str) -> TaggedDataCon
     own = {name: value for name, value in content.items() if name not in ("dev", "test")}
     data: DataConfig = parse_data({**own, "train": str(file)}, source)
     if not isinstance(data, TaggedDataConfig) or "tags" not in data.provided:
-        raise UserError(f"{source}: {data.format} has no tags, expected conll, conllu or jsonl")
+        found = " and ".join(data.provided)
+        raise UserError(
+            f"{source}: {found} of a {data.format} file have no tags to be written back; expected conll, "
+            "conllu or jsonl with tags"
+        )
     return data

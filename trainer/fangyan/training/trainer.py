@@ -292,7 +292,8 @@ class Trainer(Workload):
         logger.table(metrics_table(state.before, after, self.task.metric_unit))
         speed = self.throughput.tokens_per_second
         logger.info(
-            f"{state.step} steps, best at {state.best_step}, {speed:,.0f} tokens/s, "
+            f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
+            f"{speed:,.0f} tokens/s, "
             f"peak memory {peak_memory() / 1e9:.2f} GB"
         )
         logger.info(f"run folder: {folder.path}")

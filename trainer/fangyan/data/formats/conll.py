@@ -152,8 +152,10 @@ class _Reader:
                 f"expected the same, found {line.text[:80]!r}"
             )
         cells = split(line.text, between)
-        needed = max(self._token, self._tag if self._tagged else 0) + 1
-        fits = len(cells) >= needed
+        # Where tags need not be there, every column before theirs has to: none is made up to reach it.
+        needed = max(self._token + 1, self._tag + self._tagged)
+        count = len(cells) if self._tagged or between == " " else line.text.count(between) + 1
+        fits = count >= needed
         if self._only_two:
             fits &= len(cells) <= 2
         elif between == " ":  # a token with a space in it would move the others
@@ -166,9 +168,10 @@ class _Reader:
 
     def _expected(self, count: int) -> str:
         if self._only_two:
-            hint = "; name them in data.columns, such as {token: 1, tag: 3}" if count > 2 else ""
+            hint = f"; name them in data.columns, such as {{token: 1, tag: {count}}}" if count > 2 else ""
             return f"{count} columns, expected 2 (token, tag){hint}"
-        exact = f"{self._width} as before" if self._width else f"{max(self._token, self._tag) + 1} or more"
+        needed = max(self._token + 1, self._tag + self._tagged)
+        exact = f"{self._width} as before" if self._width else f"{needed} or more"
         return f"{count} columns, expected {exact}: token in {self._token + 1}, tag in {self._tag + 1}"
 
     def _token_of(self, cells: Sequence[str], line: Line) -> str:

@@ -9,6 +9,7 @@ from fangyan.tasks.token_classification.scheme import Notation, Scheme
 
 # Places that a message names.
 _NAMED = 3
+_LISTED = 8
 
 
 def data_messages(
@@ -24,7 +25,10 @@ def data_messages(
     """
     tags = {name: set(split.tags()) for name, split in pairs.items()}
     unseen = sorted(set().union(*tags.values()) - tags["train"])
-    messages = [f"tags that never occur in train: {', '.join(unseen)}"] if unseen else []
+    messages = []
+    if unseen:
+        more = f", … ({len(unseen):,} in all)" if len(unseen) > _LISTED else ""
+        messages.append(f"tags that never occur in train: {', '.join(unseen[:_LISTED])}{more}")
     total, named = 0, []
     for split in pairs.values():
         for pair, count in split.counts.items():
