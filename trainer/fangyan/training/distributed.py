@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
-import fangyan.device  # noqa: F401  (before DeepSpeed, which would guess its device)
+from fangyan.device import device, peak_memory  # before DeepSpeed, which would guess its device
 from fangyan.errors import UserError
 
 T = TypeVar("T")
@@ -61,6 +62,13 @@ def _unlink_shared_memory() -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def largest_peak_memory() -> float:
+    """Return the bytes of the rank that took most; see :func:`peak_memory`. Collective."""
+    peak = torch.tensor(float(peak_memory()), dtype=torch.float64, device=device())
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    return float(peak)
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fangyan.data.batching import micro_batches
-from fangyan.device import device, peak_memory
+from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
@@ -21,7 +21,7 @@ from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
 from fangyan.training.checkpoint import Checkpoints, State
-from fangyan.training.distributed import start_distributed
+from fangyan.training.distributed import largest_peak_memory, start_distributed
 from fangyan.training.engine import backward, build_engine, choose_precision, gathered_state_dict
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.profiler import StepProfile
@@ -293,8 +293,7 @@ class Trainer(Workload):
         speed = self.throughput.tokens_per_second
         logger.info(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
-            f"{speed:,.0f} tokens/s, "
-            f"peak memory {peak_memory() / 1e9:.2f} GB"
+            f"{speed:,.0f} tokens/s, peak memory {largest_peak_memory() / 1e9:.2f} GB"
         )
         logger.info(f"run folder: {folder.path}")
         return Result(folder.path, state.before, after, state.step, speed)
