@@ -88,7 +88,7 @@ def measure(path: Path, tagged: bool) -> dict[str, float]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw start-up seconds and memory against the size of the data, both axes logarithmic."""
+    """Draw start-up seconds and memory against the size of the data."""
     import matplotlib.pyplot as plt
 
     figure, (seconds, memory) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
@@ -100,10 +100,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     largest = [row["memory with the model's step, MB"] for row in rows if row["cached"] == "no"]
     memory.plot(sizes, largest, marker="s", label="with training steps, first time")
     seconds.set_ylabel("start-up, seconds")
-    memory.set_ylabel("peak memory above libraries and model, MB")
+    memory.set_ylabel("peak beyond libraries and model, MB")
+    seconds.set_yscale("log")
+    memory.set_ylim(0, 1.3 * max(largest))
     for axes in (seconds, memory):
-        axes.set(xscale="log", yscale="log", xlabel="data, MB")
-        axes.legend()
+        axes.set(xscale="log", xlabel="data, MB")
+        axes.legend(loc="upper left")
     figure.savefig(path, dpi=120)
 
 
