@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import transformers
+from adapted_models import HEADS
+from adapted_models import SMALL as SIZES
 from fangyan.adaptation import ADAPTATIONS
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
@@ -13,16 +15,6 @@ from fangyan.models.packed import PackedModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 100,
-    "pad_token_id": 0,
-}
-HEADS = {"num_key_value_heads": 2, "head_dim": 8}
 MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 LAYERS = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import adapted_models
 import fangyan_kernels
 import pytest
 import torch
@@ -28,16 +29,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-SMALL = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 100,
-    "num_labels": 5,
-    "pad_token_id": 0,
-}
+SMALL = adapted_models.SMALL | {"num_labels": 5}
 ENCODERS = {
     "bert": BertConfig(**SMALL),
     "electra": ElectraConfig(embedding_size=16, **SMALL),

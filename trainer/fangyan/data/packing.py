@@ -23,7 +23,6 @@ from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 ROW_WIDTH = 64
 
 _TENSORS = ("input_ids", "position_ids", "sequence_ids", "labels")
-_OPTIONAL = ("class_weights", "widths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,6 @@ class Batch:
         offsets: row and column where each of the sequences begins, in their order.
         num_valid: labels that are not ``IGNORE_INDEX``, counted before they are on a GPU.
         class_weights: factor on the loss of each class, (C,), float32, where classes have one.
-        widths: (R, W), int64, sub-words up to each one whose mean is classified there; None where all are 1.
-        max_width: the largest of them.
     """
 
     input_ids: Tensor
@@ -51,13 +48,12 @@ class Batch:
     offsets: list[tuple[int, int]]
     num_valid: int
     class_weights: Tensor | None = None
-    widths: Tensor | None = None
-    max_width: int = 1
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
-        names = [name for name in (*_TENSORS, *_OPTIONAL) if getattr(self, name) is not None]
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        weights = self.class_weights
+        return moved if weights is None else replace(moved, class_weights=weights.to(device))
 
 
 def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | None = ROW_WIDTH) -> Batch:
@@ -83,7 +79,6 @@ def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | No
         "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),
     }
     offsets = [(0, 0)] * len(sequences)
-    widths = np.ones(shape, dtype=np.int64)
     for row, members in enumerate(rows):
         column = 0
         for order, i in enumerate(members, start=1):
@@ -92,24 +87,34 @@ def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | No
             arrays["position_ids"][row, span] = np.arange(lengths[i])
             arrays["sequence_ids"][row, span] = order
             arrays["labels"][row, span] = sequences[i].labels
-            words = sequences[i].alignment
-            if words is not None and words.widths:
-                widths[row, column + np.array(words.places)] = words.widths
             offsets[i] = (row, column)
             column += lengths[i]
     num_valid = int((arrays["labels"] != IGNORE_INDEX).sum())
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    batch = Batch(
-        tensors["input_ids"],
-        tensors["position_ids"],
-        tensors["sequence_ids"],
-        tensors["labels"],
-        sequences,
-        offsets,
-        num_valid,
-    )
-    max_width = int(widths.max())
-    return batch if max_width == 1 else replace(batch, widths=torch.from_numpy(widths), max_width=max_width)
+    return Batch(**tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
+
+
+def word_segments(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Return segments of a batch's sub-words, row after row, whose means are classified.
+
+    They come from the words that the host knows, as :attr:`WordAlignment.widths` says.
+
+    Returns:
+        The sub-words of each segment, (S,), and the segment of each sub-word, (R W,), int64; None where every
+        sub-word is a segment of its own.
+    """
+    row_width = batch.input_ids.shape[1]
+    continues = np.zeros(batch.input_ids.numel(), dtype=bool)  # into the next sub-word
+    for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True):
+        words = sequence.alignment
+        for place, width in zip(words.places, words.widths, strict=True) if words and words.widths else ():
+            end = row * row_width + column + place
+            continues[end - width + 1 : end] = True
+    if not continues.any():
+        return None
+    segment_of = np.cumsum(~continues) - ~continues
+    lengths = np.bincount(segment_of)
+    return torch.from_numpy(lengths), torch.from_numpy(segment_of)
 
 
 def split_by_length(batch: Batch) -> list[tuple[list[int], Batch]]:
@@ -125,8 +130,7 @@ def split_by_length(batch: Batch) -> list[tuple[list[int], Batch]]:
 def _select(batch: Batch, rows: list[int], width: int) -> Batch:
     """Return some rows of a batch, cut to a width."""
     sequences = [batch.sequences[row] for row in rows]
-    names = _TENSORS if batch.widths is None else (*_TENSORS, "widths")
-    tensors = {name: getattr(batch, name)[rows, :width] for name in names}
+    tensors = {name: getattr(batch, name)[rows, :width] for name in _TENSORS}
     num_valid = sum(label != IGNORE_INDEX for sequence in sequences for label in sequence.labels)
     offsets = [(row, 0) for row in range(len(rows))]
     return replace(batch, **tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)

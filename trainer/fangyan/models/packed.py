@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fangyan.data.packing import ROW_WIDTH, Batch, split_by_length
+from fangyan.data.packing import ROW_WIDTH, Batch, split_by_length, word_segments
 from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
 from fangyan.models import attention
@@ -159,7 +159,8 @@ class PackedModel(nn.Module):
     def _loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
         head, transform = self.head, self.logit_transform
         # A mean of capped logits is not the capped one of a mean.
-        if transform is None or (batch.widths is not None and transform.softcap is not None):
+        averages = any(sequence.alignment and sequence.alignment.widths for sequence in batch.sequences)
+        if transform is None or (averages and transform.softcap is not None):
             return self._plain_loss(batch, divisor, label_smoothing)
         options = LossOptions(
             batch.labels, batch.num_valid, divisor, label_smoothing, transform, batch.class_weights
@@ -204,21 +205,19 @@ class PackedModel(nn.Module):
 
 
 def _averaged(values: Tensor, batch: Batch) -> Tensor:
-    """Return, of a batch's sub-words, the mean of as many as its widths say, (R, W, D).
+    """Return, of a batch's sub-words, the means of those that are classified together, (R, W, D).
 
-    A head is linear: the mean of its outputs is its output of the mean. Sums are taken by shifting, in an
-    order that no device changes.
+    A head is linear: the mean of its outputs is its output of the mean.
     """
     # Prompt tuning puts tokens of its own before every row.
     values = values[..., -batch.input_ids.shape[1] :, :]
-    if batch.widths is None:
+    segments = word_segments(batch)
+    if segments is None:
         return values
-    widths = batch.widths[..., None]
-    total = values
-    for shift in range(1, batch.max_width):
-        before = nn.functional.pad(values[..., :-shift, :], (0, 0, shift, 0))
-        total = total + torch.where(widths > shift, before, 0.0)
-    return total / widths
+    lengths, segment_of = (tensor.to(values.device) for tensor in segments)
+    # Unsafe: nobody waits for the device to check the lengths.
+    means = torch.segment_reduce(values.flatten(0, 1).float(), "mean", lengths=lengths, unsafe=True)
+    return means[segment_of].to(values.dtype).view(values.shape)
 
 
 def boundaries(batch: Batch) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ import pytest
 import tiny_tokenizers
 import torch
 from fangyan.data.example import Annotation, Example
-from fangyan.data.packing import collate
+from fangyan.data.packing import collate, word_segments
 from fangyan.data.tokenization import Tokenizer
 from fangyan.models.packed import PackedModel
 from fangyan.tasks.token_classification.scheme import Notation
@@ -210,3 +210,26 @@ def test_mean_classifies_the_mean_of_a_tokens_subwords(layout, kind):
             for tag, probability in word:  # the others are nearly 0
                 assert probability == pytest.approx(float(own[labels.index(tag)]), abs=1e-4)
     assert "the mean of the logits of its sub-words" in task.usage_note
+
+
+def test_word_segments():
+    """A token of 5,000 letters that are sub-words of their own is one segment; each sub-word is in one."""
+    task = TokenClassification(["a", "b"], "plain", subword="mean")
+    tokenizer = Tokenizer(tiny_tokenizers.byte_alone())
+    data = [Example({"tokens": ("xyz" * 1000, "我"), "tags": ("a", "b")}, "", "")]
+    sequences = task.tokenize(data, tokenizer, 512)
+    batch = collate([*sequences, *sequences], 0)
+    lengths, segment_of = word_segments(batch)
+    assert int(lengths.max()) > 400
+    assert torch.equal(segment_of, torch.repeat_interleave(torch.arange(len(lengths)), lengths))
+    for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True):
+        for place, width in zip(sequence.alignment.places, sequence.alignment.widths, strict=True):
+            end = row * batch.input_ids.shape[1] + column + place
+            assert lengths[segment_of[end]] == width
+            assert (segment_of == segment_of[end]).nonzero().flatten().tolist() == list(
+                range(end - width + 1, end + 1)
+            )
+    assert (
+        word_segments(collate(TokenClassification(["a", "b"], "plain").tokenize(data, tokenizer, 512), 0))
+        is None
+    )

@@ -87,6 +87,8 @@ class _Reader:
         self._separator = config.separator
         self._prefix = config.token_prefix
         self._path, self._tagged = path, tagged
+        # Where tags need not be there, every column before theirs has to: none is made up to reach it.
+        self._needed = max(self._token + 1, self._tag + tagged)
         # Of the sentence at hand, and of the file: its columns where spaces separate them.
         self._between: str | None = None
         self._width: int | None = None
@@ -152,10 +154,8 @@ class _Reader:
                 f"expected the same, found {line.text[:80]!r}"
             )
         cells = split(line.text, between)
-        # Where tags need not be there, every column before theirs has to: none is made up to reach it.
-        needed = max(self._token + 1, self._tag + self._tagged)
         count = len(cells) if self._tagged or between == " " else line.text.count(between) + 1
-        fits = count >= needed
+        fits = count >= self._needed
         if self._only_two:
             fits &= len(cells) <= 2
         elif between == " ":  # a token with a space in it would move the others
@@ -170,8 +170,7 @@ class _Reader:
         if self._only_two:
             hint = f"; name them in data.columns, such as {{token: 1, tag: {count}}}" if count > 2 else ""
             return f"{count} columns, expected 2 (token, tag){hint}"
-        needed = max(self._token + 1, self._tag + self._tagged)
-        exact = f"{self._width} as before" if self._width else f"{needed} or more"
+        exact = f"{self._width} as before" if self._width else f"{self._needed} or more"
         return f"{count} columns, expected {exact}: token in {self._token + 1}, tag in {self._tag + 1}"
 
     def _token_of(self, cells: Sequence[str], line: Line) -> str:
