@@ -15,6 +15,11 @@ COMPARED = 200_000
 DataCheck = Callable[[Splits, Task], Iterator[Finding]]
 
 
+def counted(total: int, compared: int) -> str:
+    """Return how many examples a check has looked at, such as ``first 200,000 examples``."""
+    return f"{total:,} examples" if total <= compared else f"first {compared:,} examples"
+
+
 def copies(splits: Splits, task: Task) -> Iterator[Finding]:
     """Find examples that occur twice, in one split or in two."""
     first: dict[int, tuple[str, str]] = {}
@@ -29,7 +34,7 @@ def copies(splits: Splits, task: Task) -> Iterator[Finding]:
                 first[key] = name, example.source
     for (name, split), pairs in found.items():
         copy, original = pairs[0]
-        count = f"{len(pairs):,} of its {len(splits[name]):,} examples"
+        count = f"{len(pairs):,} of its {counted(len(splits[name]), COMPARED)}"
         if name == split:
             message = f"{count} repeat another of them, such as {copy} (as {original})"
         else:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from fangyan.data.findings import Finding
-from fangyan.tasks.checks import COMPARED
+from fangyan.tasks.checks import COMPARED, counted
 
 if TYPE_CHECKING:
     from fangyan.training.workload import Workload
@@ -27,7 +27,7 @@ def longer_than_a_sequence(workload: Workload) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "data.train",
-            f"{len(longer):,} of its {len(workload.splits['train']):,} examples are longer than "
+            f"{len(longer):,} of its {counted(len(workload.splits['train']), len(pieces))} are longer than "
             f"{workload.longest:,} sub-words and become several sequences, such as {source}",
         )
 

@@ -9,6 +9,7 @@ from itertools import islice
 
 from fangyan.data.example import Example, Splits
 from fangyan.data.findings import Finding
+from fangyan.tasks.checks import COMPARED
 
 # Tags of train that occur less often are hardly learned.
 RARE = 10
@@ -16,8 +17,6 @@ RARE = 10
 IMBALANCED = 100
 # Tags and places that a message names.
 _NAMED = 8
-# Examples of a split that are compared with each other.
-_COMPARED = 200_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def contradictions(data: TaggedData) -> Iterator[Finding]:
     first: dict[int, tuple[str, int]] = {}
     found = []
     for name, examples in data.splits.items():
-        for i, example in enumerate(islice(examples, _COMPARED)):
+        for i, example in enumerate(islice(examples, COMPARED)):
             split, index = first.setdefault(hash(example.fields["tokens"]), (name, i))
             other = example if (split, index) == (name, i) else data.splits[split][index]
             same = other.fields["tokens"] == example.fields["tokens"]
@@ -87,6 +86,8 @@ def contradictions(data: TaggedData) -> Iterator[Finding]:
                 found.append((other, example))
     if found:
         message = f"{_difference(*found[0])}; sentences like this: {len(found):,}"
+        if any(len(examples) > COMPARED for examples in data.splits.values()):
+            message += f" among the first {COMPARED:,}"
         yield Finding("warning", found[0][1].source, message)
 
 
