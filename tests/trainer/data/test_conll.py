@@ -170,6 +170,12 @@ def test_conll_annotate_adds_a_column_where_there_is_none(tmp_path):
         annotated(data, path, str.upper)
 
 
+def test_conll_annotate_keeps_tokens_with_spaces(tmp_path):
+    """A line of a tab-separated sentence that has no tag yet, and a space in its token."""
+    path = write(tmp_path, "a\tO\nfoo bar\nc\tO\n")
+    assert annotated(conll(), path, str.upper) == "a\tA\nfoo bar\tFOO BAR\nc\tC\n"
+
+
 def test_conll_annotate_with_probabilities(tmp_path):
     path = write(tmp_path, "Na O\n")
     assert annotated(conll(), path, str.upper, (("A", 0.75), ("B", 0.2))) == "Na NA A:0.7500 B:0.2000\n"

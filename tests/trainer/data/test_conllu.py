@@ -124,6 +124,10 @@ def test_conllu_annotate_with_probabilities(tmp_path):
 def test_conllu_refuses(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         list(conllu().read(write(tmp_path, text)))
+    untagged = write(tmp_path, "1\tna" + "\t_" * 8 + "\n")
+    for column in ("xpos", "deprel"):
+        with pytest.raises(UserError, match=f"{column} is _, which is none; expected a tag for 'na'"):
+            list(conllu(column).read(untagged))
     for column in (None, "lemma", "misc.", "feats.A|B"):
         with pytest.raises(UserError, match="test: data.column"):
             conllu(column)

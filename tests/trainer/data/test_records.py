@@ -145,6 +145,18 @@ def test_csv_read_tokens(tmp_path):
     assert read(path, "csv", columns=columns, quoted=False) == [{"tokens": ('"', "x"), "tags": ("O", "O")}]
 
 
+@pytest.mark.parametrize("cell", ["['我', '食']", "['我' '食']", "['我']"])
+def test_csv_refuses_lists_as_python_prints_them(tmp_path, cell):
+    path = write(tmp_path, f'tokens,tags\n"{cell}","[""A"", ""B""]"\n', "a.csv")
+    with pytest.raises(UserError, match="a.csv:2: a list as Python prints it, expected one of JSON, such as"):
+        read(path, "csv")
+
+
+def test_csv_words_in_brackets(tmp_path):
+    path = write(tmp_path, "tokens,tags\n[ Applaus ],O N O\n", "a.csv")
+    assert read(path, "csv") == [{"tokens": ("[", "Applaus", "]"), "tags": ("O", "N", "O")}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -42,6 +42,8 @@ def test_format_of_a_file(tmp_path):
         assert (data.format, data.columns) == ("conll", None if name == "f.tsv" else {"token": 2, "tag": 3})
     assert format_of(run, Path("f.jsonl.zst")).format == "jsonl"
     assert format_of(run, Path("f.txt")) is None
+    other = recipe(tmp_path / "other", format="conll", train="train.txt")  # as CoNLL 2003's are named
+    assert format_of(other, Path("test.txt")).format == "conll"
     assert format_of(model, Path("f")) is None
     assert format_of(run, Path("f.txt"), "jsonl").format == "jsonl"
     assert format_of(model, Path("f.conllu"), "{format: conllu, column: xpos}").column == "xpos"

@@ -257,6 +257,16 @@ def test_choose_layout_says_what_is_not_the_usual(config, dropout, layout, reaso
     assert packed.layout == "padded"
 
 
+def test_choose_layout_of_a_gpu_with_attention_dropout(monkeypatch):
+    """Its kernel has none either, which the first training step would find."""
+    monkeypatch.setattr("fangyan.models.layout.on_gpu", lambda: True)
+    model = AutoModelForTokenClassification.from_config(BertConfig(vocab_size=50, **SIZES))
+    packed = PackedModel(model, "padded")
+    (message,) = choose_layout(packed, True, True, 0.1)
+    assert packed.layout == "rows"
+    assert "model.attention_dropout is not 0" in message
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -9,15 +9,17 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
+
+from fangyan.data.store import Rows
 
 Lengths = Sequence[int] | NDArray[np.int64]
 
 
-class Batches(Sequence[list[int]]):
+class Batches(Rows[list[int]]):
     """The batches of an epoch, each the indices of its sequences, in 8 bytes per sequence.
 
     Neighbours in ``order`` are put together, up to ``batch_tokens`` (one sequence at least).
@@ -43,15 +45,8 @@ class Batches(Sequence[list[int]]):
         """Return how many batches there are."""
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[list[int]]: ...
-    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
-        """Return the indices of a batch, or of those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    @override
+    def at(self, index: int) -> list[int]:
         indices: list[int] = self._order[self._starts[index] : self._starts[index + 1]].tolist()
         return indices
 
@@ -66,7 +61,7 @@ def shuffled_batches(lengths: Lengths, batch_tokens: int, seed: int, epoch: int)
     return Batches(np.frombuffer(order, dtype=np.int64), np.asarray(lengths), batch_tokens)
 
 
-class Epochs(Sequence[Batches]):
+class Epochs(Rows[Batches]):
     """The batches of every epoch, of which one is in memory at a time.
 
     Args:
@@ -89,18 +84,11 @@ class Epochs(Sequence[Batches]):
         """Return how many epochs there are."""
         return len(self._epochs)
 
-    @overload
-    def __getitem__(self, index: int) -> Batches: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Batches]: ...
-    def __getitem__(self, index: int | slice) -> Batches | list[Batches]:
-        """Return the batches of an epoch, or of those of a slice."""
-        if isinstance(index, slice):
-            return [self[epoch] for epoch in self._epochs[index]]
-        epoch = self._epochs[index]
-        if self._latest is None or self._latest[0] != epoch:
+    @override
+    def at(self, index: int) -> Batches:
+        if self._latest is None or self._latest[0] != index:
             self._latest = None  # frees it first
-            self._latest = epoch, shuffled_batches(self._lengths, self._batch_tokens, self._seed, epoch)
+            self._latest = index, shuffled_batches(self._lengths, self._batch_tokens, self._seed, index)
         return self._latest[1]
 
 

@@ -12,18 +12,22 @@ import os
 import sys
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fangyan.data.example import Example
 from fangyan.errors import UserError
+
+T = TypeVar("T")
 
 # Bytes of examples as Python objects up to which they stay in memory: 10 MB of text, or half a million
 # tokens with a tag each.
@@ -99,7 +103,24 @@ class FileSlices:
         return os.pread(self._descriptor, span.stop - span.start, span.start)
 
 
-class ExampleFile(Sequence[Example]):
+class Rows(Sequence[T], ABC):
+    """A sequence whose elements are made when they are asked for."""
+
+    @abstractmethod
+    def at(self, index: int) -> T:
+        """Return an element; ``index`` is within bounds and not negative."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        """Return an element, or those of a slice."""
+        found = range(len(self))[index]
+        return [self.at(i) for i in found] if isinstance(found, range) else self.at(found)
+
+
+class ExampleFile(Rows[Example]):
     """Examples in a file without a name, with 16 bytes of memory for each.
 
     Args:
@@ -140,15 +161,8 @@ class ExampleFile(Sequence[Example]):
         """Return how many examples there are."""
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Read an example, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    @override
+    def at(self, index: int) -> Example:
         start = int(self._ends[index - 1]) if index else 0
         fields, _, rest = (
             self._content[start : int(self._ends[index])].decode("utf-8", "surrogatepass").partition("\n")
@@ -157,12 +171,8 @@ class ExampleFile(Sequence[Example]):
         values = as_fields(json.loads(fields))
         return Example(values, source, values["text"] if group is None else group)
 
-    def __iter__(self) -> Iterator[Example]:
-        """Read every example."""
-        return (self[i] for i in range(len(self)))
 
-
-class Subset(Sequence[Example]):
+class Subset(Rows[Example]):
     """Some examples of an :class:`ExampleFile`.
 
     Args:
@@ -192,14 +202,8 @@ class Subset(Sequence[Example]):
         """Return how many examples there are."""
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Read an example, or those of a slice."""
-        if isinstance(index, slice):
-            return [self._file[int(i)] for i in self._indices[index]]
+    @override
+    def at(self, index: int) -> Example:
         return self._file[int(self._indices[index])]
 
 

@@ -21,15 +21,16 @@ from contextlib import contextmanager
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing_extensions import override
 
 import fangyan
 from fangyan.data.example import Example
-from fangyan.data.store import ExampleFile, FileSlices, Subset, writing_into
+from fangyan.data.store import ExampleFile, FileSlices, Rows, Subset, writing_into
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, WordAlignment
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -39,7 +40,7 @@ Tokenize = Callable[[Sequence[Example]], list[TokenizedSequence]]
 _CHUNK = 2000
 
 
-class TokenStore(Sequence[TokenizedSequence]):
+class TokenStore(Rows[TokenizedSequence]):
     """Tokenized sequences, read one at a time.
 
     Args:
@@ -61,15 +62,8 @@ class TokenStore(Sequence[TokenizedSequence]):
         """Return how many sequences there are."""
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenizedSequence: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenizedSequence]: ...
-    def __getitem__(self, index: int | slice) -> TokenizedSequence | list[TokenizedSequence]:
-        """Return a sequence, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    @override
+    def at(self, index: int) -> TokenizedSequence:
         alignment = None
         if self._alignment:
             alignment = WordAlignment(**{name: self._value(name, index) for name in self._alignment})

@@ -52,7 +52,7 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
             raise UserError(f"{file}: {run} is no tagger, expected one for a file of tokens and tags")
         return None
     by_ending = ENDINGS.get(ending)
-    if recipe and (by_ending == recipe["format"] or ending in _endings(recipe)) and ending != ".txt":
+    if recipe and (by_ending == recipe["format"] or ending in _endings(recipe)):
         return _parse(recipe, file, str(run / "recipe.yaml"))
     if by_ending is None:
         return None

@@ -32,7 +32,7 @@ def choose_layout(model: PackedModel, packing: bool, half: bool, attention_dropo
         layouts = ["padded", "unpadded"]
     elif on_gpu() and not half:
         layouts.remove("varlen")
-    elif not on_gpu() and attention_dropout:
+    elif attention_dropout:
         layouts.remove("varlen")
         reasons.append("model.attention_dropout is not 0")
     return [*_choose(model, layouts, reasons), *model.messages]

@@ -28,7 +28,7 @@ def replace_step(wrapper: Any, optimizer: torch.optim.Optimizer) -> None:
     if type(wrapper) is not FP16_UnfusedOptimizer or wrapper.fused_lamb_legacy:
         return
     weights = [weight for group in wrapper.fp16_groups for weight in group]
-    bf16 = all(weight.dtype == torch.bfloat16 for weight in weights)  # fp16's gradients are scaled
+    bf16 = all(weight.dtype == torch.bfloat16 for weight in weights)  # the C++ kernels take no float16
     on_cpu = all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights)
     in_one_pass = bf16 and on_cpu and type(optimizer) is torch.optim.AdamW
     wrapper.step = partial(_step_in_one_pass if in_one_pass else _step_by_lists, wrapper, optimizer)

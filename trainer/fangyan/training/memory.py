@@ -133,8 +133,7 @@ def _export(workload: Workload, trained: int) -> float:
     """
     everything = sum(num_parameters(p) for p in workload.model.parameters())
     if workload.base is None:
-        width = 2 if workload.recipe.engine.precision == "bf16" else 4
-        return width * everything
+        return activation_dtype(workload.recipe.engine).itemsize * everything
     # A base that others cannot load by its name is loaded again, and written beside the adapter.
     return trained + (0 if workload.recipe.model.is_on_hub_or_disk else 4 * everything)
 
@@ -206,13 +205,13 @@ def measure_micro_batch(workload: Workload, ranks: int) -> float:
     Gradients are allocated as activations are freed, so the peak is less than both.
     """
     config = workload.recipe.train
-    everything = [
+    everything = (
         members
         for batches in workload.batches
         for batch in batches
         for members in micro_batches(batch, workload.lengths, ranks * config.gradient_accumulation_steps)
-    ]
-    largest = max(everything, key=lambda members: sum(workload.lengths[i] for i in members))
+    )
+    largest = max(everything, key=lambda members: int(workload.lengths[members].sum()))
     model = workload.model
     batch = workload.micro_batch(largest, "memory")
     model.train()

@@ -185,17 +185,14 @@ class _Reader:
     def write(self, block: Block, annotation: Annotation) -> list[str]:
         """Return a sentence's lines with predicted tags."""
         lines = list(block.lines)
+        between = self._separator
+        if between == "auto":  # of the sentence: a line of a tab-separated one may have spaces alone
+            between = "\t" if any("\t" in lines[row] for row in block.rows) else " "
         for token, row in enumerate(block.rows):
             text, end = cut_end(lines[row])
-            between = self._between_of(text)
             new = put(text, between, self._tag, annotation.tags[token])
             lines[row] = between.join([new, *likely_tags(annotation, token)]) + end
         return lines
-
-    def _between_of(self, text: str) -> str:
-        if self._separator != "auto":
-            return self._separator
-        return "\t" if "\t" in text else " "
 
 
 def cut_end(raw: str) -> tuple[str, str]:

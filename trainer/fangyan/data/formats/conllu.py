@@ -112,7 +112,7 @@ class Conllu(TaggedDataConfig):
         value = cells[COLUMNS.index(column)]
         if key:
             return _entries(value).get(key) or ("O" if column == "misc" else EMPTY)
-        if value == EMPTY and column in ("upos", "deprel"):
+        if value == EMPTY and column in ("upos", "xpos", "deprel"):
             raise UserError(f"{source}: {column} is _, which is none; expected a tag for {cells[_FORM]!r}")
         return value
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +51,7 @@ class Csv(RecordsConfig):
                 continue
             if len(cells) != len(names):
                 raise UserError(f"{source}: {len(cells)} cells, expected {len(names)} as in the header")
-            example = self.example(self._record(dict(zip(names, cells, strict=True))), source)
+            example = self.example(self._record(dict(zip(names, cells, strict=True)), source), source)
             if example is not None:
                 yield example
 
@@ -82,16 +84,23 @@ class Csv(RecordsConfig):
                     "names others, such as {text: NAME}"
                 )
 
-    def _record(self, cells: dict[str, str]) -> dict[str, Any]:
+    def _record(self, cells: dict[str, str], source: str) -> dict[str, Any]:
         lists = {self.column(name) for name in _LISTS}
-        return {name: _list(cell) if name in lists else cell for name, cell in cells.items()}
+        return {name: _list(cell, source) if name in lists else cell for name, cell in cells.items()}
 
 
-def _list(cell: str) -> Any:
+def _list(cell: str, source: str) -> Any:
     """Return a cell that is a JSON list, or words with spaces between them."""
     if cell.lstrip().startswith("["):
         try:
             return json.loads(cell)
         except json.JSONDecodeError:
             pass  # words, the first of which begins with a bracket
+        # As pandas and NumPy write lists: split at spaces, quotes and commas would become part of the words.
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            if isinstance(ast.literal_eval(cell.strip()), list):
+                raise UserError(
+                    f'{source}: a list as Python prints it, expected one of JSON, such as ["a", "b"] '
+                    f"(json.dumps), or words with spaces between them; found {cell[:80]!r}"
+                )
     return [word for word in cell.split(" ") if word]
