@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,6 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Start every test at one seed: what it draws does not depend on the tests that ran before it."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(config, items):
