@@ -92,9 +92,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (seconds, memory) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    sizes = [row["data, MB"] for row in rows if row["cached"] == "no"]
     for cached, label in (("no", "first time"), ("yes", "sub-words in the cache")):
         chosen = [row for row in rows if row["cached"] == cached]
-        sizes = [row["data, MB"] for row in chosen]
         seconds.plot(sizes, [row["start-up, s"] for row in chosen], marker="o", label=label)
         memory.plot(sizes, [row["start-up memory, MB"] for row in chosen], marker="o", label=label)
     largest = [row["memory with the model's step, MB"] for row in rows if row["cached"] == "no"]

@@ -23,11 +23,8 @@ from fangyan_kernels.ops.linear_cross_entropy import Inputs, Options
 # Programs that each sum some of the targets' weights; a kernel that needs the total adds the partial sums.
 NUM_PARTIALS = 64
 PARTIAL_BLOCK = 1024
-REDUCE = {
-    "BLOCK_P": 32,
-    "BLOCK": 32,
-    "num_warps": 4,
-}  # a warp reads 128 bytes of a program's row; 224 programs at C = 7
+# A warp reads 128 bytes of a program's row; 224 programs at C = 7.
+REDUCE = {"BLOCK_P": 32, "BLOCK": 32, "num_warps": 4}
 TOKENS = {"BLOCK": PARTIAL_BLOCK, "num_warps": 4}
 SCALE = {"BLOCK": 1024, "num_warps": 4}
 

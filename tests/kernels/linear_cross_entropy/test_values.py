@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 SHAPES = [(1, 1, 1), (1, 63, 7), (3, 1, 5), (63, 256, 188), (130, 63, 3), (64, 256, 1000)]
 
 
-LARGE = [(1000, 63, 3), (1000, 300, 188), (100, 768, 21128)]  # an interpreter takes minutes for them
+# An interpreter takes minutes for them.
+LARGE = [(1000, 63, 3), (1000, 300, 188), (64, 768, 1000), (100, 768, 21128)]
 
 
 def name(shape):

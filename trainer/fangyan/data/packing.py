@@ -103,11 +103,17 @@ def word_segments(batch: Batch) -> tuple[Tensor, Tensor] | None:
         The sub-words of each segment, (S,), and the segment of each sub-word, (R W,), int64; None where every
         sub-word is a segment of its own.
     """
+    averaged = [
+        (sequence.alignment, offset)
+        for sequence, offset in zip(batch.sequences, batch.offsets, strict=True)
+        if sequence.alignment is not None and sequence.alignment.widths
+    ]
+    if not averaged:
+        return None
     row_width = batch.input_ids.shape[1]
     continues = np.zeros(batch.input_ids.numel(), dtype=bool)  # into the next sub-word
-    for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True):
-        words = sequence.alignment
-        for place, width in zip(words.places, words.widths, strict=True) if words and words.widths else ():
+    for words, (row, column) in averaged:
+        for place, width in zip(words.places, words.widths, strict=True):
             end = row * row_width + column + place
             continues[end - width + 1 : end] = True
     if not continues.any():

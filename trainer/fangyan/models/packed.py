@@ -147,7 +147,7 @@ class PackedModel(nn.Module):
         return joined
 
     def _logits(self, batch: Batch) -> Tensor:
-        return _averaged(self.model(**self._inputs(batch)).logits, batch)
+        return _averaged(self.model(**self._inputs(batch)).logits, batch, word_segments(batch))
 
     def loss(self, batch: Batch, divisor: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross-entropy of a batch, summed over its labels and divided by ``divisor``, ()."""
@@ -158,14 +158,14 @@ class PackedModel(nn.Module):
 
     def _loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
         head, transform = self.head, self.logit_transform
+        segments = word_segments(batch)
         # A mean of capped logits is not the capped one of a mean.
-        averages = any(sequence.alignment and sequence.alignment.widths for sequence in batch.sequences)
-        if transform is None or (averages and transform.softcap is not None):
+        if transform is None or (segments is not None and transform.softcap is not None):
             return self._plain_loss(batch, divisor, label_smoothing)
         options = LossOptions(
             batch.labels, batch.num_valid, divisor, label_smoothing, transform, batch.class_weights
         )
-        with head.computing(lambda hidden: head.loss(_averaged(hidden, batch), options)) as losses:
+        with head.computing(lambda hidden: head.loss(_averaged(hidden, batch, segments), options)) as losses:
             self.model(**self._inputs(batch))
         (loss,) = losses
         return loss
@@ -204,14 +204,13 @@ class PackedModel(nn.Module):
         return inputs
 
 
-def _averaged(values: Tensor, batch: Batch) -> Tensor:
+def _averaged(values: Tensor, batch: Batch, segments: tuple[Tensor, Tensor] | None) -> Tensor:
     """Return, of a batch's sub-words, the means of those that are classified together, (R, W, D).
 
     A head is linear: the mean of its outputs is its output of the mean.
     """
     # Prompt tuning puts tokens of its own before every row.
     values = values[..., -batch.input_ids.shape[1] :, :]
-    segments = word_segments(batch)
     if segments is None:
         return values
     lengths, segment_of = (tensor.to(values.device) for tensor in segments)
