@@ -6,7 +6,6 @@ the same steps, and every rank knows the micro-batches of all others without ask
 
 from __future__ import annotations
 
-import random
 from array import array
 from collections.abc import Sequence
 
@@ -14,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from fangyan.data.arrays import cumulative, shuffled
 from fangyan.data.store import Rows
 
-Lengths = Sequence[int] | NDArray[np.int64]
+Lengths = Sequence[int] | NDArray[np.integer]
 
 
 class Batches(Rows[list[int]]):
-    """The batches of an epoch, each the indices of its sequences, in 8 bytes per sequence.
+    """The batches of an epoch, each the indices of its sequences, in the bytes of ``order``.
 
     Neighbours in ``order`` are put together, up to ``batch_tokens`` (one sequence at least).
 
@@ -30,9 +30,9 @@ class Batches(Rows[list[int]]):
         batch_tokens: most sub-words of a batch.
     """
 
-    def __init__(self, order: NDArray[np.int64], lengths: NDArray[np.int64], batch_tokens: int):
+    def __init__(self, order: NDArray[np.integer], lengths: NDArray[np.integer], batch_tokens: int):
         self._order = order
-        totals = lengths[order].cumsum()
+        totals = cumulative(lengths, order)
         starts = array("q", [0])
         used = 0
         while starts[-1] < len(order):
@@ -56,9 +56,7 @@ def shuffled_batches(lengths: Lengths, batch_tokens: int, seed: int, epoch: int)
 
     A sequence that is longer by itself makes a batch of its own.
     """
-    order = array("q", range(len(lengths)))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return Batches(np.frombuffer(order, dtype=np.int64), np.asarray(lengths), batch_tokens)
+    return Batches(shuffled(len(lengths), f"{seed}/{epoch}"), np.asarray(lengths), batch_tokens)
 
 
 class Epochs(Rows[Batches]):
@@ -108,5 +106,5 @@ def micro_batches(batch: Sequence[int], lengths: Lengths, count: int) -> list[li
 
 def bucket_by_length(lengths: Lengths, batch_tokens: int) -> Batches:
     """Put sequences of similar length together, for evaluation, where order is free."""
-    array = np.asarray(lengths, dtype=np.int64)
+    array = np.asarray(lengths)
     return Batches(array.argsort(kind="stable"), array, batch_tokens)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-import random
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path, PurePath
@@ -19,6 +17,7 @@ from pydantic import Field
 
 from fangyan.config import Config
 from fangyan.data.annotated import Annotator
+from fangyan.data.arrays import cumulative, differences, shuffled
 from fangyan.data.example import Example, Splits, read_lines
 from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
@@ -216,9 +215,8 @@ def _hold_out(
     """Move whole groups out of ``examples`` until the fraction is reached."""
     keys = _group_keys(examples)
     groups, sizes = _count_groups(keys)
-    order = array("I", range(len(groups)))
-    random.Random(seed).shuffle(order)
-    taken = sizes[order].cumsum(dtype=np.int64)
+    order = shuffled(len(groups), seed)
+    taken = cumulative(sizes, order)
     chosen = np.sort(groups[order[: taken.searchsorted(fraction * len(examples)) + 1]])
     del groups, sizes, order, taken
     return _split(examples, keys, chosen)
@@ -242,8 +240,7 @@ def _take_fold(
             f"data.fold: {count} folds of {len(groups)} groups that are kept together (identical sentences, "
             f"or documents); expected {len(groups)} folds at most"
         )
-    order = array("q", range(len(groups)))
-    random.Random(seed).shuffle(order)
+    order = shuffled(len(groups), seed)
     folds = [(0, i) for i in range(count)]
     chosen = []
     for group in sorted(order, key=lambda i: -sizes[i]):
@@ -257,9 +254,13 @@ def _take_fold(
 def _count_groups(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Return the groups in order and how many examples each has; ``np.unique`` takes 70 bytes per example."""
     in_order = np.sort(keys)
-    begins = np.ones(len(keys), dtype=np.bool_)
-    begins[1:] = in_order[1:] != in_order[:-1]
-    return in_order[begins], np.diff(begins.nonzero()[0], append=len(keys)).astype(np.int32)
+    last = np.ones(len(keys), dtype=np.bool_)
+    last[:-1] = in_order[1:] != in_order[:-1]
+    groups = in_order[last]
+    del in_order
+    ends = last.nonzero()[0]
+    ends += 1
+    return groups, differences(ends)
 
 
 def _split(

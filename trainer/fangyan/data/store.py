@@ -180,10 +180,10 @@ class Subset(Rows[Example]):
         indices: of the examples.
     """
 
-    def __init__(self, examples: ExampleFile | Subset, indices: NDArray[np.int64]):
+    def __init__(self, examples: ExampleFile | Subset, indices: NDArray[np.integer]):
         self._file: ExampleFile = examples if isinstance(examples, ExampleFile) else examples._file
-        self._indices: NDArray[np.int64] = (
-            indices if isinstance(examples, ExampleFile) else examples._indices[indices]
+        self._indices: NDArray[np.uint32] = (
+            indices.astype(np.uint32) if isinstance(examples, ExampleFile) else examples._indices[indices]
         )
 
     @property

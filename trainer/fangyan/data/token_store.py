@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typing_extensions import override
 
 import fangyan
+from fangyan.data.arrays import differences
 from fangyan.data.example import Example
 from fangyan.data.store import ExampleFile, FileSlices, Rows, Subset, writing_into
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, WordAlignment
@@ -48,15 +49,15 @@ class TokenStore(Rows[TokenizedSequence]):
             those of each end. Only slices of the values are read.
 
     Attributes:
-        lengths: sub-words of each sequence, (S,), int64.
-        num_valid: labels of each that are not ``IGNORE_INDEX``, (S,), int64.
+        lengths: sub-words of each sequence, (S,), int32.
+        num_valid: labels of each that are not ``IGNORE_INDEX``, (S,), int32.
     """
 
     def __init__(self, arrays: Mapping[str, Any]):
         self._arrays = arrays
         self._alignment = [field.name for field in fields(WordAlignment)] if "span" in arrays else []
-        self.lengths: NDArray[np.int64] = np.diff(arrays["input_ids.ends"], prepend=0)
-        self.num_valid: NDArray[np.int64] = np.asarray(arrays["num_valid"])
+        self.lengths = differences(arrays["input_ids.ends"])
+        self.num_valid: NDArray[np.int32] = np.asarray(arrays["num_valid"])
 
     def __len__(self) -> int:
         """Return how many sequences there are."""
@@ -85,7 +86,7 @@ def to_arrays(sequences: Sequence[TokenizedSequence]) -> dict[str, NDArray[Any]]
     for name, first in (rows[0] if rows else _row(TokenizedSequence([], [], 0))).items():
         values = [row[name] for row in rows]
         if isinstance(first, int):
-            arrays[name] = np.array(values, dtype=np.int64)
+            arrays[name] = np.array(values, dtype=np.int32)
         else:
             arrays[name] = np.fromiter(chain.from_iterable(values), np.int32)
             arrays[f"{name}.ends"] = np.array([len(row) for row in values], dtype=np.int64).cumsum()
