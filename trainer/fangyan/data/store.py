@@ -100,7 +100,11 @@ class FileSlices:
 
     def __getitem__(self, span: slice) -> bytes:
         """Read the bytes from ``span.start`` to ``span.stop``."""
-        return os.pread(self._descriptor, span.stop - span.start, span.start)
+        pieces, left = [], span.stop - span.start
+        while left and (piece := os.pread(self._descriptor, left, span.stop - left)):  # 2 GB at most
+            pieces.append(piece)
+            left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Rows(Sequence[T], ABC):

@@ -46,7 +46,7 @@ class TokenStore(Rows[TokenizedSequence]):
 
     Args:
         arrays: by field: a value per sequence, or the values of all sequences and, as ``<field>.ends``, where
-            those of each end. Only slices of the values are read.
+            those of each end. They need not be in memory: slices are read.
 
     Attributes:
         lengths: sub-words of each sequence, (S,), int32.
@@ -56,8 +56,8 @@ class TokenStore(Rows[TokenizedSequence]):
     def __init__(self, arrays: Mapping[str, Any]):
         self._arrays = arrays
         self._alignment = [field.name for field in fields(WordAlignment)] if "span" in arrays else []
-        self.lengths = differences(arrays["input_ids.ends"])
-        self.num_valid: NDArray[np.int32] = np.asarray(arrays["num_valid"])
+        self.lengths = differences(arrays["input_ids.ends"][:])
+        self.num_valid: NDArray[np.int32] = arrays["num_valid"][:]
 
     def __len__(self) -> int:
         """Return how many sequences there are."""
@@ -74,8 +74,9 @@ class TokenStore(Rows[TokenizedSequence]):
     def _value(self, name: str, index: int) -> Any:
         ends = self._arrays.get(f"{name}.ends")
         if ends is None:
-            return int(self._arrays[name][index])
-        values = self._arrays[name][int(ends[index - 1]) if index else 0 : int(ends[index])].tolist()
+            return int(self._arrays[name][index : index + 1][0])
+        *before, stop = ends[max(0, index - 1) : index + 1].tolist()
+        values = self._arrays[name][before[0] if before else 0 : stop].tolist()
         return tuple(values) if name == "span" else values
 
 
@@ -218,29 +219,27 @@ def _write(folder: Path, chunks: Iterator[Arrays]) -> None:
 
 
 def _open(folder: Path) -> dict[str, Any]:
-    """Return the arrays of a folder: flat ones as files, those with a value per sequence mapped."""
+    """Return the arrays of a folder, which stay in their files."""
     description = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
-    return {
-        name: FlatFile(folder / name, array["dtype"])
-        if f"{name}.ends" in description
-        else np.memmap(folder / name, array["dtype"], "r", shape=(array["length"],))
-        for name, array in description.items()
-    }
+    return {name: ArrayFile(folder / name, **array) for name, array in description.items()}
 
 
-class FlatFile:
-    """A file of numbers, of which slices are read.
+class ArrayFile:
+    """An array in a file, of which slices are read.
 
     Args:
         path: of the file.
         dtype: of its numbers.
+        length: how many there are.
     """
 
-    def __init__(self, path: Path, dtype: str):
+    def __init__(self, path: Path, dtype: str, length: int):
         self._content = FileSlices(os.open(path, os.O_RDONLY))
         self._dtype = np.dtype(dtype)
+        self._length = length
 
     def __getitem__(self, span: slice) -> NDArray[Any]:
-        """Read the numbers from ``span.start`` to ``span.stop``."""
+        """Read the numbers of a slice, whose step is 1."""
+        start, stop, _ = span.indices(self._length)
         size = self._dtype.itemsize
-        return np.frombuffer(self._content[span.start * size : span.stop * size], self._dtype)
+        return np.frombuffer(self._content[start * size : stop * size], self._dtype)
