@@ -102,6 +102,7 @@ def estimate_memory(workload: Workload, ranks: int) -> MemoryEstimate:
     workload.task.report([], [])  # imports the library that scores, which takes 120 MB
     scoring = max(memory_in_use() - before, 0)
     evaluation = measure_evaluation(workload)
+    reset_peak_memory()  # what it has freed goes back to the system, and is not counted twice
     libraries = max(memory_in_use() - weights - scoring, 0)
     activations = measure_micro_batch(workload, ranks)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
