@@ -46,8 +46,8 @@ def write_data(path: Path, size: int, tagged: bool) -> None:
 def measure(path: Path, tagged: bool) -> dict[str, float]:
     """Return seconds to the first step, sub-words per second and peak memory of this process, with a file."""
     from fangyan.device import memory_in_use, peak_memory, reset_peak_memory
+    from fangyan.distributed.process_group import start_distributed
     from fangyan.recipe import parse_recipe
-    from fangyan.training.distributed import start_distributed
     from fangyan.training.trainer import Trainer
 
     data = {"format": "conll" if tagged else "text", "train": str(path), "dev": 0.001}

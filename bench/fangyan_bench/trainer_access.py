@@ -16,13 +16,13 @@ from fangyan.data.example import Example
 from fangyan.data.formats.hkcancor import PUNCTUATION_TAG, HKCanCor, corpus_folder
 from fangyan.data.packing import Batch, collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.distributed.process_group import start_distributed
 from fangyan.models.loss_head import Kernels, LossHead, LossOptions, install_loss_head
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Task
 from fangyan.tasks.token_classification.metrics import word_metrics
-from fangyan.training.distributed import start_distributed
 from fangyan.training.engine import has_fast_bfloat16
 from fangyan.training.trainer import Trainer
 from torch import Tensor, nn

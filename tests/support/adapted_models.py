@@ -7,9 +7,9 @@ from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.quantization import dequantize, quantize
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.distributed.process_group import start_distributed
 from fangyan.models.packed import PackedModel
 from fangyan.models.structure import head_name
-from fangyan.training.distributed import start_distributed
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,

@@ -7,6 +7,7 @@ no command misses a thread of it.
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,9 @@ def server():
 def run(folder, arguments, environment, out, err):
     """Do in the child what the console script does."""
     os.chdir(folder)
+    # As in a terminal, whatever started the tests: a shell's background job ignores both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.update(environment)
     for path, stream in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -47,6 +51,10 @@ def of_ranks(count, port):
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     common |= {"LOCAL_SIZE": str(count), "CROSS_RANK": "0", "CROSS_SIZE": "1"}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+# Seconds in which ranks say why they end once one of them has failed.
+_MOMENT = 10
 
 
 class ForkedCommand:
@@ -72,12 +80,14 @@ class ForkedCommand:
         return self.poll()
 
     def communicate(self, timeout=None):
-        """Return what they wrote. One that fails ends the others, which would wait for it."""
+        """Return what they wrote. One that fails ends the others, as a launcher does, after a moment."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None and (deadline is None or time.monotonic() < deadline):
-            running = [process.sentinel for process in self._processes if process.exitcode is None]
-            connection.wait(running, 0.1)
+            self._wait_a_moment()
         late = self.poll() is None
+        end = time.monotonic() + (0 if late else _MOMENT)
+        while time.monotonic() < end and any(process.is_alive() for process in self._processes):
+            self._wait_a_moment()
         for process in self._processes:
             if process.is_alive():
                 process.kill()
@@ -88,3 +98,7 @@ class ForkedCommand:
         return [
             "".join(path.read_text(encoding="utf-8") for path in paths if path.exists()) for paths in written
         ]
+
+    def _wait_a_moment(self):
+        running = [process.sentinel for process in self._processes if process.exitcode is None]
+        connection.wait(running, 0.1)

@@ -59,7 +59,7 @@ def test_train_leaves_folders_that_are_no_runs_alone(cli):
     assert [path.name for path in (cli.folder / "run").iterdir()] == ["thesis.txt"]
     (cli.folder / "file").write_text("x", encoding="utf-8")
     _, err = cli.train(code=2, run="file")
-    assert "file: Not a directory" in err
+    assert "file is a file, expected a folder or a new name" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 FLOORS = [
     ("errors",),
     ("config", "device", "environment", "packages"),
-    ("data",),
+    ("data", "distributed"),
     ("models",),
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),

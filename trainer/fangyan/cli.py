@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fangyan.errors import UserError
+from fangyan.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from fangyan.tasks.report import Report
@@ -118,7 +118,7 @@ def train(
         from fangyan.training.trainer import train as run
 
         run(loaded, resume, profile)
-    from fangyan.training.distributed import stop_distributed
+    from fangyan.distributed.process_group import stop_distributed
 
     stop_distributed()
 
@@ -138,13 +138,12 @@ def check(
     from fangyan.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    from fangyan.distributed.process_group import start_distributed
     from fangyan.training import check_report
     from fangyan.training.check import check as run
-    from fangyan.training.distributed import start_distributed
 
-    with redirect_stdout(sys.stderr):  # DeepSpeed prints what it builds, and JSON is to be alone
-        start_distributed()
-        report = run(loaded, ranks)
+    start_distributed()
+    report = run(loaded, ranks)
     if as_json:
         print(json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2))
     else:
@@ -165,8 +164,8 @@ def estimate_memory(
     from fangyan.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    from fangyan.distributed.process_group import start_distributed
     from fangyan.training import memory
-    from fangyan.training.distributed import start_distributed
     from fangyan.training.workload import Workload
 
     start_distributed()
@@ -322,21 +321,22 @@ def main() -> None:
     _use_utf8()
     try:
         app()
+    except Stopped as error:  # which the run's log has said
+        _end(error.exit_code)
     except UserError as error:
         # What every rank meets is said once per machine.
-        _fail(str(error), silent=error.on_every_rank and os.environ.get("LOCAL_RANK", "0") != "0")
+        silent = error.on_every_rank and os.environ.get("LOCAL_RANK", "0") != "0"
+        _fail(str(error), silent, error.exit_code)
     except BrokenPipeError:  # whoever read the output has gone
         os._exit(0)
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise
         _fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        print("\nfangyan: interrupted; train --resume auto resumes from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
-            raise
+            traceback.print_exc()
+            _end(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         _fail(
             "train.batch_tokens: the GPU's memory does not hold a step; expected fewer tokens, or more "
             f"train.gradient_accumulation_steps ({str(error).splitlines()[0]})"
@@ -356,10 +356,22 @@ def _use_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def _fail(sentence: str, silent: bool = False) -> None:
+def _fail(sentence: str, silent: bool = False, code: int = 2) -> None:
     if not silent:
         print(f"fangyan: {sentence}", file=sys.stderr)
+    _end(code, sentence)
+
+
+def _end(code: int, reason: str = "") -> None:
+    """End without waiting for threads and process groups of a run that failed.
+
+    Args:
+        code: of the exit.
+        reason: that other ranks of the run are told, which may not have met it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads and process groups of a run that failed must not hold up the exit.
-    os._exit(2)
+    group = sys.modules.get("fangyan.distributed.process_group")
+    if group is not None and reason:
+        group.announce_end(reason, code)
+    os._exit(code)

@@ -21,7 +21,7 @@ def describe() -> dict[str, str]:
         "system": platform.platform(),
         "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
     }
-    found |= {name: _version(name) for name in _PACKAGES}
+    found |= versions()
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         memory = properties.total_memory / 2**30
@@ -29,6 +29,11 @@ def describe() -> dict[str, str]:
     if not torch.cuda.is_available():
         found["GPU"] = "none"
     return found
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each package that computes, by name."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str:

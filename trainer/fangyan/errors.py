@@ -1,16 +1,40 @@
-"""The error that is shown to users."""
+"""The errors that are shown to users."""
 
 
 class UserError(Exception):
     """Report bad input in one sentence: where, what was found, what was expected.
 
-    The command line prints the message alone, without a traceback, and exits with code 2.
+    The command line prints the message alone, without a traceback, and exits with ``exit_code``.
 
     Args:
         message: the sentence.
         on_every_rank: whether all ranks of a run meet the same mistake, so that one need say it.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, on_every_rank: bool = True):
         super().__init__(message)
         self.on_every_rank = on_every_rank
+
+
+class RankLost(UserError):
+    """Report that another rank of the run has ended, or answers no longer. Nobody's input is at fault.
+
+    Args:
+        message: the sentence.
+        on_every_rank: as for :class:`UserError`.
+        exit_code: of this process; that of the other rank, where it said why it ends.
+    """
+
+    def __init__(self, message: str, on_every_rank: bool = True, exit_code: int = 1):
+        super().__init__(message, on_every_rank)
+        self.exit_code = exit_code
+
+
+class Stopped(UserError):
+    """Report that a signal ended the run at a checkpoint. Exit code 0, or 130 for Ctrl-C."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -6,13 +6,13 @@ from fangyan.data.example import Example
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import TokenizedSequence
 from fangyan.data.vocabulary import characters_without_subword, unknown_characters
+from fangyan.distributed.process_group import start_distributed
 from fangyan.errors import UserError
 from fangyan.inference.load import load_exported, merge
 from fangyan.models.packed import PackedModel
 from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.recipe import parse_recipe
 from fangyan.training.checkpoint import Checkpoints
-from fangyan.training.distributed import start_distributed
 from fangyan.training.run_folder import RunFolder, Start
 from fangyan.training.trainer import Trainer
 from safetensors import safe_open

@@ -8,12 +8,12 @@ import torch
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import TokenizedSequence
 from fangyan.device import device, on_gpu
+from fangyan.distributed.process_group import start_distributed
 from fangyan.models.packed import PackedModel
 from fangyan.optimizers.param_groups import FULL_PRECISION_GROUPS
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.recipe import parse_recipe
 from fangyan.tasks.token_classification.task import TokenClassification
-from fangyan.training.distributed import start_distributed
 from fangyan.training.engine import build_engine
 
 SEQUENCE = TokenizedSequence([33, 100, 200, 300, 36], [-100, 0, 1, 2, -100], 0)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import psutil
 import pytest
 from fangyan.errors import UserError
-from fangyan.training.checkpoint import read_state
+from fangyan.training.checkpoint_files import read_state
 
 pytestmark = pytest.mark.slow
 

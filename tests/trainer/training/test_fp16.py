@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from fangyan.adaptation.full import Full
+from fangyan.distributed.process_group import start_distributed
 from fangyan.errors import UserError
 from fangyan.recipe import load_recipe, parse_recipe
 from fangyan.training import engine
 from fangyan.training.checkpoint import Checkpoints
-from fangyan.training.distributed import start_distributed
 from fangyan.training.engine import check_precision, choose_precision
 from fangyan.training.run_folder import RunFolder, Start
 from fangyan.training.trainer import Trainer

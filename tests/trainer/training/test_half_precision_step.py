@@ -5,10 +5,10 @@ import torch
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import TokenizedSequence
 from fangyan.device import device
+from fangyan.distributed.process_group import start_distributed
 from fangyan.models.packed import PackedModel
 from fangyan.recipe import parse_recipe
 from fangyan.tasks.token_classification.task import TokenClassification
-from fangyan.training.distributed import start_distributed
 from fangyan.training.engine import backward, build_engine
 
 FP16 = pytest.mark.skipif(

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from fangyan.distributed.process_group import start_distributed
 from fangyan.errors import UserError
-from fangyan.training.distributed import start_distributed
 from fangyan.training.logger import Logger, StepLog
+from fangyan.training.state import State
 
 
 def test_step_log_says_skipped_parameters_once_per_step(tmp_path):
@@ -34,9 +35,21 @@ def test_step_log_of_a_loss_that_is_not_finite(tmp_path):
 
 
 def test_logger_resumed_drops_later_records(tmp_path):
-    """And a line that a kill has cut short, with all after it."""
-    lines = ['{"kind": "train", "step": 1}', '{"kind": "train", "step": 2}', '{"kind": "tra']
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    with Logger(tmp_path, active=True, resume_step=1):
+    """And an evaluation after the checkpoint, what is damaged, and a last line that a kill has cut short."""
+    kept = [
+        '{"kind": "evaluation", "step": 0, "epoch": 0, "split": "dev"}',
+        '{"kind": "train", "step": 1, "epoch": 0}',
+    ]
+    dropped = [
+        '{"kind": "evaluation", "step": 1, "epoch": 1, "split": "dev"}',
+        '{"kind": "evaluation", "step": 1, "epoch": 0, "split": "dev-best"}',
+        "5",
+        '{"kind": "train", "step": 2, "epoch": 0}',
+        '{"kind": "tra',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(kept[:1] + dropped[:3] + kept[1:] + dropped[3:]))
+    with Logger(tmp_path, active=True, resume=State(step=1)):
         pass
-    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == lines[0] + "\n"
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines == kept
+    assert "1 damaged lines are dropped" in (tmp_path / "log.txt").read_text(encoding="utf-8")

@@ -7,9 +7,9 @@ import torch
 from fangyan.adaptation.full import Full
 from fangyan.data.packing import collate
 from fangyan.device import device
+from fangyan.distributed.process_group import start_distributed
 from fangyan.recipe import load_recipe
 from fangyan.training.checkpoint import Checkpoints
-from fangyan.training.distributed import start_distributed
 from fangyan.training.run_folder import RunFolder, Start
 from fangyan.training.trainer import Trainer
 

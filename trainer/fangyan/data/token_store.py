@@ -39,6 +39,8 @@ Tokenize = Callable[[Sequence[Example]], list[TokenizedSequence]]
 
 # Examples that a process tokenizes at once.
 _CHUNK = 2000
+# Elements of an array that a digest reads at once.
+_PIECE = 1 << 20
 
 
 class TokenStore(Rows[TokenizedSequence]):
@@ -70,6 +72,15 @@ class TokenStore(Rows[TokenizedSequence]):
             alignment = WordAlignment(**{name: self._value(name, index) for name in self._alignment})
         input_ids, labels, example = (self._value(name, index) for name in ("input_ids", "labels", "example"))
         return TokenizedSequence(input_ids, labels, example, alignment)
+
+    def digest(self) -> str:
+        """Return a digest of all sequences and their labels, short enough for a message."""
+        found = hashlib.sha256()
+        for name in sorted(self._arrays):
+            array = self._arrays[name]
+            for start in range(0, len(array), _PIECE):
+                found.update(np.ascontiguousarray(array[start : start + _PIECE]).tobytes())
+        return found.hexdigest()[:12]
 
     def _value(self, name: str, index: int) -> Any:
         ends = self._arrays.get(f"{name}.ends")

@@ -1,71 +1,45 @@
-"""Checkpoints that a kill at any moment leaves usable.
+"""Checkpoints that a kill, a full disk or a damaged file at any moment leaves usable.
 
-``checkpoints/step-000120`` is written as ``step-000120.partial`` and renamed when whole; ``last``
-and ``best`` are links, replaced in one system call. ``state.json`` holds the run's counters and the
-size of every file, so that a checkpoint cut short is known before it is loaded.
+``checkpoints/step-000120`` is written as ``step-000120.partial``, synced and renamed when whole; ``last`` and
+``best`` are links, replaced in one system call. ``state.json`` holds the run's counters and a digest of every
+file and of itself, so that a checkpoint that is cut short or damaged is known before it is loaded.
+
+Where nodes do not see the same disk, each has whole checkpoints: files that another node's ranks wrote are
+sent when a checkpoint is saved, and a node that lacks one gets it when a run resumes.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from fangyan.distributed.disks import Disks, one_disk
+from fangyan.distributed.process_group import gathered, on_ranks
 from fangyan.errors import UserError
+from fangyan.training.checkpoint_files import (
+    STATE,
+    Content,
+    Digest,
+    SafeCheckpointEngine,
+    read_content,
+    read_state,
+    sync,
+    verify,
+)
 from fangyan.training.reshard import reshard
+from fangyan.training.state import State
 
 _PARTIAL = ".partial"
-
-
-@dataclass
-class State:
-    """Where a run is; with the seed and the recipe it determines everything to come.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch: complete epochs.
-        step_in_epoch: steps done of the next one.
-        ranks: that the run has.
-        best_score: the primary metric of the best epoch, signed so that more is better.
-        best_step: steps done at its end.
-        epochs_without_gain: since then.
-        before: metrics before training, per split.
-        finished: whether early stopping has ended the run.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    ranks: int = 1
-    best_score: float | None = None
-    best_step: int | None = None
-    epochs_without_gain: int = 0
-    before: dict[str, dict[str, float]] = field(default_factory=dict)
-    finished: bool = False
-
-    def end_epoch(self, score: float, patience: int | None) -> bool:
-        """Advance to the next epoch; return whether this one scored best.
-
-        Args:
-            score: of the epoch, more is better.
-            patience: epochs without a better one that end the run, or None.
-        """
-        best = self.best_score is None or math.isnan(self.best_score) or score > self.best_score
-        if best:
-            self.best_score, self.best_step, self.epochs_without_gain = score, self.step, 0
-        else:
-            self.epochs_without_gain += 1
-        self.epoch += 1
-        self.step_in_epoch = 0
-        self.finished = patience is not None and self.epochs_without_gain >= patience
-        return best
+_NAME = re.compile(r"step-(\d+)")
 
 
 class Checkpoints:
@@ -75,63 +49,105 @@ class Checkpoints:
         folder: ``runs/<name>/checkpoints``.
         keep: how many of the newest are kept, besides the best.
         trained_only: whether frozen weights, which the recipe loads again, are left out.
+        disks: that the ranks have, by default one.
     """
 
-    def __init__(self, folder: Path, keep: int, trained_only: bool = False):
+    def __init__(self, folder: Path, keep: int, trained_only: bool = False, disks: Disks | None = None):
         self.folder = folder
         self.keep = keep
         self.trained_only = trained_only
+        self.disks = disks or one_disk()
+        self._pool = ThreadPoolExecutor(1)
+        self._verified: dict[str, Future[str | None]] = {}
 
-    def save(self, engine: Any, state: State, adaptation: dict[str, Any], best: bool = False) -> None:
-        """Write the engine, the state and the adaptation's; with ``best`` also link ``best`` to them.
+    def path(self, step: int) -> Path:
+        """Return the checkpoint after a step."""
+        return self.folder / f"step-{step:06d}"
+
+    # Writing.
+
+    def save(self, engine: Any, state: State, adaptation: dict[str, Any]) -> None:
+        """Write the engine, the state and the adaptation's.
 
         Raises:
-            UserError: if the disk takes no more; earlier checkpoints stay as they are.
+            UserError: if a disk takes no more; earlier checkpoints stay as they are.
         """
-        name = f"step-{state.step:06d}"
-        partial = self.folder / (name + _PARTIAL)
-        if dist.get_rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob(f"*{_PARTIAL}"):
-                shutil.rmtree(stale)
-        dist.barrier()
+        final = self.path(state.step)
+        partial = final.with_name(final.name + _PARTIAL)
+        files: SafeCheckpointEngine = engine.checkpoint_engine
+        self._on_leaders(lambda: self._make(partial))
+        files.start()
+        engine.save_checkpoint(
+            str(self.folder),
+            tag=partial.name,
+            save_latest=False,
+            client_state={"adaptation": adaptation},
+            exclude_frozen_parameters=self.trained_only,
+        )
         try:
-            engine.save_checkpoint(
-                str(self.folder),
-                tag=partial.name,
-                save_latest=False,
-                client_state={"adaptation": adaptation},
-                exclude_frozen_parameters=self.trained_only,
-            )
-            dist.barrier()
-            if dist.get_rank() == 0:
-                self._publish(partial, self.folder / name, state, best)
-        except (OSError, RuntimeError) as error:
-            if dist.get_rank() == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-            if not _is_of_the_disk(error):
-                raise
-            free = shutil.disk_usage(self.folder).free
-            raise UserError(
-                f"{partial}: the checkpoint cannot be written ({' '.join(str(error).split())[:200]}); "
-                f"{free / 1e9:.2f} GB are free; the last whole checkpoint is {self._newest_name()}",
-                on_every_rank=False,
-            ) from error
-        dist.barrier()
+            self._raise_errors(partial, files.error)
+            digests = self._share(partial, files.written)
+            self._on_leaders(lambda: self._publish(partial, final, Content(state, digests)))
+        except UserError:
+            self._on_leaders(lambda: _remove(partial))
+            raise
 
-    def _publish(self, partial: Path, final: Path, state: State, best: bool) -> None:
-        sizes = {
-            str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()
-        }
-        content = json.dumps({"state": asdict(state), "sizes": sizes}, indent=1)
-        (partial / "state.json").write_text(content, encoding="utf-8")
+    def amend(self, state: State) -> None:
+        """Replace the state of the checkpoint after its step, whose weights have been evaluated since."""
+        self._on_leaders(lambda: self._amend(state))
+
+    def _on_leaders(self, function: Callable[[], None]) -> None:
+        on_ranks(self.disks.leaders, function)
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder for a checkpoint, and remove what kills have left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob(f"step-*{_PARTIAL}"):
+            _remove(stale)
+        folder.mkdir()
+
+    def _raise_errors(self, partial: Path, own: OSError | RuntimeError | None) -> None:
+        """Raise on every rank what one could not write."""
+        if own is not None and not _is_of_the_disk(own):
+            raise own
+        reason = None if own is None else " ".join(str(own).split())[:200]
+        free = shutil.disk_usage(self.folder).free
+        for rank, (found, host, left) in enumerate(gathered((reason, socket.gethostname(), free))):
+            if found is not None:
+                raise UserError(
+                    f"{partial}: the checkpoint cannot be written by rank {rank} on {host} ({found}); "
+                    f"{left / 1e9:.2f} GB are free there; the last whole checkpoint is "
+                    f"{self._newest_name()}; after making room, train --resume auto resumes from it"
+                )
+
+    def _share(self, folder: Path, written: Mapping[Path, Digest]) -> dict[str, Digest]:
+        """Give every disk the files that this and other ranks have written; return the digests of all."""
+        own = {str(path.relative_to(folder)): found for path, found in written.items()}
+        digests: dict[str, Digest] = {}
+        owners: dict[str, int] = {}
+        for rank, names in enumerate(gathered(own)):
+            digests |= names
+            owners |= dict.fromkeys(names, rank)
+        self.disks.spread(folder, owners)
+        return digests
+
+    def _publish(self, partial: Path, final: Path, content: Content) -> None:
+        content.write(partial)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         partial.rename(final)
+        sync(self.folder)
         self._link("last", final)
-        if best:
-            self._link("best", final)
-        self._rotate(state.step)
+        self._rotate(content.state)
+
+    def _amend(self, state: State) -> None:
+        path = self.path(state.step)
+        content = read_content(path)
+        # Its files may be of other ranks, if a run has been resumed there.
+        replace(content, state=replace(state, ranks=content.state.ranks)).write(path)
+        if state.best_step == state.step:
+            self._link("best", path)
+        self._rotate(state)
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.folder / f".{name}"
@@ -139,71 +155,153 @@ class Checkpoints:
         temporary.symlink_to(target.name)
         os.replace(temporary, self.folder / name)
 
-    def _rotate(self, step: int) -> None:
+    def _rotate(self, state: State) -> None:
         """Delete old checkpoints; later steps than the newest are of an abandoned or damaged past."""
-        best = self.folder / "best"
-        past = [path for path in self._all() if _step_of(path) <= step]
-        names = {path.name for path in past[-self.keep :]} | (
-            {best.resolve().name} if best.exists() else set()
-        )
+        past = [path for path in self._all() if _step_of(path) <= state.step]
+        kept = set(past[-self.keep :])
+        if state.best_step is not None:
+            kept.add(self.path(state.best_step))
         for path in self._all():
-            if path.name not in names:
-                shutil.rmtree(path)
+            if path not in kept:
+                _remove(path)
 
     def _all(self) -> list[Path]:
-        return sorted((p for p in self.folder.glob("step-*") if not p.name.endswith(_PARTIAL)), key=_step_of)
+        """Return the checkpoints on this disk, whole or not, the newest last; other names are ignored."""
+        if not self.folder.is_dir():
+            return []
+        found = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+        return sorted(found, key=_step_of)
 
     def _newest_name(self) -> str:
         newest = self._all()
         return str(newest[-1]) if newest else "none"
 
-    def newest(self) -> tuple[Path | None, list[str]]:
-        """Return the newest whole checkpoint, and a warning for each newer one that is not whole."""
-        warnings = []
-        for path in reversed(self._all()):
+    # Reading.
+
+    def newest(self, messages: list[str], before: Path | None = None) -> Path | None:
+        """Return the newest checkpoint whose files are as long as they were, on any disk.
+
+        Args:
+            messages: gets one about each newer checkpoint that is passed over.
+            before: a checkpoint than which an older one is wanted.
+        """
+        disks = on_ranks(self.disks.leaders, self._problems)
+        names = sorted(
+            {name for problems in disks for name in problems}, key=lambda name: _step_of(Path(name))
+        )
+        for name in reversed(names):
+            path = self.folder / name
+            if before is not None and _step_of(path) >= _step_of(before):
+                continue
+            found = [problems[path.name] for problems in disks if path.name in problems]
+            if None in found:
+                return path
+            messages.append(f"passed over: {found[0]}")
+        return None
+
+    def _problems(self) -> dict[str, str | None]:
+        """Return what is wrong with each checkpoint on this disk, by what is quick to see."""
+        found: dict[str, str | None] = {}
+        for path in self._all():
             try:
                 read_state(path)
+                found[path.name] = None
             except UserError as error:
-                warnings.append(str(error))
-                continue
-            return path, warnings
-        return None, warnings
+                found[path.name] = str(error)
+        return found
+
+    def state(self, path: Path) -> State:
+        """Return the state of a checkpoint that is on any disk.
+
+        Raises:
+            UserError: if it is cut short on each, or missing.
+        """
+        mistakes: list[str] = []
+        for state, mistake in on_ranks(self.disks.leaders, lambda: _state_or_mistake(path)):
+            if state is not None:
+                return state
+            mistakes.append(mistake)
+        raise UserError(mistakes[0])
+
+    def begin_to_verify(self, path: Path) -> None:
+        """Read a checkpoint's files in the background, and compare them with their digests."""
+        if self.disks.is_leader and path.name not in self._verified:
+            self._verified[path.name] = self._pool.submit(verify, path)
+
+    def problem(self, path: Path) -> str | None:
+        """Return what is wrong with a checkpoint; None if a disk has it whole, of which the others get it."""
+        self.begin_to_verify(path)
+        found = on_ranks(self.disks.leaders, lambda: self._verified.pop(path.name).result())
+        if None not in found:
+            return found[0]
+        lacking = [leader for leader, reason in zip(self.disks.leaders, found, strict=True) if reason]
+        if lacking:
+            self._restore(path, self.disks.leaders[found.index(None)], lacking)
+        return None
+
+    def _restore(self, path: Path, source: int, lacking: Sequence[int]) -> None:
+        """Give a checkpoint to the disks that lack it."""
+        partial = path.with_name(f"{path.name}-received{_PARTIAL}")
+        names = on_ranks([source], lambda: [STATE, *read_content(path).files])[0]
+
+        def begin() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+        def finish() -> None:
+            if path.exists():
+                _remove(path)
+            partial.rename(path)
+            sync(self.folder)
+
+        on_ranks(lacking, begin)
+        self.disks.spread(path, dict.fromkeys(names, source), partial, lacking)
+        on_ranks(lacking, finish)
 
     def load(self, engine: Any, path: Path, sizes: Sequence[int]) -> tuple[State, dict[str, Any], list[str]]:
         """Load a checkpoint into the engine: weights, optimizer and schedule.
 
         Args:
             engine: of the same recipe.
-            path: the checkpoint's folder.
+            path: the checkpoint's folder; it has no :meth:`problem`.
             sizes: of the vectors that the optimizer steps on this rank.
 
         Returns:
             The state, the adaptation's, and a message if the checkpoint was of another number of ranks.
 
         Raises:
-            UserError: if it is cut short, or of another model.
+            UserError: if it is of another model, or holds anything that would have to be run.
         """
-        path = path.resolve()
-        state = read_state(path)
+        state = read_content(path).state
         ranks = dist.get_world_size()
         if state.ranks == ranks or engine.zero_optimization_stage() == 0:
             return replace(state, ranks=ranks), self._load(engine, path), []
         # Should this be killed, the next save removes it.
         resharded = self.folder / f"{path.name}-for-{ranks}-ranks{_PARTIAL}"
-        if dist.get_rank() == 0:
+
+        def begin() -> None:
             shutil.rmtree(resharded, ignore_errors=True)
             resharded.mkdir(parents=True)
-        dist.barrier()
-        reshard(path, resharded, dist.get_rank(), sizes, ranks)
-        dist.barrier()
+
+        self._on_leaders(begin)
+        written, error = self._reshard(path, resharded, sizes)
+        self._raise_errors(resharded, error)
+        self._share(resharded, dict.fromkeys(written, Digest(0, "")))
         adaptation = self._load(engine, resharded)
         dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(resharded)
+        self._on_leaders(lambda: shutil.rmtree(resharded))
         message = (
             f"{path} is of {state.ranks} ranks: its weights and optimizer states were resharded for {ranks}"
         )
         return replace(state, ranks=ranks), adaptation, [message]
+
+    def _reshard(
+        self, path: Path, target: Path, sizes: Sequence[int]
+    ) -> tuple[list[Path], OSError | RuntimeError | None]:
+        try:
+            return reshard(path, target, dist.get_rank(), sizes, dist.get_world_size()), None
+        except (OSError, RuntimeError) as error:
+            return [], error
 
     def _load(self, engine: Any, path: Path) -> dict[str, Any]:
         _, client_state = engine.load_checkpoint(
@@ -213,30 +311,33 @@ class Checkpoints:
         return adaptation
 
 
+# What torch.save's writer of zip files says where a write fails.
+_OF_THE_WRITER = ("inline_container", "file write", "iostream error")
+
+
 def _is_of_the_disk(error: OSError | RuntimeError) -> bool:
-    """Return whether a write failed; torch.save raises a RuntimeError of its zip writer then."""
-    return isinstance(error, OSError) or "inline_container" in str(error) or "file write" in str(error)
+    return isinstance(error, OSError) or any(part in str(error) for part in _OF_THE_WRITER)
 
 
 def _step_of(path: Path) -> int:
     return int(path.name.partition("-")[2])
 
 
-def read_state(path: Path) -> State:
-    """Return the state of a checkpoint whose files are all complete.
-
-    Raises:
-        UserError: naming the first file that is missing or cut short.
-    """
+def _state_or_mistake(path: Path) -> tuple[State | None, str]:
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        state, sizes = State(**content["state"]), content["sizes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a whole checkpoint: state.json is missing or damaged") from None
-    for name, size in sizes.items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found:,} bytes, expected {size:,}"
-            raise UserError(f"{path}: the checkpoint is cut short: {name} {what}")
-    return state
+        return read_state(path), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or a file of that name; a kill on the way leaves no half of a checkpoint."""
+    if path.name.endswith(_PARTIAL):
+        doomed = path
+    else:
+        doomed = path.with_name(f"{path.name}-old{_PARTIAL}")
+        path.rename(doomed)
+    if doomed.is_dir() and not doomed.is_symlink():
+        shutil.rmtree(doomed)
+    else:
+        doomed.unlink(missing_ok=True)

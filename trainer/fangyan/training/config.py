@@ -18,6 +18,11 @@ class ScheduleConfig(Config):
     )
 
 
+# A number and its unit.
+Duration = Annotated[str, Field(pattern=r"^[1-9]\d{0,5}(s|min|h)$")]
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
 class TrainConfig(Config):
     """The recipe's ``train``: epochs, batches, checkpoints."""
 
@@ -47,13 +52,27 @@ class TrainConfig(Config):
     early_stopping: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after so many epochs without a better dev metric."
     )
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Steps between checkpoints, besides the one at each epoch's end."
+    checkpoint_every: Annotated[int, Field(ge=1)] | Duration | None = Field(
+        "15min",
+        description="Steps or time (90s, 15min, 2h) between checkpoints, besides those at epochs' ends.",
     )
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
         1, description="Newest checkpoints kept, besides the best."
     )
     log_every: Annotated[int, Field(ge=1)] = Field(10, description="Steps between reads of the loss.")
+
+    def is_checkpoint_step(self, step: int) -> bool:
+        """Return whether a checkpoint is due after ``step`` steps."""
+        every = self.checkpoint_every
+        return isinstance(every, int) and step % every == 0
+
+    def is_checkpoint_time(self, seconds: float) -> bool:
+        """Return whether a checkpoint is due so many seconds after the last."""
+        every = self.checkpoint_every
+        if not isinstance(every, str):
+            return False
+        number = every.rstrip("hmins")
+        return seconds >= int(number) * _SECONDS[every.removeprefix(number)]
 
 
 class EngineConfig(Config):

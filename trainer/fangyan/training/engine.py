@@ -16,6 +16,7 @@ from fangyan.errors import UserError
 from fangyan.optimizers.param_groups import parameter_groups
 from fangyan.optimizers.states import keep_full_precision_states
 from fangyan.recipe import Recipe, parse_recipe
+from fangyan.training.checkpoint_files import SafeCheckpointEngine
 from fangyan.training.config import EngineConfig
 from fangyan.training.half_precision_step import replace_step
 
@@ -67,13 +68,14 @@ def has_fast_bfloat16() -> bool:
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
 
-def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
+def deepspeed_config(recipe: Recipe, trained: int, accumulation: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration; it accepts unknown top-level keys silently, so none is free text.
 
     Args:
         recipe: of the run.
         trained: parameters that the optimizer steps. DeepSpeed's buffer for gradients is no larger: by
             default it takes a gigabyte of a GPU, whatever the model.
+        accumulation: micro-batches per rank and step.
     """
     zero: dict[str, Any] = {"stage": recipe.engine.zero_stage, "reduce_bucket_size": gradient_buffer(trained)}
     if recipe.engine.offload == "optimizer":
@@ -81,7 +83,7 @@ def deepspeed_config(recipe: Recipe, trained: int) -> dict[str, Any]:
     return {
         # A batch is what the trainer passes: DeepSpeed needs the number of micro-batches alone.
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.train.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -97,13 +99,16 @@ def gradient_buffer(trained: int) -> int:
     return min(trained, 500_000_000)
 
 
-def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Any, torch.optim.Optimizer]:
+def build_engine(
+    recipe: Recipe, model: nn.Module, total_steps: int, accumulation: int | None = None
+) -> tuple[Any, torch.optim.Optimizer]:
     """Wrap the model in a DeepSpeed engine; return it with the optimizer inside it.
 
     Args:
         recipe: of the run.
         model: whose trainable parameters are stepped.
         total_steps: optimizer steps of the whole run, for the learning rate's schedule.
+        accumulation: micro-batches per rank and step, by default the recipe's.
     """
     import deepspeed  # after fangyan.device
 
@@ -116,8 +121,11 @@ def build_engine(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[An
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
-    config = deepspeed_config(recipe, trained)
+    config = deepspeed_config(recipe, trained, accumulation or recipe.train.gradient_accumulation_steps)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    engine.checkpoint_engine = SafeCheckpointEngine()
+    # Scripts beside the checkpoints, which would unpickle them.
+    engine._copy_recovery_script = lambda _: None
     if recipe.engine.zero_stage == 0:
         # In 16 bits DeepSpeed has taken a step on zero gradients: at a learning rate of 0 it moved no weight,
         # and forgetting its states takes its count of steps back to 0.

@@ -22,6 +22,7 @@ from fangyan.device import memory_in_use
 from fangyan.errors import UserError
 from fangyan.inference.model_card import metrics_rows
 from fangyan.tasks.task import Metrics
+from fangyan.training.state import State
 
 # Records of the best checkpoint's metrics, written at the end of a run.
 BEST = "-best"
@@ -33,20 +34,20 @@ class Logger:
     Args:
         folder: the run folder.
         active: whether this is rank 0.
-        resume_step: records past this step are dropped: the run will write them again.
+        resume: where the run resumes: later records are dropped, since it will write them again.
     """
 
-    def __init__(self, folder: Path, active: bool, resume_step: int | None = None):
+    def __init__(self, folder: Path, active: bool, resume: State | None = None):
         self.active = active
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         self._log = folder / "log.txt"
-        self._keep_until(resume_step)
-        purge = None if resume_step is None else resume_step + 1
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self.console = Console(highlight=False)
+        self._keep_until(resume)
+        purge = None if resume is None else resume.step + 1
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -57,17 +58,21 @@ class Logger:
             transient=True,
         )
 
-    def _keep_until(self, step: int | None) -> None:
-        lines = []
-        if step is not None and self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # cut short by a kill: its step will be run again
-                    break
-                if record["step"] <= step and not str(record.get("split", "")).endswith(BEST):
-                    lines.append(line + "\n")
-        self._metrics.write_text("".join(lines), encoding="utf-8")
+    def _keep_until(self, resume: State | None) -> None:
+        """Keep the records of what has been done; a kill on the way leaves all of them."""
+        kept: list[str] = []
+        if resume is not None and self._metrics.exists():
+            lines = self._metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            places = [_is_done(line, resume) for line in lines]
+            kept = [line + "\n" for line, is_done in zip(lines, places, strict=True) if is_done]
+            damaged = places[:-1].count(None)  # the last may be cut short by a kill
+            if damaged:
+                self.info(f"{self._metrics}: {damaged} damaged lines are dropped")
+        elif resume is not None:
+            self.info(f"{self._metrics} is missing: the records up to step {resume.step} are lost")
+        partial = self._metrics.with_name(f".{self._metrics.name}")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self._metrics)
 
     def __enter__(self) -> Logger:
         """Return the logger."""
@@ -130,6 +135,18 @@ class Logger:
             self._progress.stop()
 
 
+def _is_done(line: str, resume: State) -> bool | None:
+    """Return whether a record is of what a run has done that resumes; None if it is damaged."""
+    try:
+        record = json.loads(line)
+        step, epoch, split = int(record["step"]), int(record["epoch"]), str(record.get("split", ""))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if record["kind"] == "evaluation" and (epoch > resume.epoch or split.endswith(BEST)):
+        return False
+    return step <= resume.step
+
+
 class StepLog:
     """Losses since the last read: reading one stalls a GPU, so they are read every few steps."""
 
@@ -141,12 +158,14 @@ class StepLog:
         """Keep a step; ``num_skipped`` elements of this rank had no finite gradient and were not stepped."""
         self._pending.append((step, epoch, loss, learning_rate, num_skipped))
 
-    def flush(self) -> float:
-        """Record the pending steps and return their mean loss. Collective.
+    def flush(self) -> float | None:
+        """Record the pending steps and return their mean loss, or None if there is none. Collective.
 
         Raises:
             UserError: if a loss is not finite.
         """
+        if not self._pending:
+            return None
         losses = torch.stack([loss.float() for _, _, loss, _, _ in self._pending])
         skipped = losses.new_tensor([num_skipped for *_, num_skipped in self._pending])
         both = torch.stack([losses, skipped])

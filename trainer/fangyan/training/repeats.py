@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fangyan.device import reset_peak_memory
+from fangyan.distributed.process_group import on_rank_zero, start_distributed
 from fangyan.errors import UserError
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
-from fangyan.training.distributed import on_rank_zero, start_distributed
 from fangyan.training.engine import choose_precision
 from fangyan.training.logger import BEST
 from fangyan.training.run_folder import check_same_recipe

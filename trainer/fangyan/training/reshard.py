@@ -22,6 +22,7 @@ from fangyan_kernels.optim8bit.reference import BLOCK, dequantize, quantize
 from torch import Tensor
 
 from fangyan.errors import UserError
+from fangyan.training.checkpoint_files import load
 
 # How bitsandbytes wraps what FSDP must not touch.
 _WRAPPED = "__bnb_optimizer_quant_state__"
@@ -148,8 +149,8 @@ def _move_codes(
     return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])
 
 
-def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ranks: int) -> None:
-    """Write ``rank``'s files of a checkpoint for ``ranks`` ranks into a folder.
+def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ranks: int) -> list[Path]:
+    """Write ``rank``'s files of a checkpoint for ``ranks`` ranks into a folder; return them.
 
     DeepSpeed's files, of ``N`` ranks::
 
@@ -173,9 +174,9 @@ def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ran
         UserError: if it is of another model.
     """
     model_files = _by_rank(checkpoint, "*model_states.pt")
-    model = _load(model_files[0])
+    model = load(model_files[0], mmap=True)
     optimizer_files = _by_rank(checkpoint, "*zero_pp_rank_*_optim_states.pt")
-    shards = [_load(path) for path in optimizer_files]
+    shards = [load(path, mmap=True) for path in optimizer_files]
     groups = [[shape.numel() for shape in group.values()] for group in model["param_shapes"]]
     by_weight = int(shards[0]["optimizer_state_dict"]["zero_stage"]) == 3
     key = "fp32_flat_groups" if by_weight else "single_partition_of_fp32_groups"
@@ -184,13 +185,15 @@ def reshard(checkpoint: Path, target: Path, rank: int, sizes: Sequence[int], ran
     pairs = layouts(groups, old_sizes, sizes, by_weight, (len(shards), ranks), checkpoint)
 
     _reshard_optimizer([shard["optimizer_state_dict"] for shard in shards], pairs, key, rank)
-    torch.save(shards[0], target / optimizer_files[0].name.replace("rank_0", f"rank_{rank}", 1))
+    written = [target / optimizer_files[0].name.replace("rank_0", f"rank_{rank}", 1)]
+    torch.save(shards[0], written[0])
     model["dp_world_size"] = ranks
     if by_weight:
         _reshard_frozen(model, model_files, rank, ranks)
-        torch.save(model, target / model_files[0].name.replace("rank_0", f"rank_{rank}", 1))
-    elif rank == 0:
-        torch.save(model, target / model_files[0].name)
+    if by_weight or rank == 0:
+        written.append(target / model_files[0].name.replace("rank_0", f"rank_{rank}", 1 if by_weight else 0))
+        torch.save(model, written[1])
+    return written
 
 
 def _reshard_optimizer(
@@ -229,7 +232,7 @@ def _reshard_frozen(model: dict[str, Any], files: Sequence[Path], rank: int, ran
     shapes = model.get("frozen_param_shapes") or {}
     if not shapes:
         return
-    parts = [_load(path)["frozen_param_fragments"] for path in files]
+    parts = [load(path, mmap=True)["frozen_param_fragments"] for path in files]
     for name, shape in shapes.items():
         numels, size = (shape.numel(),), shape.numel()
         old = Layout(numels, True, len(files), math.ceil(size / len(files)))
@@ -294,8 +297,3 @@ def _by_rank(folder: Path, pattern: str) -> list[Path]:
         return int(path.name.partition("pp_rank_")[2].partition("_")[0] or 0)
 
     return sorted(folder.glob(pattern), key=number)
-
-
-def _load(path: Path) -> Any:
-    """Load a file of DeepSpeed's classes; tensors stay in it until they are used."""
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 from fangyan.data.example import Splits
 from fangyan.data.splits import write_examples
+from fangyan.distributed.process_group import on_ranks
 from fangyan.errors import UserError
 from fangyan.recipe import Recipe, load_recipe
-from fangyan.training.checkpoint import Checkpoints, read_state
-from fangyan.training.distributed import on_rank_zero
+from fangyan.training.checkpoint import Checkpoints
+from fangyan.training.run_lock import LOCK, RunLock
+from fangyan.training.state import State
+
+T = TypeVar("T")
 
 # Fields that may differ where a run resumes: they change nothing that it computes.
 _MAY_DIFFER = {
@@ -29,15 +35,21 @@ class Start:
 
     Attributes:
         checkpoint: to resume from, or None.
+        state: of the checkpoint.
         messages: for the user.
+        may_be_older: whether an older checkpoint will do where this one is damaged.
     """
 
     checkpoint: Path | None = None
+    state: State | None = None
     messages: tuple[str, ...] = ()
+    may_be_older: bool = False
 
 
 class RunFolder:
     """``runs/<name>``; every rank calls its methods together.
+
+    Used as a context, no other run can use the folder meanwhile.
 
     Args:
         path: the folder.
@@ -48,40 +60,88 @@ class RunFolder:
         self.path = path
         self.checkpoints = checkpoints
         self.model = path / "model"
+        self._locks: list[RunLock] = []
+
+    def __enter__(self) -> RunFolder:
+        """Make the folder, and lock it.
+
+        Raises:
+            UserError: if another run has it.
+        """
+        self._on_leaders(self._lock)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let others have it."""
+        for lock in self._locks:
+            lock.release()
+
+    def _lock(self) -> None:
+        self._locks.append(RunLock(self.path))
+
+    def _on_leaders(self, function: Callable[[], T]) -> list[T]:
+        return on_ranks(self.checkpoints.disks.leaders, function)
 
     def find_start(self, recipe: Recipe, resume: str | Path | None) -> Start:
         """Return the checkpoint to resume from, if any, and messages for the user.
 
         Raises:
-            UserError: if the checkpoint is damaged, or of another recipe or run folder.
+            UserError: if the checkpoint is cut short, or of another recipe or run folder.
         """
         if resume is None:
             return Start()
-        return on_rank_zero(lambda: self._find_start(recipe, resume))
-
-    def _find_start(self, recipe: Recipe, resume: str | Path) -> Start:
         messages: list[str] = []
-        if str(resume) == "auto":
-            checkpoint, warnings = self.checkpoints.newest()
-            messages += [f"passed over: {warning}" for warning in warnings]
-            if checkpoint is None:
-                return Start(
-                    None, (*messages, f"nothing to resume in {self.checkpoints.folder}: starting afresh")
-                )
-        else:
-            checkpoint = Path(resume).resolve()
-            if not checkpoint.is_dir():
-                raise UserError(f"--resume {resume}: no such checkpoint, expected auto or a folder")
-            if checkpoint.parent != self.checkpoints.folder.resolve():
-                raise UserError(
-                    f"--resume {resume}: a checkpoint of another run folder, expected one in "
-                    f"{self.checkpoints.folder} (or run_dir={checkpoint.parents[1]})"
-                )
-        state = read_state(checkpoint)
-        if not (self.path / "recipe.yaml").is_file():
+        is_auto = str(resume) == "auto"
+        checkpoint = self.checkpoints.newest(messages) if is_auto else self._named(resume)
+        if checkpoint is None:
+            messages.append(f"nothing to resume in {self.checkpoints.folder}: starting afresh")
+            return Start(None, None, tuple(messages))
+        state = self.checkpoints.state(checkpoint)
+        if not any(self._on_leaders(lambda: self._is_run_of(recipe))):
             raise UserError(f"{self.path}: no recipe.yaml in it, expected that of the run to resume")
+        self.checkpoints.begin_to_verify(checkpoint)
+        return Start(checkpoint, state, tuple(messages), is_auto)
+
+    def _named(self, resume: str | Path) -> Path:
+        """Return the checkpoint that the user has named."""
+        checkpoint = Path(resume).resolve()
+        if not any(self._on_leaders(checkpoint.is_dir)):
+            raise UserError(f"--resume {resume}: no such checkpoint, expected auto or a folder")
+        if checkpoint.parent != self.checkpoints.folder.resolve():
+            raise UserError(
+                f"--resume {resume}: a checkpoint of another run folder, expected one in "
+                f"{self.checkpoints.folder} (or run_dir={checkpoint.parents[1]})"
+            )
+        return checkpoint
+
+    def _is_run_of(self, recipe: Recipe) -> bool:
+        if not (self.path / "recipe.yaml").is_file():
+            return False
         check_same_recipe(recipe, self.path / "recipe.yaml")
-        return Start(checkpoint, (*messages, f"resuming {checkpoint} at step {state.step}"))
+        return True
+
+    def undamaged(self, start: Start) -> tuple[Path, list[str]]:
+        """Return the checkpoint to resume from, each byte as it was written, and messages for the user.
+
+        Raises:
+            UserError: if it is damaged, and no older one is there or will do.
+        """
+        assert start.checkpoint is not None
+        path, messages = start.checkpoint, list[str]()
+        while (problem := self.checkpoints.problem(path)) is not None:
+            if not start.may_be_older:
+                raise UserError(problem)
+            messages.append(f"passed over: {problem}")
+            older = self.checkpoints.newest(messages, before=path)
+            if older is None:
+                raise UserError(
+                    f"{problem}; no older one is there; expected train without --resume, which starts afresh "
+                    "and keeps this run beside the new one"
+                )
+            path = older
+        return path, messages
 
     def claim(self) -> list[str]:
         """Move an earlier run out of the way: nothing finished is ever lost.
@@ -89,31 +149,37 @@ class RunFolder:
         Raises:
             UserError: if the folder holds files but no run.
         """
-        return on_rank_zero(self._claim)
+        return self._on_leaders(self._claim)[0]
 
     def _claim(self) -> list[str]:
         folder = self.path
-        if not folder.exists() or not any(folder.iterdir()):
+        # Names with a dot are fangyan's own, of a run that had not yet begun when it ended.
+        if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
             return []
         if not (folder / "recipe.yaml").is_file():
             raise UserError(f"run_dir: {folder} holds files but no run, expected an empty or a new folder")
         number = 1
         while folder.with_name(f"{folder.name}.{number}").exists():
             number += 1
-        folder.rename(folder.with_name(f"{folder.name}.{number}"))
-        return [f"the earlier run is kept as {folder}.{number}"]
+        kept = folder.with_name(f"{folder.name}.{number}")
+        folder.rename(kept)
+        if self._locks:
+            self._lock()  # the new folder; the lock of the old one went with it
+            (kept / LOCK).unlink()
+        return [f"the earlier run is kept as {kept}"]
 
     def write_inputs(self, recipe: Recipe, splits: Splits) -> None:
         """Write the recipe, and the splits that are scored: the folder can then be evaluated anywhere."""
-        on_rank_zero(lambda: self._write_inputs(recipe, splits))
+        self._on_leaders(lambda: self._write_inputs(recipe, splits))
 
     def _write_inputs(self, recipe: Recipe, splits: Splits) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in splits.keys() - {"train"}:
-            write_examples(self.path / "splits" / f"{name}.jsonl", splits[name])
+        # First, since it makes the folder a run's.
         partial = self.path / ".recipe.yaml"
         partial.write_text(recipe.to_yaml(), encoding="utf-8")
         partial.replace(self.path / "recipe.yaml")
+        for name in splits.keys() - {"train"}:
+            write_examples(self.path / "splits" / f"{name}.jsonl", splits[name])
 
 
 def check_same_recipe(recipe: Recipe, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,17 @@ from torch import Tensor
 
 from fangyan.data.batching import micro_batches
 from fangyan.device import device
-from fangyan.errors import UserError
+from fangyan.distributed.agreement import assert_agreement, digest_of
+from fangyan.distributed.disks import find_disks
+from fangyan.distributed.process_group import (
+    largest_peak_memory,
+    naming_lost_ranks,
+    report_step,
+    start_distributed,
+)
+from fangyan.distributed.signals import StopSignals, Votes, end_with_launcher, exit_code
+from fangyan.environment import versions
+from fangyan.errors import Stopped, UserError
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
@@ -20,12 +32,12 @@ from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
-from fangyan.training.checkpoint import Checkpoints, State
-from fangyan.training.distributed import largest_peak_memory, start_distributed
+from fangyan.training.checkpoint import Checkpoints
 from fangyan.training.engine import backward, build_engine, choose_precision, gathered_state_dict
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
+from fangyan.training.state import State
 from fangyan.training.workload import Workload
 
 
@@ -63,19 +75,32 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     start_distributed()
-    recipe = choose_precision(recipe)
-    trains_all = recipe.adaptation.trains_base_weights
-    checkpoints = Checkpoints(recipe.folder / "checkpoints", recipe.train.keep_checkpoints, not trains_all)
-    folder = RunFolder(recipe.folder, checkpoints)
-    # Before anything is loaded: what cannot be resumed is known at once.
-    start = folder.find_start(recipe, resume)
-    if start.checkpoint is None:
-        _check_inputs(recipe)
-    trainer = Trainer(recipe)
-    trainer.start_engine()
-    result = trainer.fit(folder, start, profile)
-    trainer.engine.destroy()  # for the next run of this process
-    return result
+    end_with_launcher()
+    with StopSignals() as signals, naming_lost_ranks():
+        recipe = choose_precision(recipe)
+        assert_agreement({"recipe": digest_of(recipe.to_yaml()), **versions()})
+        return _train(recipe, resume, profile, signals)
+
+
+def _train(recipe: Recipe, resume: str | Path | None, profile: bool, signals: StopSignals) -> Result:
+    config = recipe.train
+    checkpoints = Checkpoints(
+        recipe.folder / "checkpoints",
+        config.keep_checkpoints,
+        trained_only=not recipe.adaptation.trains_base_weights,
+        disks=find_disks(recipe.folder),
+    )
+    with RunFolder(recipe.folder, checkpoints) as folder:
+        # Before anything is loaded: what cannot be resumed is known at once.
+        start = folder.find_start(recipe, resume)
+        if start.checkpoint is None:
+            _check_inputs(recipe)
+        trainer = Trainer(recipe)
+        assert_agreement(trainer.digests())
+        trainer.start_engine(start.state)
+        result = trainer.fit(folder, start, profile, signals)
+        trainer.engine.destroy()  # for the next run of this process
+        return result
 
 
 def _check_inputs(recipe: Recipe) -> None:
@@ -95,17 +120,44 @@ class Trainer(Workload):
     # The split that was reported last, on rank 0.
     _latest: tuple[str, Report] | None = None
 
-    def start_engine(self) -> None:
-        """Build the DeepSpeed engine and the optimizer, within the process group that there is."""
-        self.engine, self.optimizer = build_engine(self.recipe, self.model, self.total_steps)
+    def start_engine(self, state: State | None = None) -> None:
+        """Build the DeepSpeed engine and the optimizer, within the process group that there is.
 
-    def fit(self, folder: RunFolder, start: Start, profile: bool = False) -> Result:
-        """Train from where ``start`` says to the end, and export the best checkpoint."""
+        Args:
+            state: of the run that resumes: its steps keep their micro-batches, which dropout follows, where
+                this number of ranks divides them.
+        """
+        ranks = dist.get_world_size()
+        self.accumulation = self.recipe.train.gradient_accumulation_steps
+        if state is not None and state.micro_batches % ranks == 0:
+            self.accumulation = state.micro_batches // ranks
+        elif state is not None:
+            self.messages.append(
+                f"{state.micro_batches} micro-batches per step, which {ranks} ranks do not divide, become "
+                f"{ranks * self.accumulation}: dropout draws other masks from here on"
+            )
+        self.engine, self.optimizer = build_engine(
+            self.recipe, self.model, self.total_steps, self.accumulation
+        )
+
+    def fit(
+        self,
+        folder: RunFolder,
+        start: Start,
+        profile: bool = False,
+        signals: StopSignals | None = None,
+    ) -> Result:
+        """Train from where ``start`` says to the end, and export the best checkpoint.
+
+        Raises:
+            Stopped: if a signal ended the run, which can be resumed.
+        """
         self.folder = folder
+        self.signals = signals or StopSignals()
         self.state, messages = self._start_or_resume(start)
-        step = None if start.checkpoint is None else self.state.step
+        state = None if start.checkpoint is None else self.state
         trace = folder.path / "profile" / "trace.json" if profile and dist.get_rank() == 0 else None
-        with Logger(folder.path, dist.get_rank() == 0, step) as self.logger:
+        with Logger(folder.path, dist.get_rank() == 0, state) as self.logger:
             self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
             self._evaluate_before()
             with StepProfile(trace, self.logger) as profiler:
@@ -116,11 +168,26 @@ class Trainer(Workload):
 
     def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
         if start.checkpoint is None:
-            state, messages = State(ranks=dist.get_world_size()), self.folder.claim()
+            state, messages = State(), self.folder.claim()
         else:
-            state, messages = self._load(start.checkpoint)
+            checkpoint, messages = self.folder.undamaged(start)
+            state, more = self._load(checkpoint)
+            messages += [f"resuming {checkpoint} at step {state.step}", *more, *self._check_best(state)]
+        state.ranks = dist.get_world_size()
+        state.micro_batches = state.ranks * self.accumulation
+        self._saved_step, self._saved_at = state.step, time.monotonic()
         self.folder.write_inputs(self.recipe, self.splits)
         return state, messages
+
+    def _check_best(self, state: State) -> list[str]:
+        """Forget a best checkpoint that is gone or damaged, while later ones can still take its place."""
+        if state.best_step is None or state.best_step == state.step:
+            return []
+        problem = self.folder.checkpoints.problem(self.folder.checkpoints.path(state.best_step))
+        if problem is None:
+            return []
+        state.forget_best()
+        return [f"the best checkpoint is lost, and the best from here on takes its place: {problem}"]
 
     @property
     def vector_sizes(self) -> list[int]:
@@ -173,18 +240,40 @@ class Trainer(Workload):
         self._latest = split, report
 
     def _train_epoch(self, profiler: StepProfile) -> None:
-        """Train the rest of the state's epoch, with checkpoints on the way."""
+        """Train the rest of the state's epoch, with checkpoints on the way and at its end."""
         state, config = self.state, self.recipe.train
         batches = self.batches[state.epoch]
+        self.signals.defer()
+        votes = Votes(2)
         while state.step_in_epoch < len(batches):
             last = state.step_in_epoch + 1 == len(batches)
-            every = config.checkpoint_every
-            save = every is not None and (state.step + 1) % every == 0 and not last
-            read = (state.step + 1) % config.log_every == 0 or last or save
+            due = config.is_checkpoint_step(state.step + 1) and not last
+            read = (state.step + 1) % config.log_every == 0 or last or due
             self._step(batches[state.step_in_epoch], read)
             profiler.step()
-            if save:
+            received, in_time = votes.cast(self.signals.received, self._is_checkpoint_time())
+            if not last and (received or in_time or due):
                 self.save()
+                self._stop_after(received)
+        received, _ = votes.close()
+        self.save()  # before the evaluation, in which nothing is lost then
+        self._stop_after(received)
+        self.signals.end_at_once()
+
+    def _is_checkpoint_time(self) -> bool:
+        """Return whether a checkpoint is due by the first rank's clock."""
+        since = time.monotonic() - self._saved_at
+        return dist.get_rank() == 0 and self.recipe.train.is_checkpoint_time(since)
+
+    def _stop_after(self, number: int) -> None:
+        """End the run at the checkpoint that has just been written, if any rank received a signal."""
+        if number:
+            sentence = (
+                f"{signal.Signals(number).name}: the run ends after step {self.state.step}, with a "
+                "checkpoint; train --resume auto resumes it"
+            )
+            self.logger.info(sentence)
+            raise Stopped(sentence, exit_code(number))
 
     def _step(self, indices: list[int], read: bool) -> None:
         """Take and log one step; with ``read`` also read the pending losses."""
@@ -202,6 +291,7 @@ class Trainer(Workload):
             assert_full_precision_states(self.engine, self.optimizer, self.recipe.optimizer)
         state.step += 1
         state.step_in_epoch += 1
+        report_step(state.step)
         self.log.add(state.step, state.epoch, loss, rate, getattr(self.optimizer, "num_skipped", 0))
         mean = self.log.flush() if read else None
         self.throughput.stop(int(self.lengths[indices].sum()))
@@ -220,7 +310,7 @@ class Trainer(Workload):
             step: counted from 0 over the run: dropout and masking follow it.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        accumulation = self.recipe.train.gradient_accumulation_steps
+        accumulation = self.accumulation
         split = micro_batches(indices, self.lengths, ranks * accumulation)
         # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
         divisor = (self.total_weight(indices) or 1.0) / (ranks * accumulation)
@@ -240,24 +330,23 @@ class Trainer(Workload):
         return total / (ranks * accumulation)
 
     def _end_epoch(self) -> None:
-        """Evaluate and save."""
-        self._assert_finite_weights()
+        """Evaluate, and tell the checkpoint how good it is."""
         state = self.state
         metrics = self.evaluate("dev", report_as=f"step-{state.step:06d}")["dev"]
         self.logger.metrics("evaluation", state.step, state.epoch + 1, metrics, "dev")
         self.logger.info(f"epoch {state.epoch + 1:2}  dev   {format_metrics(metrics)}")
         score = metrics[self.metric] * (1 if self.task.greater_is_better else -1)
-        best = state.end_epoch(score, self.recipe.train.early_stopping)
-        self._save(best)
+        state.end_epoch(score, self.recipe.train.early_stopping)
+        self.folder.checkpoints.amend(state)
 
     def save(self) -> None:
-        """Write a checkpoint. Collective."""
-        self._assert_finite_weights()
-        self._save()
-
-    def _save(self, best: bool = False) -> None:
-        adaptation = self.recipe.adaptation.state_dict(self.model.model)
-        self.folder.checkpoints.save(self.engine, self.state, adaptation, best)
+        """Write a checkpoint, unless there is one of this step. Collective."""
+        if self._saved_step != self.state.step:
+            self.log.flush()
+            self._assert_finite_weights()
+            adaptation = self.recipe.adaptation.state_dict(self.model.model)
+            self.folder.checkpoints.save(self.engine, self.state, adaptation)
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def _load(self, checkpoint: Path) -> tuple[State, list[str]]:
         state, adaptation, messages = self.folder.checkpoints.load(self.engine, checkpoint, self.vector_sizes)
@@ -280,7 +369,7 @@ class Trainer(Workload):
         state, folder, logger = self.state, self.folder, self.logger
         logger.stop_progress()
         if state.best_step != state.step:
-            self._load(folder.checkpoints.folder / "best")
+            self._load_best()
         after = self.evaluate("dev", "test", report_as="best")
         for split, metrics in after.items():
             logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
@@ -297,6 +386,15 @@ class Trainer(Workload):
         )
         logger.info(f"run folder: {folder.path}")
         return Result(folder.path, state.before, after, state.step, speed)
+
+    def _load_best(self) -> None:
+        """Load the best checkpoint; if it is gone or damaged, the last weights stay."""
+        checkpoints, step = self.folder.checkpoints, self.state.best_step
+        problem = "no epoch was better" if step is None else checkpoints.problem(checkpoints.path(step))
+        if step is None or problem is not None:
+            self.logger.info(f"the best checkpoint is lost, and the last is exported in its place: {problem}")
+        else:
+            self._load(checkpoints.path(step))
 
     def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
         """Write plain transformers files, or an adapter as PEFT has them. Collective."""

@@ -17,6 +17,7 @@ from fangyan.data.store import cache_folder
 from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
 from fangyan.data.vocabulary import characters_without_subword, unknown_characters
 from fangyan.device import device, on_gpu
+from fangyan.distributed.agreement import digest_of
 from fangyan.errors import UserError
 from fangyan.inference.export import Base
 from fangyan.models.dropout import use_byte_dropout
@@ -217,6 +218,21 @@ class Workload:
     def total_steps(self) -> int:
         """Return the optimizer steps of all epochs."""
         return self.batches.num_batches
+
+    def digests(self) -> dict[str, str]:
+        """Return digests of what was loaded, by the field of the recipe: the same on every rank of a run.
+
+        Weights are left out, of which all take the first rank's.
+        """
+        found = {"data.train": self.sequences.digest()}
+        for name in self.splits.keys() - {"train"}:
+            examples = self.splits[name]
+            sample = range(0, len(examples), max(1, len(examples) // 1000))
+            found[f"data.{name}"] = digest_of(
+                str([len(examples), [dict(examples[i].fields) for i in sample]])
+            )
+        shapes = [(key, tuple(parameter.shape)) for key, parameter in self.model.named_parameters()]
+        return found | {"model.path": digest_of(str(shapes))}
 
     def total_weight(self, indices: list[int]) -> float:
         """Return what the loss of a step is divided by: how many labels it has, or the sum of their weights.

@@ -1,0 +1,139 @@
+"""Signals: a checkpoint at the next step, a sentence, an exit code, and a resumed run that is exact."""
+
+import signal
+import socket
+import time
+
+import psutil
+import pytest
+from fangyan.training.checkpoint_files import read_state
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(cli, process, condition):
+    """Wait until a running process's folder holds what the condition looks for."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def has_record(cli, text):
+    metrics = cli.folder / "run" / "metrics.jsonl"
+    return lambda: metrics.exists() and text in metrics.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cli_in, tmp_path_factory):
+    cli = cli_in(tmp_path_factory.mktemp("undisturbed"))
+    cli.train("train.checkpoint_every=null")
+    return cli
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGINT", 130)])
+def test_train_saves_where_a_signal_ends_it(cli, undisturbed, name, code):
+    """Between checkpoints: there would be none before the epoch's end."""
+    arguments = cli.train_arguments("train.checkpoint_every=null", resume="auto")
+    process = cli.start(*arguments)
+    wait_for(cli, process, has_record(cli, '"kind": "train", "step": 3'))
+    psutil.Process(process.pid).send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    step = read_state((cli.folder / "run/checkpoints/last").resolve()).step
+    assert 3 <= step < 9
+    sentence = f"{name}: the run ends after step {step}, with a checkpoint; train --resume auto resumes it"
+    assert sentence in out
+    assert sentence in (cli.folder / "run" / "log.txt").read_text(encoding="utf-8")
+    assert f"fangyan: {name}: the run ends after this step, with a checkpoint" in err
+    out, _ = cli(*arguments)
+    assert f"step-{step:06d} at step {step}" in out
+    assert cli.losses() == undisturbed.losses()
+    assert cli.records() == undisturbed.records()
+
+
+def test_train_ends_at_once_before_the_first_step(cli):
+    process = cli.start(*cli.train_arguments())
+    wait_for(cli, process, (cli.folder / "run" / ".lock").exists)
+    psutil.Process(process.pid).send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: the run ends; nothing has been trained since its start" in err
+
+
+def test_train_loses_nothing_where_a_signal_comes_in_an_evaluation(cli, undisturbed):
+    """The checkpoint comes before it, and the resumed run evaluates again."""
+    arguments = cli.train_arguments("train.checkpoint_every=null", resume="auto")
+    process = cli.start(*arguments)
+    wait_for(cli, process, (cli.folder / "run/checkpoints/step-000009").exists)
+    psutil.Process(process.pid).send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "SIGTERM: the run ends" in err
+    state = read_state((cli.folder / "run/checkpoints/last").resolve())
+    assert state.step >= 9
+    cli(*arguments)
+    assert cli.records() == undisturbed.records()
+
+
+def test_a_second_interrupt_ends_a_run_at_once(cli):
+    """The first waits for the step's end; this one has none, since the process is stopped in it."""
+    process = cli.start(*cli.train_arguments("train.batch_tokens=100000", "train.epochs=50"))
+    wait_for(cli, process, has_record(cli, '"kind": "train", "step": 2'))
+    running = psutil.Process(process.pid)
+    running.send_signal(signal.SIGINT)
+    time.sleep(1.2)
+    if running.is_running() and running.status() != psutil.STATUS_ZOMBIE:
+        running.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_checkpoints_are_written_by_the_clock(cli):
+    cli.train("train.checkpoint_every=1s", "train.keep_checkpoints=99", "train.epochs=3")
+    steps = sorted(int(path.name[5:]) for path in (cli.folder / "run/checkpoints").glob("step-*"))
+    assert {9, 18, 27} < set(steps)
+
+
+@pytest.mark.ranks
+def test_a_signal_to_one_rank_ends_both_with_a_checkpoint(cli, undisturbed):
+    process = cli.start(*cli.train_arguments("train.checkpoint_every=null"), ranks=2)
+    wait_for(cli, process, has_record(cli, '"kind": "train", "step": 3'))
+    second = process._processes[1].pid
+    psutil.Process(second).send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert read_state((cli.folder / "run/checkpoints/last").resolve()).step < 9
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_the_launchers_end_ends_its_ranks_with_a_checkpoint(cli, name):
+    """DeepSpeed's front process alone gets the signal, as by docker stop or a scheduler."""
+    process = cli.start(
+        *cli.train_arguments("train.checkpoint_every=null", "train.epochs=9"), ranks=2, launcher=True
+    )
+    wait_for(cli, process, has_record(cli, '"kind": "train", "step": 3'))
+    ranks = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "fangyan" in child.cmdline() and "deepspeed" not in " ".join(child.cmdline())
+    ]
+    assert len(ranks) == 2
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive
+    assert read_state((cli.folder / "run/checkpoints/last").resolve()).step >= 3
+
+
+@pytest.mark.ranks
+def test_a_killed_rank_is_named_by_the_other(cli):
+    process = cli.start(*cli.train_arguments("train.epochs=9"), ranks=2)
+    wait_for(cli, process, has_record(cli, '"kind": "train", "step": 3'))
+    process._processes[1].kill()
+    process._processes[0].join(20)
+    assert process._processes[0].exitcode == 1
+    _, err = process.communicate(timeout=60)
+    assert f"rank 1 on {socket.gethostname()} ended after step" in err
+    assert "train --resume auto resumes from the last checkpoint" in err
+    assert "Traceback" not in err
