@@ -40,19 +40,18 @@ class Cli:
         self.folder = folder
         self.server = server
 
-    def start(self, *arguments, ranks=1, launcher=False):
+    def start(self, *arguments, ranks=1, launcher=False, environment=None):
         # More ranks than GPUs share the CPU.
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if ranks > max(1, torch.cuda.device_count()) else {}
+        common = {"CUDA_VISIBLE_DEVICES": ""} if ranks > max(1, torch.cuda.device_count()) else {}
+        common |= environment or {}
         if not launcher:
             environments = of_ranks(ranks, _free_port()) if ranks > 1 else [{}]
-            return ForkedCommand(
-                self.server, self.folder, arguments, [hidden | environment for environment in environments]
-            )
+            return ForkedCommand(self.server, self.folder, arguments, [common | own for own in environments])
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
         return subprocess.Popen(
             [*command, "--master_port", str(_free_port()), "--module", "fangyan", *arguments],
             cwd=self.folder,
-            env=os.environ | ENVIRONMENT | hidden,
+            env=os.environ | ENVIRONMENT | common,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -67,8 +66,9 @@ class Cli:
         )
         return out, err
 
-    def train(self, *overrides, ranks=1, code=0, **options):
-        return self(*self.train_arguments(*overrides, **options), ranks=ranks, code=code)
+    def train(self, *overrides, ranks=1, code=0, environment=None, **options):
+        arguments = self.train_arguments(*overrides, **options)
+        return self(*arguments, ranks=ranks, code=code, environment=environment)
 
     def train_arguments(self, *overrides, resume=None, run="run"):
         extra = [] if resume is None else ["--resume", str(resume)]

@@ -15,11 +15,6 @@ def weights(cli):
     return load_file(cli.folder / "run/model/model.safetensors")
 
 
-def buffers():
-    """Return DeepSpeed's, between CPU ranks; a run that was killed may have left some."""
-    return set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_train_on_two_ranks_is_one_rank(cli, one_rank, stage):
     cli.train(f"engine.zero_stage={stage}", ranks=2)
@@ -65,9 +60,41 @@ def test_train_on_two_ranks_exports_the_best_that_is_not_the_last(cli):
 
 def test_train_on_more_ranks_than_sentences_in_a_step(cli):
     """A rank without work takes part with an empty batch, and the ranks do not hang."""
-    before = buffers()
     (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12, encoding="utf-8")
     data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
     cli.train(*data, "train.batch_tokens=1", "train.epochs=1", "engine.zero_stage=3", ranks=2)
     assert len(cli.losses()) == 12
-    assert buffers() <= before, "left in memory"
+
+
+def test_train_compiles_nothing_and_waits_for_no_lock(cli):
+    """DeepSpeed's operator for shared memory: a run killed while it compiled left a lock for ever."""
+    lock = cli.folder / "extensions/deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    before = set(Path("/dev/shm").iterdir())
+    environment = {"TORCH_EXTENSIONS_DIR": str(cli.folder / "extensions")}
+    out, err = cli.train("train.epochs=1", ranks=2, environment=environment)
+    assert "built successfully" not in out + err
+    assert list((cli.folder / "extensions").rglob("*")) == [lock.parent, lock]
+    assert {path for path in set(Path("/dev/shm").iterdir()) - before if "deepspeed" in path.name} == set()
+
+
+@pytest.mark.parametrize(("first", "then", "stage"), [(2, 1, 2), (1, 2, 3)])
+def test_train_resumes_on_other_ranks_with_the_same_dropout(cli, first, then, stage):
+    """Micro-batches stay, and masks follow them: what differs is the order of sums."""
+    options = (f"engine.zero_stage={stage}", f"train.gradient_accumulation_steps={2 // first}")
+    cli.train(*options, ranks=first, run="whole")
+    cli.train(*options, ranks=first)
+    checkpoint = cli.folder / "run/checkpoints/step-000016"
+    out, _ = cli.train(*options, ranks=then, resume=checkpoint)
+    assert f"were resharded for {then}" in out
+    found, expected = ([loss for _, loss in cli.losses(run)] for run in ("run", "whole"))
+    assert found == pytest.approx(expected, rel=2e-6)
+
+
+def test_train_says_where_micro_batches_cannot_stay(cli):
+    cli.train("engine.zero_stage=2", "train.epochs=1")
+    recipe = cli.folder / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("epochs: 1", "epochs: 2"), encoding="utf-8")
+    out, _ = cli.train("engine.zero_stage=2", ranks=2, resume="auto")
+    assert "1 micro-batches per step, which 2 ranks do not divide, become 2" in out

@@ -113,6 +113,11 @@ class Logger:
         with self._log.open("a", encoding="utf-8") as file:
             Console(file=file, width=100).print(table)
 
+    def flush(self) -> None:
+        """Write what TensorBoard still holds: a signal may end the process at any moment from here on."""
+        if self.active:
+            self._board.flush()
+
     def start_progress(self, done: int, total: int) -> None:
         """Show the progress bar."""
         if self.active:

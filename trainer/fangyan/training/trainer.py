@@ -258,6 +258,7 @@ class Trainer(Workload):
         received, _ = votes.close()
         self.save()  # before the evaluation, in which nothing is lost then
         self._stop_after(received)
+        self.logger.flush()
         self.signals.end_at_once()
 
     def _is_checkpoint_time(self) -> bool:
