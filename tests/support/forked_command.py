@@ -20,7 +20,7 @@ def server():
     """Return the context whose processes are forks of the server."""
     multiprocessing.forkserver._forkserver._stop()  # another's, with other imports
     context = multiprocessing.get_context("forkserver")
-    modules = ["fangyan.cli", "fangyan.inference.load", "fangyan.training.trainer", "bitsandbytes"]
+    modules = ["fangyan.cli", "fangyan.inference.load", "fangyan.training.train", "bitsandbytes"]
     context.set_forkserver_preload(modules)
     return context
 

@@ -16,7 +16,8 @@ from fangyan.errors import UserError
 if TYPE_CHECKING:
     from fangyan.inference.load import evaluate, export, load, merge
     from fangyan.recipe import Recipe, load_recipe
-    from fangyan.training.trainer import Result, Trainer, train
+    from fangyan.training.train import train
+    from fangyan.training.trainer import Result, Trainer
 
 # DeepSpeed and transformers take seconds to import: `fangyan --help` does without them.
 _HOMES = {
@@ -28,7 +29,7 @@ _HOMES = {
     "load": "inference.load",
     "load_recipe": "recipe",
     "merge": "inference.load",
-    "train": "training.trainer",
+    "train": "training.train",
 }
 
 __version__ = "0.1.0"

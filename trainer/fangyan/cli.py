@@ -115,7 +115,7 @@ def train(
 
         repeat(loaded, seeds, folds)
     else:
-        from fangyan.training.trainer import train as run
+        from fangyan.training.train import train as run
 
         run(loaded, resume, profile)
     from fangyan.distributed.process_group import stop_distributed

@@ -137,6 +137,12 @@ def test_amend_keeps_the_best_and_the_newest(folder):
     assert folder.checkpoints.problem(folder.checkpoints.path(4)) is None
 
 
+def test_a_disk_without_room_is_refused(folder):
+    folder.checkpoints.assert_room(1)
+    with pytest.raises(UserError, match=r"checkpoints: .* GB are free, expected 1000000000.00 GB at least"):
+        folder.checkpoints.assert_room(10**18)
+
+
 class Attack:
     """What a pickle runs where it is loaded."""
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from functools import cache
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -131,11 +132,12 @@ class Votes:
         return [int(answer) for answer in ballot.tolist()]
 
 
+@cache
 def end_with_launcher() -> None:
     """Send this process SIGTERM where the launcher that started it ends: nobody would look after it.
 
     DeepSpeed's consists of a process per node, which is the parent of the ranks, and the one that the user
-    started. Other launchers are left alone: they end their processes themselves.
+    started. Other launchers are left alone: they end their processes themselves. Done once per process.
     """
     if "RANK" not in os.environ:
         return

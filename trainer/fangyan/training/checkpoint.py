@@ -64,6 +64,23 @@ class Checkpoints:
         """Return the checkpoint after a step."""
         return self.folder / f"step-{step:06d}"
 
+    def assert_room(self, nbytes: int) -> None:
+        """Refuse a disk that cannot take a first checkpoint, before anything is trained.
+
+        Args:
+            nbytes: of a checkpoint, at least.
+        """
+        self._on_leaders(lambda: self._assert_room(nbytes))
+
+    def _assert_room(self, nbytes: int) -> None:
+        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(parent).free
+        if free < nbytes:
+            raise UserError(
+                f"{self.folder}: {free / 1e9:.2f} GB are free, expected {nbytes / 1e9:.2f} GB at least for a "
+                "checkpoint"
+            )
+
     # Writing.
 
     def save(self, engine: Any, state: State, adaptation: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from fangyan.tasks.task import Metrics
 from fangyan.training.engine import choose_precision
 from fangyan.training.logger import BEST
 from fangyan.training.run_folder import check_same_recipe
-from fangyan.training.trainer import train
+from fangyan.training.train import train
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The trainer: recipe in, run folder out."""
+"""The trainer: the steps of a run, from its data and model to the export."""
 
 from __future__ import annotations
 
@@ -14,26 +14,20 @@ from torch import Tensor
 
 from fangyan.data.batching import micro_batches
 from fangyan.device import device
-from fangyan.distributed.agreement import assert_agreement, digest_of
-from fangyan.distributed.disks import find_disks
 from fangyan.distributed.process_group import (
+    gathered,
     largest_peak_memory,
-    naming_lost_ranks,
     report_step,
-    start_distributed,
 )
-from fangyan.distributed.signals import StopSignals, Votes, end_with_launcher, exit_code
-from fangyan.environment import versions
+from fangyan.distributed.signals import StopSignals, Votes, exit_code
 from fangyan.errors import Stopped, UserError
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
-from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
-from fangyan.training.checkpoint import Checkpoints
-from fangyan.training.engine import backward, build_engine, choose_precision, gathered_state_dict
+from fangyan.training.engine import backward, build_engine, gathered_state_dict
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
@@ -58,60 +52,6 @@ class Result:
     after: dict[str, Metrics]
     steps: int
     tokens_per_second: float
-
-
-def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile: bool = False) -> Result:
-    """Run a recipe: evaluate, train, evaluate, export.
-
-    Args:
-        recipe: a recipe, the path of one, or the name of one that comes with the package.
-        resume: ``auto`` resumes from the newest whole checkpoint of the run folder, and starts afresh if
-            there is none; or a checkpoint's path.
-        profile: write a Chrome trace of a few steps into the run folder, and say what they cost.
-
-    Raises:
-        UserError: with one sentence on what to change.
-    """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
-    start_distributed()
-    end_with_launcher()
-    with StopSignals() as signals, naming_lost_ranks():
-        recipe = choose_precision(recipe)
-        assert_agreement({"recipe": digest_of(recipe.to_yaml()), **versions()})
-        return _train(recipe, resume, profile, signals)
-
-
-def _train(recipe: Recipe, resume: str | Path | None, profile: bool, signals: StopSignals) -> Result:
-    config = recipe.train
-    checkpoints = Checkpoints(
-        recipe.folder / "checkpoints",
-        config.keep_checkpoints,
-        trained_only=not recipe.adaptation.trains_base_weights,
-        disks=find_disks(recipe.folder),
-    )
-    with RunFolder(recipe.folder, checkpoints) as folder:
-        # Before anything is loaded: what cannot be resumed is known at once.
-        start = folder.find_start(recipe, resume)
-        if start.checkpoint is None:
-            _check_inputs(recipe)
-        trainer = Trainer(recipe)
-        assert_agreement(trainer.digests())
-        trainer.start_engine(start.state)
-        result = trainer.fit(folder, start, profile, signals)
-        trainer.engine.destroy()  # for the next run of this process
-        return result
-
-
-def _check_inputs(recipe: Recipe) -> None:
-    """Refuse inputs in the run folder, which a new run moves out of its way."""
-    paths = {
-        "model.path": recipe.model.path,
-        "adaptation.adapter_path": getattr(recipe.adaptation, "adapter_path", None),
-    }
-    for field, path in paths.items():
-        if path is not None and Path(path).resolve().is_relative_to(recipe.folder.resolve()):
-            raise UserError(f"{field}: {path} is in the run folder, expected another run_dir")
 
 
 class Trainer(Workload):
@@ -168,6 +108,7 @@ class Trainer(Workload):
 
     def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
         if start.checkpoint is None:
+            self.folder.checkpoints.assert_room(self._least_checkpoint())
             state, messages = State(), self.folder.claim()
         else:
             checkpoint, messages = self.folder.undamaged(start)
@@ -178,6 +119,13 @@ class Trainer(Workload):
         self._saved_step, self._saved_at = state.step, time.monotonic()
         self.folder.write_inputs(self.recipe, self.splits)
         return state, messages
+
+    def _least_checkpoint(self) -> int:
+        """Return the bytes of weights and optimizer states in a checkpoint."""
+        optimizer, stage = self.recipe.optimizer, self.recipe.engine.zero_stage
+        per_element = 4 + optimizer.states_per_parameter * (1 if optimizer.has_8bit_states else 4)
+        elements = gathered(sum(self.vector_sizes))
+        return per_element * (sum(elements) if stage else elements[0])
 
     def _check_best(self, state: State) -> list[str]:
         """Forget a best checkpoint that is gone or damaged, while later ones can still take its place."""

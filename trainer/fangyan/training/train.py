@@ -1,0 +1,71 @@
+"""A whole run: recipe in, run folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fangyan.distributed.agreement import assert_agreement, digest_of
+from fangyan.distributed.disks import find_disks
+from fangyan.distributed.process_group import naming_lost_ranks, start_distributed
+from fangyan.distributed.signals import StopSignals, end_with_launcher
+from fangyan.environment import versions
+from fangyan.errors import UserError
+from fangyan.recipe import Recipe, load_recipe
+from fangyan.training.checkpoint import Checkpoints
+from fangyan.training.engine import choose_precision
+from fangyan.training.run_folder import RunFolder
+from fangyan.training.trainer import Result, Trainer
+
+
+def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile: bool = False) -> Result:
+    """Run a recipe: evaluate, train, evaluate, export.
+
+    Args:
+        recipe: a recipe, the path of one, or the name of one that comes with the package.
+        resume: ``auto`` resumes from the newest whole checkpoint of the run folder, and starts afresh if
+            there is none; or a checkpoint's path.
+        profile: write a Chrome trace of a few steps into the run folder, and say what they cost.
+
+    Raises:
+        UserError: with one sentence on what to change.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    start_distributed()
+    end_with_launcher()
+    with StopSignals() as signals, naming_lost_ranks():
+        recipe = choose_precision(recipe)
+        assert_agreement({"recipe": digest_of(recipe.to_yaml()), **versions()})
+        return _train(recipe, resume, profile, signals)
+
+
+def _train(recipe: Recipe, resume: str | Path | None, profile: bool, signals: StopSignals) -> Result:
+    config = recipe.train
+    checkpoints = Checkpoints(
+        recipe.folder / "checkpoints",
+        config.keep_checkpoints,
+        trained_only=not recipe.adaptation.trains_base_weights,
+        disks=find_disks(recipe.folder),
+    )
+    with RunFolder(recipe.folder, checkpoints) as folder:
+        # Before anything is loaded: what cannot be resumed is known at once.
+        start = folder.find_start(recipe, resume)
+        if start.checkpoint is None:
+            _check_inputs(recipe)
+        trainer = Trainer(recipe)
+        assert_agreement(trainer.digests())
+        trainer.start_engine(start.state)
+        result = trainer.fit(folder, start, profile, signals)
+        trainer.engine.destroy()  # for the next run of this process
+        return result
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    """Refuse inputs in the run folder, which a new run moves out of its way."""
+    paths = {
+        "model.path": recipe.model.path,
+        "adaptation.adapter_path": getattr(recipe.adaptation, "adapter_path", None),
+    }
+    for field, path in paths.items():
+        if path is not None and Path(path).resolve().is_relative_to(recipe.folder.resolve()):
+            raise UserError(f"{field}: {path} is in the run folder, expected another run_dir")
