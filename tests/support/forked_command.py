@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import zip_longest
 from multiprocessing import connection
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def server():
     return context
 
 
-def run(folder, arguments, environment, out, err):
-    """Do in the child what the console script does."""
+def run(folder, arguments, environment, out, err, before=None):
+    """Do in the child what the console script does, after ``before``, if any."""
+    if before is not None:
+        before()
     os.chdir(folder)
     # As in a terminal, whatever started the tests: a shell's background job ignores both.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,14 +61,17 @@ _MOMENT = 10
 
 
 class ForkedCommand:
-    """A running command, one process per environment; with what tests use of :class:`subprocess.Popen`."""
+    """A running command, one process per environment; with what tests use of :class:`subprocess.Popen`.
 
-    def __init__(self, context, folder, arguments, environments=({},)):
+    Each process calls the function of its place in ``before`` first, where there is one.
+    """
+
+    def __init__(self, context, folder, arguments, environments=({},), before=()):
         self._processes, self._paths = [], []
-        for environment in environments:
+        for environment, first in zip_longest(environments, before):
             output = Path(tempfile.mkdtemp(prefix=".output-", dir=folder))
             paths = [str(output / name) for name in ("stdout", "stderr")]
-            process = context.Process(target=run, args=(str(folder), arguments, environment, *paths))
+            process = context.Process(target=run, args=(str(folder), arguments, environment, *paths, first))
             process.start()
             self._processes.append(process)
             self._paths.append(paths)

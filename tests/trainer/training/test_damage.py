@@ -134,7 +134,7 @@ def test_amend_keeps_the_best_and_the_newest(folder):
     folder.checkpoints.amend(State(step=4, epoch=1, best_step=4, best_score=2.0))
     assert not folder.checkpoints.path(2).exists()
     assert (folder.checkpoints.folder / "best").resolve() == folder.checkpoints.path(4)
-    assert folder.checkpoints.problem(folder.checkpoints.path(4)) is None
+    assert folder.checkpoints.problem(folder.checkpoints.path(4), []) is None
 
 
 def test_a_disk_without_room_is_refused(folder):

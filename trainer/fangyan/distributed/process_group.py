@@ -62,6 +62,8 @@ def start_distributed() -> tuple[int, int]:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # The GPU that it means is the right one, and naming it to the group would make NCCL connect at once.
     warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
+    # DeepSpeed calls it by the name that PyTorch 2.13 has replaced.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     # Shared memory between CPU ranks, for inference alone: DeepSpeed would compile it where a run starts.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = get_accelerator().communication_backend_name()

@@ -162,8 +162,8 @@ class Checkpoints:
         content = read_content(path)
         # Its files may be of other ranks, if a run has been resumed there.
         replace(content, state=replace(state, ranks=content.state.ranks)).write(path)
-        if state.best_step == state.step:
-            self._link("best", path)
+        if state.best_step is not None:
+            self._link("best", self.path(state.best_step))
         self._rotate(state)
 
     def _link(self, name: str, target: Path) -> None:
@@ -245,15 +245,29 @@ class Checkpoints:
         if self.disks.is_leader and path.name not in self._verified:
             self._verified[path.name] = self._pool.submit(verify, path)
 
-    def problem(self, path: Path) -> str | None:
-        """Return what is wrong with a checkpoint; None if a disk has it whole, of which the others get it."""
+    def problem(self, path: Path, messages: list[str]) -> str | None:
+        """Return what is wrong with a checkpoint; None if a disk has it whole, of which the others get it.
+
+        Args:
+            path: of the checkpoint.
+            messages: gets one about each disk that lacks it.
+        """
         self.begin_to_verify(path)
-        found = on_ranks(self.disks.leaders, lambda: self._verified.pop(path.name).result())
-        if None not in found:
-            return found[0]
-        lacking = [leader for leader, reason in zip(self.disks.leaders, found, strict=True) if reason]
+        disks = on_ranks(
+            self.disks.leaders, lambda: (self._verified.pop(path.name).result(), socket.gethostname())
+        )
+        reasons = [reason for reason, _ in disks]
+        if None not in reasons:
+            return reasons[0]
+        source = reasons.index(None)
+        messages += [
+            f"{host} lacks a checkpoint, which {disks[source][1]} sends: {reason}"
+            for reason, host in disks
+            if reason is not None
+        ]
+        lacking = [leader for leader, reason in zip(self.disks.leaders, reasons, strict=True) if reason]
         if lacking:
-            self._restore(path, self.disks.leaders[found.index(None)], lacking)
+            self._restore(path, self.disks.leaders[source], lacking)
         return None
 
     def _restore(self, path: Path, source: int, lacking: Sequence[int]) -> None:

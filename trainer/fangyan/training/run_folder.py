@@ -130,7 +130,7 @@ class RunFolder:
         """
         assert start.checkpoint is not None
         path, messages = start.checkpoint, list[str]()
-        while (problem := self.checkpoints.problem(path)) is not None:
+        while (problem := self.checkpoints.problem(path, messages)) is not None:
             if not start.may_be_older:
                 raise UserError(problem)
             messages.append(f"passed over: {problem}")

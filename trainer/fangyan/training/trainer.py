@@ -129,13 +129,16 @@ class Trainer(Workload):
 
     def _check_best(self, state: State) -> list[str]:
         """Forget a best checkpoint that is gone or damaged, while later ones can still take its place."""
-        if state.best_step is None or state.best_step == state.step:
-            return []
-        problem = self.folder.checkpoints.problem(self.folder.checkpoints.path(state.best_step))
-        if problem is None:
-            return []
-        state.forget_best()
-        return [f"the best checkpoint is lost, and the best from here on takes its place: {problem}"]
+        messages: list[str] = []
+        if state.best_step is not None and state.best_step != state.step:
+            checkpoints = self.folder.checkpoints
+            problem = checkpoints.problem(checkpoints.path(state.best_step), messages)
+            if problem is not None:
+                state.forget_best()
+                messages.append(
+                    f"the best checkpoint is lost, and the best from here on takes its place: {problem}"
+                )
+        return messages
 
     @property
     def vector_sizes(self) -> list[int]:
@@ -339,11 +342,16 @@ class Trainer(Workload):
     def _load_best(self) -> None:
         """Load the best checkpoint; if it is gone or damaged, the last weights stay."""
         checkpoints, step = self.folder.checkpoints, self.state.best_step
-        problem = "no epoch was better" if step is None else checkpoints.problem(checkpoints.path(step))
-        if step is None or problem is not None:
-            self.logger.info(f"the best checkpoint is lost, and the last is exported in its place: {problem}")
+        messages: list[str] = []
+        problem = "no epoch since was evaluated"
+        if step is not None:
+            problem = checkpoints.problem(checkpoints.path(step), messages) or ""
+        if problem or step is None:
+            messages.append(f"the best checkpoint is lost, and the last is exported in its place: {problem}")
         else:
             self._load(checkpoints.path(step))
+        for message in messages:
+            self.logger.info(message)
 
     def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
         """Write plain transformers files, or an adapter as PEFT has them. Collective."""
