@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 FLOORS = [
     ("errors",),
     ("config", "device", "environment", "packages"),
-    ("data", "distributed"),
+    ("distributed",),
+    ("data",),
     ("models",),
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),

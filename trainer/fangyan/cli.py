@@ -31,8 +31,18 @@ app = typer.Typer(
 
 
 @app.callback()
-def _launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
-    """Take the option that DeepSpeed's launcher passes to every rank; LOCAL_RANK says the same."""
+def _launched(
+    _local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
+    with_input: Annotated[bool, typer.Option("--end-with-input", hidden=True)] = False,
+) -> None:
+    """Take the options that launchers pass to every rank.
+
+    The first is DeepSpeed's, and LOCAL_RANK says the same. The second is of ``train --hostfile``.
+    """
+    if with_input:
+        from fangyan.distributed.front import end_with_input
+
+        end_with_input()
 
 
 class _TrainCommand(typer.core.TyperCommand):
@@ -98,6 +108,22 @@ def train(
     folds: Annotated[
         int | None, typer.Option(min=2, help="Cross-validate: so many runs, each tests on a part of train.")
     ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run on several nodes by ssh: a file of lines such as node1 slots=4, by which 4 ranks "
+            "start there.",
+            show_default=False,
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With --hostfile: where a rank or a node is lost, go on from the newest checkpoint on the "
+            "nodes that are left, so many times.",
+        ),
+    ] = 0,
 ) -> None:
     """Run a recipe: evaluate, train, evaluate, export.
 
@@ -106,6 +132,18 @@ def train(
     from fangyan.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    if hostfile is not None:
+        if seeds or folds:
+            raise UserError("--hostfile is for one run, expected neither --seeds nor --folds")
+        from fangyan.distributed.hostfile import read_hostfile
+        from fangyan.distributed.nodes import train_on_nodes
+
+        arguments = [recipe, *(overrides or []), *(["--profile"] if profile else [])]
+        raise typer.Exit(
+            train_on_nodes(read_hostfile(hostfile), arguments, loaded.folder, resume, max_restarts)
+        )
+    if max_restarts:
+        raise UserError("--max-restarts: is for --hostfile, which names the nodes to start on")
     if seeds or folds:
         if resume or profile:
             raise UserError(
