@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -41,6 +41,8 @@ mkdir /run/sshd
 mount -t tmpfs tmpfs /dev/shm
 mount --bind "$2/hosts" /etc/hosts
 mount --bind "$2/ssh_config" /etc/ssh/ssh_config
+# What a user's own does for each session is not to be cut off where a node is killed.
+[ ! -e ~root/.bashrc ] || mount --bind /dev/null ~root/.bashrc
 ip link set lo up
 folder=$2
 sshd=$3
@@ -101,6 +103,7 @@ class Cluster:
         self._folder, self._separate = folder, separate
         self._switch = None
         self._nodes = {}
+        self._commands = []
 
     def begin(self):
         """Start the bridge and all nodes."""
@@ -117,6 +120,9 @@ class Cluster:
 
     def end(self):
         """End every process, and with them all else."""
+        for command in self._commands:
+            with command:
+                command.kill()
         for started in (*self._nodes.values(), self._switch):
             if started is not None:
                 started.kill()
@@ -149,7 +155,9 @@ class Cluster:
     def popen(self, node, command, env=None, **options):
         """Start a command on a node, as :class:`subprocess.Popen` does."""
         environment = os.environ | {"PATH": _PATH} | (env or {})
-        return subprocess.Popen(self._nodes[node].enter(command), env=environment, text=True, **options)
+        started = subprocess.Popen(self._nodes[node].enter(command), env=environment, text=True, **options)
+        self._commands.append(started)
+        return started
 
     def run(self, node, command, env=None, timeout=60, **options):
         """Run a command on a node, and return its :class:`subprocess.CompletedProcess`, with its output."""
@@ -168,8 +176,12 @@ class Cluster:
     def processes(self, node):
         """Return the command lines of what runs on a node, by process id as this machine sees it."""
         own = _process_namespace(self._nodes[node].pid)
-        pids = [pid for pid in psutil.pids() if _process_namespace(pid) == own]
-        return {pid: " ".join(psutil.Process(pid).cmdline()) for pid in pids}
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # it has ended
+                if _process_namespace(process.pid) == own:
+                    found[process.pid] = " ".join(process.cmdline())
+        return found
 
     def _boot(self, node):
         name = self.names[node]
@@ -258,7 +270,10 @@ class _Namespaces:
     def enter(self, command):
         """Return the command line that runs a command in them."""
         kinds = [kind for kind in self._kinds if kind in _NAMESPACES]
-        return ["nsenter", f"--target={self.pid}", *kinds, f"--wd={os.getcwd()}", *map(str, command)]
+        # The folder by its path there: nsenter's would be that of this machine's mounts, from where files are
+        # on another device.
+        there = ["env", f"--chdir={os.getcwd()}"] if "--mount" in kinds else []
+        return ["nsenter", f"--target={self.pid}", *kinds, *there, *map(str, command)]
 
     def kill(self):
         """End every process in them, and wait until they have."""

@@ -35,7 +35,7 @@ def read_hostfile(path: Path) -> list[Host]:
         UserError: naming file and line, what was found and what was expected.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8, expected lines such as node1 slots=4") from None
     hosts: dict[str, Host] = {}

@@ -205,7 +205,7 @@ def _lost(codes: dict[str, int]) -> str:
 
 def _how(code: int) -> str:
     if code == 255 or code < 0:
-        return "the connection to the node was lost"
+        return "the node or the connection to it was lost"
     if 256 - code in set(signal.Signals):  # as DeepSpeed's launcher passes on a rank's
         return f"a rank was ended by {signal.Signals(256 - code).name}"
     return f"a rank failed with exit code {code}"
