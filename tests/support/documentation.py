@@ -112,8 +112,11 @@ def check_command(words, place):
         words = words[1:]
     name, *rest = words
     name = name.removeprefix(".venv/bin/")
-    if name == "deepspeed":
-        check_command(rest[rest.index("--module") + 1 :], place)
+    if name in ("deepspeed", "torchrun"):
+        module = "--module" if name == "deepspeed" else "-m"
+        check_command(rest[rest.index(module) + 1 :], place)
+    elif name in ("srun", "mpirun"):
+        check_command(rest[rest.index(".venv/bin/fangyan") :], place)
     elif name == "fangyan":
         _check_fangyan(rest, place)
     elif name == "make":

@@ -79,7 +79,9 @@ def train_on_nodes(
             before = reports
             reports = {h: answer for h, answer in _ask(hosts, run).items() if not isinstance(answer, str)}
             in_vain = 0 if _differ(before, reports, "checkpoint") else in_vain + 1
-            if restart == max_restarts or not reports or in_vain == 2 or front.received:
+            if front.received is not None:
+                return 128 + front.received
+            if restart == max_restarts or not reports or in_vain == 2:
                 break
             if _differ(first, reports, "run", "checkpoint"):
                 resume = "auto"
