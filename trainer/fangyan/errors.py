@@ -1,5 +1,11 @@
 """The errors that are shown to users."""
 
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
 
 class UserError(Exception):
     """Report bad input in one sentence: where, what was found, what was expected.
@@ -38,3 +44,21 @@ class Stopped(UserError):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def disk_error(path: Path, error: OSError | RuntimeError, advice: str) -> UserError:
+    """Return the sentence about a file or folder that cannot be written.
+
+    Args:
+        path: what was being written; an error of opening a file names it more exactly, those of ``write`` and
+            ``close`` name none.
+        error: of the system, or of a library that has met one.
+        advice: what to do about it.
+    """
+    name = getattr(error, "filename", None)
+    if isinstance(name, str | bytes):
+        path = Path(os.fsdecode(name))
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free / 1e9
+    return UserError(f"{path} cannot be written ({reason}); {free:.3f} GB are free on its disk; {advice}")

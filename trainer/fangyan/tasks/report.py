@@ -11,6 +11,8 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
+from fangyan.files import whole_file
+
 # Classes that a terminal shows, the most frequent; the file has all.
 _SHOWN = 20
 
@@ -63,12 +65,12 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = asdict(self) | {
             "classes": [scores._asdict() for scores in self.classes],
             "confusions": [confusion._asdict() for confusion in self.confusions],
         }
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
     def tables(self, title: str) -> Iterator[Table]:
         """Yield it as tables for a terminal."""

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from fangyan.distributed.disks import Disks, one_disk
 from fangyan.distributed.process_group import gathered, on_ranks
 from fangyan.errors import UserError
+from fangyan.files import sync, writing
 from fangyan.training.checkpoint_files import (
     STATE,
     Content,
@@ -32,7 +33,6 @@ from fangyan.training.checkpoint_files import (
     SafeCheckpointEngine,
     read_content,
     read_state,
-    sync,
     verify,
 )
 from fangyan.training.reshard import reshard
@@ -114,7 +114,11 @@ class Checkpoints:
         self._on_leaders(lambda: self._amend(state))
 
     def _on_leaders(self, function: Callable[[], None]) -> None:
-        on_ranks(self.disks.leaders, function)
+        def write() -> None:
+            with writing(self.folder):
+                function()
+
+        on_ranks(self.disks.leaders, write)
 
     def _make(self, folder: Path) -> None:
         """Make a folder for a checkpoint, and remove what kills have left."""

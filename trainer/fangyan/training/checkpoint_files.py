@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 import fangyan.device  # noqa: F401  before DeepSpeed, which would guess its device
 from fangyan.errors import UserError
+from fangyan.files import sync, whole_file
 from fangyan.training.state import State
 
 STATE = "state.json"
@@ -56,11 +56,8 @@ class Content:
     def write(self, folder: Path) -> None:
         """Replace a folder's ``state.json``, in one step."""
         tree = {"state": asdict(self.state), "files": {name: asdict(d) for name, d in self.files.items()}}
-        partial = folder / f".{STATE}"
-        partial.write_text(json.dumps({**tree, "sha256": _hash(tree)}, indent=1), encoding="utf-8")
-        sync(partial)
-        partial.replace(folder / STATE)
-        sync(folder)
+        with whole_file(folder / STATE) as partial:
+            partial.write_text(json.dumps({**tree, "sha256": _hash(tree)}, indent=1), encoding="utf-8")
 
 
 def _hash(tree: Any) -> str:
@@ -122,15 +119,6 @@ def digest(path: Path) -> Digest:
             found.update(piece)
             size += len(piece)
     return Digest(size, found.hexdigest())
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk: a power failure can undo a rename."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path | str, map_location: Any = "cpu", mmap: bool = False) -> Any:

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from fangyan.device import memory_in_use
 from fangyan.errors import UserError
+from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
 from fangyan.tasks.task import Metrics
+from fangyan.training.board import Board
 from fangyan.training.state import State
 
 # Records of the best checkpoint's metrics, written at the end of a run.
@@ -41,13 +42,12 @@ class Logger:
         self.active = active
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         self._log = folder / "log.txt"
         self.console = Console(highlight=False)
         self._keep_until(resume)
-        purge = None if resume is None else resume.step + 1
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        with writing(folder / "tensorboard"):
+            self._board = Board(folder / "tensorboard", None if resume is None else resume.step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -70,9 +70,8 @@ class Logger:
                 self.info(f"{self._metrics}: {damaged} damaged lines are dropped")
         elif resume is not None:
             self.info(f"{self._metrics} is missing: the records up to step {resume.step} are lost")
-        partial = self._metrics.with_name(f".{self._metrics.name}")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self._metrics)
+        with whole_file(self._metrics) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def __enter__(self) -> Logger:
         """Return the logger."""
@@ -81,16 +80,14 @@ class Logger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close progress bar and TensorBoard."""
-        if self.active:
-            self._progress.stop()
-            self._board.close()
+        """Close the progress bar."""
+        self.stop_progress()
 
     def info(self, text: str) -> None:
         """Write a line to the terminal and log.txt."""
         if self.active:
             self.console.print(text, markup=False, soft_wrap=True)
-            with self._log.open("a", encoding="utf-8") as file:
+            with writing(self._log), self._log.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
     def metrics(self, kind: str, step: int, epoch: int, values: Mapping[str, float], split: str = "") -> None:
@@ -100,23 +97,24 @@ class Logger:
         head: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch}
         if split:
             head["split"] = split
-        with self._metrics.open("a", encoding="utf-8") as file:
+        with writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(head | dict(values)) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{split or kind}/{name}", value, step)
+        with writing(self._metrics.parent / "tensorboard"):
+            self._board.add({f"{split or kind}/{name}": value for name, value in values.items()}, step)
 
     def table(self, table: Table) -> None:
         """Write a table to the terminal and log.txt."""
         if not self.active:
             return
         self.console.print(table)
-        with self._log.open("a", encoding="utf-8") as file:
+        with writing(self._log), self._log.open("a", encoding="utf-8") as file:
             Console(file=file, width=100).print(table)
 
     def flush(self) -> None:
-        """Write what TensorBoard still holds: a signal may end the process at any moment from here on."""
+        """Wait until the records are on the disk, as the checkpoint of their last step is."""
         if self.active:
-            self._board.flush()
+            with writing(self._metrics):
+                sync(self._metrics)
 
     def start_progress(self, done: int, total: int) -> None:
         """Show the progress bar."""

@@ -12,6 +12,7 @@ from fangyan.data.example import Splits
 from fangyan.data.splits import write_examples
 from fangyan.distributed.process_group import on_ranks
 from fangyan.errors import UserError
+from fangyan.files import whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.training.checkpoint import Checkpoints
 from fangyan.training.run_lock import LOCK, RunLock
@@ -79,7 +80,8 @@ class RunFolder:
             lock.release()
 
     def _lock(self) -> None:
-        self._locks.append(RunLock(self.path))
+        with writing(self.path):
+            self._locks.append(RunLock(self.path))
 
     def _on_leaders(self, function: Callable[[], T]) -> list[T]:
         return on_ranks(self.checkpoints.disks.leaders, function)
@@ -173,13 +175,12 @@ class RunFolder:
         self._on_leaders(lambda: self._write_inputs(recipe, splits))
 
     def _write_inputs(self, recipe: Recipe, splits: Splits) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         # First, since it makes the folder a run's.
-        partial = self.path / ".recipe.yaml"
-        partial.write_text(recipe.to_yaml(), encoding="utf-8")
-        partial.replace(self.path / "recipe.yaml")
+        with whole_file(self.path / "recipe.yaml") as partial:
+            partial.write_text(recipe.to_yaml(), encoding="utf-8")
         for name in splits.keys() - {"train"}:
-            write_examples(self.path / "splits" / f"{name}.jsonl", splits[name])
+            with whole_file(self.path / "splits" / f"{name}.jsonl") as partial:
+                write_examples(partial, splits[name])
 
 
 def check_same_recipe(recipe: Recipe, path: Path) -> None:

@@ -39,9 +39,9 @@ class RunLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = self._holder()
+            other = self._holder()
             os.close(self._descriptor)
-            raise UserError(f"run_dir: {folder} is in use by {holder}; {_EXPECTED}") from None
+            raise UserError(f"run_dir: {folder} is in use by {other}; {_EXPECTED}") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -49,10 +49,13 @@ class RunLock:
             # Whoever held it has moved the folder aside meanwhile, and runs in a new one.
             os.close(self._descriptor)
             raise UserError(f"run_dir: {folder} is in use by another run that has just begun; {_EXPECTED}")
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(
-            self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0
-        )
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, holder.encode(), 0)
+        except OSError:  # of a full disk
+            self.release()
+            raise
 
     def _holder(self) -> str:
         try:
