@@ -4,6 +4,7 @@ import random
 
 import torch
 from fangyan.data.packing import collate
+from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.recipe import Recipe
 from fangyan.training.workload import Workload
@@ -67,14 +68,14 @@ def assert_same(found, expected):
 def exported(run, folder):
     """Export a run's model as the trainer does."""
     packed = run.model
-    weights = {name: p.detach() for name, p in packed.model.named_parameters() if p.requires_grad}
+    start_distributed()
     inference = {
         "task": run.task.name,
         **run.task.export_config(),
         "layout": "rows" if packed.layout == "varlen" else packed.layout,
         "max_length": run.max_length,
     }
-    export(folder, packed.model, run.tokenizer.backend, weights, inference, "", run.base)
+    export(folder, packed.model, run.tokenizer.backend, inference, "", run.base)
     return folder
 
 

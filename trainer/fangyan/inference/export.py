@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fangyan.distributed.process_group import on_rank_zero
+from fangyan.files import RESUME, publish, writing
+from fangyan.inference.shards import SHARD_SIZE, alone, gathered_weights, write_shards
 from fangyan.models.loading import ModelConfig
 from fangyan.tasks.task import Task
 
 # The base model's folder in an adapter's export, where it is neither on the hub nor in a folder.
 BASE = "base"
+# What to do where the disk is full: nothing is trained again.
+ADVICE = f"the checkpoints are whole; {RESUME}"
 
 
 @dataclass(frozen=True)
@@ -46,53 +52,92 @@ def export(
     folder: Path,
     model: Any,
     tokenizer: Any,
-    weights: Mapping[str, Tensor],
     inference: Mapping[str, Any],
     card: str,
     base: Base | None = None,
+    shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Write ``folder`` beside itself and rename it into place.
+    """Write ``folder`` beside itself and rename it into place. Collective.
+
+    A whole model comes to the first rank in pieces (:func:`write_shards`), an adapter at once.
 
     Args:
-        folder: of the export.
-        model: of transformers, or PEFT's; for its class and configuration.
+        folder: of the export; an earlier one is replaced.
+        model: of transformers, or PEFT's, whose trained parameters are its adapter.
         tokenizer: of transformers.
-        weights: state dict of the model, or of what was trained of it.
         inference: what prediction needs beyond transformers; goes into config.json as ``fangyan``,
             which everyone else ignores.
         card: the README.md.
         base: of an adapter; None exports the whole model.
+        shard_size: bytes of a file's weights at most.
+
+    Raises:
+        UserError: if a file cannot be written; no part of the export stays.
     """
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     plain = model if base is None else model.get_base_model()
     plain.config._attn_implementation = None
     plain.config.fangyan = dict(inference)
-    if base is None:
-        model.save_pretrained(partial, state_dict=dict(weights))
-    else:
-        plain.config.fangyan["base"] = {
-            "fingerprint": base.fingerprint,
-            "new": base.new,
-            "quantization": base.quantization,
-            "vocab_size": base.vocab_size,
-        }
+    try:
+        on_rank_zero(lambda: _begin(partial))
+        if base is None:
+            write_shards(partial, model, ADVICE, shard_size)
+        else:
+            _write_adapter(partial, model, base, folder)
+        on_rank_zero(lambda: _finish(partial, folder, plain, tokenizer, card))
+    except BaseException:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _begin(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing(partial, ADVICE):
         partial.mkdir(parents=True)
-        _write_adapter(partial, model, weights, _write_base(partial, base, folder))
-        plain.config.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
-def _write_adapter(folder: Path, model: Any, weights: Mapping[str, Tensor], base: str) -> None:
+def _finish(partial: Path, folder: Path, plain: Any, tokenizer: Any, card: str) -> None:
+    """Write all but the weights, and give the folder its name."""
+    with writing(partial, ADVICE):
+        if (partial / "adapter_config.json").exists():
+            plain.config.save_pretrained(partial)
+        else:
+            plain.save_pretrained(partial, state_dict={})  # with the configuration of its generation
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        publish(partial, folder)
+
+
+def _write_adapter(partial: Path, model: Any, base: Base, final: Path) -> None:
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
+    weights = gathered_weights(trained)
+    model.get_base_model().config.fangyan["base"] = {
+        "fingerprint": base.fingerprint,
+        "new": base.new,
+        "quantization": base.quantization,
+        "vocab_size": base.vocab_size,
+    }
+
+    def write() -> None:
+        with writing(partial, ADVICE):
+            _write_adapter_files(partial, model, weights, _write_base(partial, base, final))
+
+    on_rank_zero(write)
+
+
+def _write_adapter_files(folder: Path, model: Any, weights: dict[str, Tensor], base: str) -> None:
     from peft import get_peft_model_state_dict
 
     config = model.peft_config["default"]
     # The state dict is of what was trained: PEFT looks up in it what an adapter's file holds.
-    adapter = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-    tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
+    adapter = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
+    # Each in memory of its own: DeepSpeed may have them side by side, and a file has no such tensors.
+    tensors = {name: alone(tensor) for name, tensor in adapter.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     config.base_model_name_or_path = base
     config.inference_mode = True

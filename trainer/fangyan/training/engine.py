@@ -147,31 +147,3 @@ def backward(engine: Any, loss: Tensor) -> None:
     if engine.fp16_enabled() and engine.zero_optimization_stage() == 0:
         loss = loss * engine.optimizer.loss_scale
     engine.backward(loss)
-
-
-def gathered_state_dict(engine: Any, model: nn.Module, trained_only: bool = False) -> dict[str, Tensor]:
-    """Return the model's weights on rank 0's CPU (ZeRO-3 shards them), nothing on other ranks. Collective.
-
-    Args:
-        engine: of DeepSpeed.
-        model: in it.
-        trained_only: leaves out what is frozen, and buffers.
-    """
-    import deepspeed
-
-    rank = dist.get_rank()
-    state: dict[str, Tensor] = {}
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    for parameter in model.parameters():
-        if trained_only and not parameter.requires_grad:
-            continue
-        with deepspeed.zero.GatheredParameters(parameter, enabled=engine.zero_optimization_stage() == 3):
-            if rank == 0:
-                weight = parameter.detach().cpu().clone()
-                state.update(dict.fromkeys(names[id(parameter)], weight))
-    if rank == 0 and not trained_only:
-        buffers = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in state}
-        state.update(buffers)
-    return state

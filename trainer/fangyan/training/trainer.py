@@ -27,7 +27,7 @@ from fangyan.optimizers.states import assert_full_precision_states, flat_paramet
 from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
-from fangyan.training.engine import backward, build_engine, gathered_state_dict
+from fangyan.training.engine import backward, build_engine
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
@@ -356,26 +356,22 @@ class Trainer(Workload):
     def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
         """Write plain transformers files, or an adapter as PEFT has them. Collective."""
         recipe, model = self.recipe, self.model
-        base = self.base
-        weights = gathered_state_dict(self.engine, model.model, trained_only=base is not None)
-        if dist.get_rank() == 0:
-            inference = {
-                "task": self.task.name,
-                **self.task.export_config(),
-                # Masks work on every machine.
-                "layout": "rows" if model.layout == "varlen" else model.layout,
-                "max_length": self.max_length,
-            }
-            card = model_card(
-                name=recipe.name,
-                model=model.base,
-                model_config=recipe.model,
-                data=recipe.data,
-                task=self.task,
-                is_adapter=base is not None,
-                before=before,
-                after=after,
-                recipe_yaml=recipe.to_yaml(),
-            )
-            export(folder, model.model, self.tokenizer.backend, weights, inference, card, base)
-        dist.barrier()
+        inference = {
+            "task": self.task.name,
+            **self.task.export_config(),
+            # Masks work on every machine.
+            "layout": "rows" if model.layout == "varlen" else model.layout,
+            "max_length": self.max_length,
+        }
+        card = model_card(
+            name=recipe.name,
+            model=model.base,
+            model_config=recipe.model,
+            data=recipe.data,
+            task=self.task,
+            is_adapter=self.base is not None,
+            before=before,
+            after=after,
+            recipe_yaml=recipe.to_yaml(),
+        )
+        export(folder, model.model, self.tokenizer.backend, inference, card, self.base)
