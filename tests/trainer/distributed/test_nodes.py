@@ -174,6 +174,39 @@ class TestOnNodes:
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-6)
 
+    def test_goes_on_where_a_link_is_cut(self, cluster, job, on_one_node):
+        """Nobody hears anything: the ranks give each other up, and name who is silent."""
+        process = start(cluster, "engine.zero_stage=2", "run_dir=cut", "--max-restarts", "1")
+        wait_for_step(process, job / "cut", 30)
+        cluster.cut(1)
+        begin = time.monotonic()
+        while ranks_of(cluster, 0) or ranks_of(cluster, 1):
+            assert time.monotonic() - begin < 60
+            time.sleep(0.1)
+        err = finish(process)
+        assert "rank 1 on fyn1 has not answered for 40 s" in err
+        assert "going on with 1 rank on fyn0 (restart 1 of 1)" in err
+        expected = on_one_node(2)
+        assert [loss for _, loss in losses(job / "cut")] == pytest.approx(
+            [loss for _, loss in expected], rel=1e-6
+        )
+
+    def test_names_a_stopped_rank(self, cluster, job, on_one_node):
+        process = start(cluster, "engine.zero_stage=2", "run_dir=stopped")
+        wait_for_step(process, job / "stopped", 30)
+        (rank,) = ranks_of(cluster, 1)
+        os.kill(rank, signal.SIGSTOP)
+        begin = time.monotonic()
+        while ranks_of(cluster, 0):
+            assert time.monotonic() - begin < 60
+            time.sleep(0.1)
+        os.kill(rank, signal.SIGCONT)  # which then finds itself alone
+        err = finish(process, code=1)
+        assert "rank 1 on fyn1 has not answered for 40 s, last after step" in err
+        assert "train --resume auto resumes from the last checkpoint" in err
+        finish(start(cluster, "engine.zero_stage=2", "run_dir=stopped", "--resume", "auto"))
+        assert losses(job / "stopped") == on_one_node(2)
+
     def test_ranks_end_where_the_command_is_killed(self, cluster, job):
         cluster.hostfile(job / "one", order=[1])
         process = start(cluster, "run_dir=orphans", hosts="one")

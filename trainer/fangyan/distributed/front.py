@@ -6,6 +6,7 @@ with the front, however that ends, and with the connection; and where it ends, t
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -37,6 +38,7 @@ class Front:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._input: int | None = None
+        self._ended = math.inf
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Front:
@@ -55,9 +57,11 @@ class Front:
     def run(self, commands: Mapping[str, str]) -> dict[str, int]:
         """Run a shell command on each node until all have ended, and return their exit codes.
 
-        Where one fails the others end too, with a checkpoint if they can. ssh's own failures are 255.
+        Where one fails the others end too, with a checkpoint if they can. ssh's own failures are 255, and a
+        node whose ranks do not end is left with -9.
         """
         reading, self._input = os.pipe()
+        self._ended = math.inf
         if self.received is not None:  # before there was something to end
             self._end_input()
         running = {
@@ -73,8 +77,13 @@ class Front:
             codes = {host: code for host, ssh in running.items() if (code := ssh.poll()) is not None}
             if failed is None and any(codes.values()):
                 failed = time.monotonic()
-            if failed is not None and time.monotonic() - failed > _FIND_OUT:
+            now = time.monotonic()
+            if failed is not None and now - failed > _FIND_OUT:
                 self._end_input()
+            patience = _LAST_CHECKPOINT if failed is None else 0.0
+            if now - self._ended > patience + _FIND_OUT:
+                for ssh in running.values():
+                    ssh.kill()  # of ranks that are stopped, or a node that answers no longer
         self._end_input()
         return codes
 
@@ -90,6 +99,7 @@ class Front:
         if self._input is not None:
             descriptor, self._input = self._input, None
             os.close(descriptor)
+            self._ended = time.monotonic()
 
 
 def end_with_input() -> None:
