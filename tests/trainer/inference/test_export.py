@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import export_rank
 import pytest
 import torch
 from fangyan.distributed.process_group import start_distributed
@@ -123,11 +124,12 @@ def parts(name, folder):
     return model, AutoTokenizer.from_pretrained(folder), {"task": "token_classification"}, "the card"
 
 
-@pytest.mark.parametrize("name", ["BERT", "Mixtral", "Llama"])
-def test_export_is_save_pretrained_with_more(name, tmp_path):
+@pytest.mark.parametrize("size", [1_000_000_000, SMALL])
+@pytest.mark.parametrize("name", ["BERT", "Qwen 3"])
+def test_export_is_save_pretrained_with_more(name, size, tmp_path):
     model, tokenizer, inference, card = parts(name, tmp_path / "model")
-    export(tmp_path / "ours", model, tokenizer, inference, card)
-    model.save_pretrained(tmp_path / "theirs")
+    export(tmp_path / "ours", model, tokenizer, inference, card, shard_size=size)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size=size)
     tokenizer.save_pretrained(tmp_path / "theirs")
     assert files_in(tmp_path / "ours") == files_in(tmp_path / "theirs") | {"README.md": card.encode()}
     assert AutoConfig.from_pretrained(tmp_path / "ours").fangyan == inference
@@ -193,3 +195,30 @@ def test_export_to_a_full_disk(is_adapter, tmp_path):
     )
     assert [sentence for sentence in sentences if not re.search(pattern, sentence)] == []
     shutil.rmtree(tmp_path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
+def test_export_within_its_bound(ranks, stage, tmp_path, server, free_port):
+    """One shard on the first rank; at ZeRO-3, on every rank what gathering the largest weight takes."""
+    port = free_port()
+    processes = [
+        server.Process(target=export_rank.measure, args=(rank, ranks, port, str(tmp_path), stage))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * ranks
+    expected = {name: weight.detach() for name, weight in export_rank.model().named_parameters()}
+    found, files = weights_in(tmp_path / "model")
+    assert_equal(found, expected)
+    assert len(set(files.values())) > 3
+    peaks = [json.loads((tmp_path / str(rank)).read_text(encoding="ascii")) for rank in range(ranks)]
+    # The whole weight; gloo's copies of it and of a rank's half.
+    gathering = 2.5 * max(weight.nbytes for weight in found.values()) if stage == 3 else 0
+    slack = 10_000_000
+    assert peaks[0] < export_rank.SHARD_SIZE + gathering + slack
+    assert max(peaks[1:], default=0) < gathering + slack

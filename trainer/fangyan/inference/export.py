@@ -79,31 +79,29 @@ def export(
     plain.config._attn_implementation = None
     plain.config.fangyan = dict(inference)
     try:
-        on_rank_zero(lambda: _begin(partial))
+        on_rank_zero(lambda: _begin(partial, model, base is None))
         if base is None:
             write_shards(partial, model, ADVICE, shard_size)
         else:
             _write_adapter(partial, model, base, folder)
-        on_rank_zero(lambda: _finish(partial, folder, plain, tokenizer, card))
+        on_rank_zero(lambda: _finish(partial, folder, tokenizer, card))
     except BaseException:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _begin(partial: Path) -> None:
+def _begin(partial: Path, model: Any, is_whole: bool) -> None:
+    """Make the folder, with a whole model's configurations, whose writer removes shards that it finds."""
     shutil.rmtree(partial, ignore_errors=True)
     with writing(partial, ADVICE):
         partial.mkdir(parents=True)
+        if is_whole:
+            model.save_pretrained(partial, state_dict={})
 
 
-def _finish(partial: Path, folder: Path, plain: Any, tokenizer: Any, card: str) -> None:
-    """Write all but the weights, and give the folder its name."""
+def _finish(partial: Path, folder: Path, tokenizer: Any, card: str) -> None:
     with writing(partial, ADVICE):
-        if (partial / "adapter_config.json").exists():
-            plain.config.save_pretrained(partial)
-        else:
-            plain.save_pretrained(partial, state_dict={})  # with the configuration of its generation
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         publish(partial, folder)
@@ -143,6 +141,7 @@ def _write_adapter_files(folder: Path, model: Any, weights: dict[str, Tensor], b
     config.inference_mode = True
     config.save_pretrained(folder)
     config.inference_mode = False
+    model.get_base_model().config.save_pretrained(folder)
 
 
 def _write_base(folder: Path, base: Base, final: Path) -> str:

@@ -56,9 +56,10 @@ class _Group:
 def write_shards(folder: Path, model: Any, advice: str, shard_size: int = SHARD_SIZE) -> None:
     """Write the weights as ``model.save_pretrained`` does. Collective.
 
-    The first rank allocates one shard, and the largest weight beside it, at most; at ZeRO-3 other ranks
-    allocate the largest weight. Where transformers makes weights of a file from others (those of a layer's
-    experts, which the model has in one), what is made from one counts as one weight, twice.
+    The first rank allocates one shard, and at ZeRO-3 what gathering the largest weight takes; so do other
+    ranks, without the shard. Gathering takes the whole weight; on CPUs gloo has a copy of it meanwhile, and one
+    of the rank's part. Where transformers makes weights of a file from others (those of a layer's experts, which
+    the model has in one), what is made from one counts as one weight, twice.
 
     Args:
         folder: that there is on the first rank.
