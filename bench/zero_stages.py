@@ -5,8 +5,8 @@
 Trains a random ELECTRA of 36 million parameters in float32 for some steps on CPU ranks (gloo), with AdamW, in
 processes of its own for each stage and number of ranks. Memory is that of all tensors alive, counted once per
 storage: between backward and optimizer's step, and at its peak, where gradients are reduced; the largest rank
-counts. Bytes sent are the kernel's own count of payload on every TCP socket of a rank (TCP_INFO, without retransmissions),
-over one step; the mean of the ranks. Both are exact, and the same every time. Prints Markdown tables.
+counts. Bytes sent are the kernel's own count of payload on every TCP socket of a rank (TCP_INFO, without
+retransmissions), over one step; the mean of the ranks. Both are exact. Prints Markdown tables.
 
 The formulas are those of Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion
 Parameter Models", in float32 (weights 4 bytes per parameter, gradients 4, Adam's states 8), with what a ring
@@ -42,7 +42,7 @@ LARGE = 1 << 20  # bytes; reductions of norms and flags are smaller
 
 
 def write_model(folder: Path, layers: int = 8) -> None:
-    """Write a model whose layers are large enough that ZeRO-3 shards them: DeepSpeed keeps 1e5 elements whole."""
+    """Write a model whose layers ZeRO-3 shards: DeepSpeed keeps matrices of up to 1e5 elements whole."""
     from fangyan.models.loading import ModelConfig
     from fangyan.tasks.token_classification.task import TokenClassification
     from transformers import ElectraConfig
@@ -51,7 +51,9 @@ def write_model(folder: Path, layers: int = 8) -> None:
     model, tokenizer = ModelConfig().load(task.auto_model, 0, task.model_kwargs())
     tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 512, "embedding_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
-    ElectraConfig(**model.config.to_diff_dict() | sizes | {"num_hidden_layers": layers}).save_pretrained(folder)
+    ElectraConfig(**model.config.to_diff_dict() | sizes | {"num_hidden_layers": layers}).save_pretrained(
+        folder
+    )
 
 
 def bytes_sent() -> int:
@@ -132,7 +134,6 @@ def watch(owner: Any, name: str, call: Any) -> None:
 
 def measure(folder: Path, variant: str) -> dict[str, Any] | None:
     """Train some steps on this rank; return what all ranks took, on rank 0."""
-    import fangyan.device  # noqa: F401  (before DeepSpeed)
     import deepspeed
     import torch.distributed as dist
     from fangyan.distributed.process_group import gathered, start_distributed, stop_distributed
@@ -200,7 +201,8 @@ def run(folder: Path, stage: str, ranks: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += [__file__, "--folder", str(folder), "--one", stage]
     path = os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"ZeRO {stage} on {ranks} ranks: {done.stderr[-3000:]}")

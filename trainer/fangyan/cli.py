@@ -85,6 +85,8 @@ FormatOption = Annotated[
         show_default=False,
     ),
 ]
+# More than any cluster has.
+MOST_RANKS = 100_000
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
 
 
@@ -165,7 +167,15 @@ def train(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="Of the run that is meant.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")] = 1,
+    ranks_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_RANKS, help="Of a run on several nodes.", show_default=False),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1e6, help="Between nodes, GB/s of each.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of tables.")] = False,
 ) -> None:
     """Check a recipe's data and model before it is run, and estimate memory and time.
@@ -179,9 +189,11 @@ def check(
     from fangyan.distributed.process_group import start_distributed
     from fangyan.training import check_report
     from fangyan.training.check import check as run
+    from fangyan.training.plan import Ranks
 
+    meant = Ranks(ranks, ranks_per_node, bandwidth)
     start_distributed()
-    report = run(loaded, ranks)
+    report = run(loaded, meant)
     if as_json:
         print(json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2))
     else:
@@ -196,7 +208,7 @@ def check(
 def estimate_memory(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="Of the run that is meant.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")] = 1,
 ) -> None:
     """Estimate a recipe's memory: load its data and model, and run one micro-batch."""
     from fangyan.recipe import load_recipe

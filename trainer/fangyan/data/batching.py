@@ -6,6 +6,7 @@ the same steps, and every rank knows the micro-batches of all others without ask
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from collections.abc import Sequence
 
@@ -96,11 +97,11 @@ def micro_batches(batch: Sequence[int], lengths: Lengths, count: int) -> list[li
     Longest first to the lightest micro-batch (Graham 1969): the ranks finish together.
     """
     members: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
+    loads = [(0, i) for i in range(min(count, len(batch)))]  # a heap, whose first is the lightest
     for i in sorted(batch, key=lambda i: (-lengths[i], i)):
-        lightest = loads.index(min(loads))
+        load, lightest = loads[0]
         members[lightest].append(i)
-        loads[lightest] += int(lengths[i])
+        heapq.heapreplace(loads, (load + int(lengths[i]), lightest))
     return members
 
 

@@ -20,6 +20,7 @@ from fangyan.errors import UserError
 from fangyan.models.structure import num_parameters
 from fangyan.recipe import Recipe
 from fangyan.training.memory import MemoryEstimate, estimate_memory
+from fangyan.training.plan import Plan, Ranks, plan
 from fangyan.training.workload import LoadedData, Workload, load_data
 
 # Micro-batches that are laid out to see what padding costs, and that are timed.
@@ -42,6 +43,7 @@ class Report:
         model: its class, parameters and layout.
         memory: of one rank.
         seconds: of training's forwards and backwards, on one rank.
+        plan: what several ranks send each other; None of one.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Report:
     model: dict[str, Any] = field(default_factory=dict)
     memory: MemoryEstimate | None = None
     seconds: float | None = None
+    plan: Plan | None = None
 
     @property
     def errors(self) -> list[Finding]:
@@ -66,13 +69,15 @@ class Report:
         return [finding for finding in self.findings if finding.level == "warning"]
 
 
-def check(recipe: Recipe, ranks: int = 1) -> Report:
+def check(recipe: Recipe, meant: Ranks | None = None) -> Report:
     """Load a recipe's data and model, and report on both; nothing is trained, and no file written.
 
     Args:
         recipe: of the run that is meant.
-        ranks: of that run.
+        meant: ranks of that run, by default one.
     """
+    meant = meant or Ranks(1)
+    ranks = meant.number
     report = Report(recipe.name)
     reset_peak_memory()  # of whatever this process has done before
     try:
@@ -84,8 +89,10 @@ def check(recipe: Recipe, ranks: int = 1) -> Report:
         report.findings += [Finding.parse("warning", message) for message in workload.messages]
         _describe_sequences(report, workload, ranks)
         report.memory = estimate_memory(workload, ranks)
-        report.findings += _memory_findings(report.memory, ranks)
+        report.findings += _memory_findings(report.memory, meant.on_a_node)
         report.seconds = time_training(workload, ranks)
+        if ranks > 1:
+            report.plan = plan(workload, meant, report.seconds / workload.total_steps)
     except UserError as error:
         report.findings.append(Finding.parse("error", str(error)))
     return report
@@ -125,7 +132,7 @@ def _empty_places(workload: Workload, ranks: int) -> dict[str, float]:
     count = ranks * workload.recipe.train.gradient_accumulation_steps
     full = packed = padded = 0
     for batch in islice(workload.batches[0], _LAID_OUT):
-        for members in filter(None, micro_batches(batch, workload.lengths, count)):
+        for members in micro_batches(batch, workload.lengths, min(count, len(batch))):
             sequences = [workload.sequences[i] for i in members]
             full += sum(len(sequence.input_ids) for sequence in sequences)
             packed += collate(sequences, 0, workload.model.row_width).input_ids.numel()
@@ -134,7 +141,7 @@ def _empty_places(workload: Workload, ranks: int) -> dict[str, float]:
 
 
 def _memory_findings(memory: MemoryEstimate, ranks: int) -> list[Finding]:
-    """Return a warning if the machine has less memory than its ranks are estimated to need."""
+    """Return a warning if this machine has less memory than so many ranks are estimated to need."""
     total, needed = psutil.virtual_memory().total, memory.peak * ranks
     if on_gpu():
         total, needed = torch.cuda.get_device_properties(device()).total_memory, memory.peak
@@ -158,7 +165,7 @@ def time_training(workload: Workload, ranks: int) -> float:
     workload.model.train()
     tokens, seconds = 0, 0.0
     for batch in chosen:
-        members = micro_batches(batch, workload.lengths, count)[0]
+        members = micro_batches(batch, workload.lengths, min(count, len(batch)))[0]
         started = time.perf_counter()
         loss = workload.recipe.objective.loss(workload.model, workload.micro_batch(members, "time"), 1.0)
         loss.backward()

@@ -12,6 +12,7 @@ from rich.table import Table
 from fangyan.recipe import Recipe
 from fangyan.training.check import Report
 from fangyan.training.memory import memory_table
+from fangyan.training.plan import plan_table
 
 # Labels that a terminal shows, the most frequent; JSON has all.
 _SHOWN = 20
@@ -28,6 +29,8 @@ def tables(report: Report, recipe: Recipe, ranks: int) -> Iterator[RenderableTyp
         yield _summary(report)
     if report.memory is not None:
         yield memory_table(report.memory, recipe, ranks)
+    if report.plan is not None:
+        yield plan_table(report.plan)
     for title, findings in (("Warnings", report.warnings), ("Errors", report.errors)):
         if findings:
             table = Table(title=f"{title} ({len(findings)})", title_justify="left")
@@ -87,6 +90,11 @@ def _summary(report: Report) -> str:
             f"time: {_duration(report.seconds)} for forwards and backwards, by a few micro-batches here; "
             "optimizer and evaluation come on top"
         )
+    if report.plan is not None:
+        lines.append(
+            f"shares: of {report.plan.ranks.number:,} ranks, the busiest has "
+            f"{100 * report.plan.busiest:,.0f}% more sub-words than the mean"
+        )
     return "\n".join(lines)
 
 
@@ -121,4 +129,5 @@ def as_json(report: Report) -> dict[str, Any]:
             },
         },
         "seconds": report.seconds,
+        "plan": None if report.plan is None else report.plan.as_json(),
     }

@@ -205,12 +205,12 @@ def measure_micro_batch(workload: Workload, ranks: int) -> float:
 
     Gradients are allocated as activations are freed, so the peak is less than both.
     """
-    config = workload.recipe.train
+    count = ranks * workload.recipe.train.gradient_accumulation_steps
     everything = (
         members
         for batches in workload.batches
         for batch in batches
-        for members in micro_batches(batch, workload.lengths, ranks * config.gradient_accumulation_steps)
+        for members in micro_batches(batch, workload.lengths, min(count, len(batch)))
     )
     largest = max(everything, key=lambda members: int(workload.lengths[members].sum()))
     model = workload.model
