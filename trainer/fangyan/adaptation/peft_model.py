@@ -118,11 +118,15 @@ class PeftMethod(Adaptation, ABC):
         from fangyan.models.structure import fingerprint
 
         path = Path(folder) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        base = config.get("fangyan", {}).get("base")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            base = config.get("fangyan", {}).get("base")
+            mark = None if base is None else base["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{path}: damaged, expected what fangyan writes beside an adapter") from None
         if base is None:  # an adapter from elsewhere does not say
             return
-        if base["fingerprint"] != fingerprint(model, new):
+        if mark != fingerprint(model, new):
             raise UserError(
                 f"adaptation.adapter_path: {folder} was trained on a model with other weights, expected "
                 "model.path to be that model"
@@ -137,13 +141,16 @@ class PeftMethod(Adaptation, ABC):
     def _load(self, model: Any, folder: str) -> Any:
         """Load an existing adapter for further training."""
         import peft
-        from safetensors import SafetensorError
+
+        from fangyan.models.files import reading
 
         try:
-            config = peft.PeftConfig.from_pretrained(folder)
-            adapted = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
+            with reading("adapter_config.json"):
+                config = peft.PeftConfig.from_pretrained(folder)
+            with reading("adapter_model.safetensors, adapter_model.bin"):
+                adapted = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        except ValueError as error:
+            reason = str(error)[:300]
             raise UserError(
                 f"adaptation.adapter_path: no adapter for this model can be loaded from {folder!r}: {reason}"
             ) from None

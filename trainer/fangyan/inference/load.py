@@ -9,11 +9,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
 
 from fangyan.adaptation.fused_lora import use_fused_lora
 from fangyan.adaptation.peft_model import without_peft_warnings
@@ -25,6 +23,7 @@ from fangyan.data.splits import read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
+from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.layout import keep_layout
 from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
 from fangyan.models.packed import Layout, PackedModel
@@ -186,60 +185,80 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
     """
     silence_transformers()
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = read_config(folder)
         inference = getattr(config, "fangyan", None)
         if inference is None:
             raise UserError(
                 f"{folder}/config.json: no field 'fangyan', expected a model that fangyan exported"
             )
-        task = task_of_export(inference, config, f"{folder}/config.json: fangyan")
+        if not isinstance(inference, dict):
+            raise UserError(f"{folder}/config.json: fangyan is {str(inference)[:60]!r}, expected fields")
+        with reading("config.json"):
+            task = task_of_export(inference, config, f"{folder}/config.json: fangyan")
         _check_fields(folder, inference)
-        backend = AutoTokenizer.from_pretrained(folder)
+        backend = read_tokenizer(folder)
         if (folder / "adapter_config.json").is_file():
             model = _load_adapter(folder, task, config, mergeable)
         else:
-            model = task.auto_model.from_pretrained(folder, dtype=torch.float32)
+            model = _load_whole(folder, task)
         return ExportedModel(model, backend, task, inference["layout"], inference["max_length"])
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:400]}") from None
 
 
 def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
     """Refuse an export that does not say what loading needs."""
-    needed = ["layout", "max_length"]
+    needed: dict[str, Callable[[Any], bool]] = {
+        "layout": lambda value: value in get_args(Layout),
+        "max_length": lambda value: type(value) is int and value > 0,
+    }
     if (folder / "adapter_config.json").is_file():
-        needed.append("base")
-    for field in needed:
+        needed["base"] = lambda value: isinstance(value, dict)
+    whole = f"expected a whole export, with {', '.join(needed)}"
+    for field, fits in needed.items():
         if field not in inference:
-            raise UserError(f"{folder}/config.json: fangyan has no field {field!r}, expected a whole export")
+            raise UserError(f"{folder}/config.json: fangyan has no field {field!r}, {whole}")
+        if not fits(inference[field]):
+            raise UserError(
+                f"{folder}/config.json: fangyan.{field} is {str(inference[field])[:60]!r}, {whole}"
+            )
+
+
+def _load_whole(folder: Path, task: Task) -> Any:
+    model, unfit = read_weights(task.auto_model, folder, dtype=torch.float32)
+    if unfit:
+        raise ValueError(
+            f"{weights_name(folder)}: its weight {unfit[0]} is missing or does not fit config.json"
+        )
+    return model
 
 
 def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any:
     from peft import PeftModel
 
-    name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    path = _base_folder(folder, name) or name
-    expected = config.fangyan["base"]
+    with reading("adapter_config.json"):
+        content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        path = _base_folder(folder, content["base_model_name_or_path"]) or content["base_model_name_or_path"]
+    with reading("config.json: fangyan.base"):
+        expected = config.fangyan["base"]
+        new, mark, quantization = (expected[key] for key in ("new", "fingerprint", "quantization"))
     vocabulary = config.get_text_config()
     extended = vocabulary.vocab_size
     vocabulary.vocab_size = expected.get("vocab_size", extended)
     base = load_as_stored(task.auto_model, path, config)
-    if fingerprint(base, expected["new"]) != expected["fingerprint"]:
+    if fingerprint(base, new) != mark:
         raise UserError(
             f"{folder}: its base model {path} has other weights than the adapter was trained on; "
             "expected those (a run that was repeated in the same folder replaces them)"
         )
-    if expected["quantization"] == "nf4":
-        quantize(base, expected["new"], torch.float32)
+    if quantization == "nf4":
+        quantize(base, new, torch.float32)
         if mergeable:
             dequantize(base)
     cast_weights(base, torch.float32)
     resize_embeddings(base, extended)  # the adapter's file has the new rows
-    with without_peft_warnings():
-        try:
-            model = PeftModel.from_pretrained(base, folder)
-        except RuntimeError as error:  # PEFT's, where sizes differ
-            raise ValueError(str(error)) from None
+    with without_peft_warnings(), reading("adapter_model.safetensors, adapter_model.bin"):
+        model = PeftModel.from_pretrained(base, folder)
     use_merged_tokens(model)
     if not mergeable:
         use_fused_lora(model)

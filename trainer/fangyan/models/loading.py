@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fangyan.config import Config, Fraction
 from fangyan.errors import UserError
+from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.packaged import PACKAGED
 
 
@@ -68,7 +69,6 @@ class ModelConfig(Config):
             UserError: if the folder has no weights, or the hub has no such model.
         """
         import torch
-        from safetensors import SafetensorError
 
         silence_transformers()
         torch.manual_seed(seed)
@@ -78,7 +78,7 @@ class ModelConfig(Config):
             model, tokenizer = self._load_from_hub_or_disk(
                 auto_model, seed, model_kwargs or {}, tokenizer_kwargs or {}
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             source = "folder" if Path(self.path).exists() else "hub name or folder"
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -96,7 +96,7 @@ class ModelConfig(Config):
         packaged.config.update(dict(model_kwargs))
         self._set_dropout(packaged.config.get_text_config())
         try:
-            model = auto_model.from_config(packaged.config, dtype=torch.float32)
+            model = auto_model.from_config(packaged.config, dtype=torch.float32, trust_remote_code=False)
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"model.path: {self.path} is no {auto_model.__name__}: {reason}") from None
@@ -113,17 +113,18 @@ class ModelConfig(Config):
         tokenizer_kwargs: Mapping[str, Any],
     ) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoConfig, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(self.path, **model_kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(self.path, use_fast=True, **tokenizer_kwargs)
+        config = read_config(self.path, **model_kwargs)
+        tokenizer = read_tokenizer(self.path, **tokenizer_kwargs)
         if not tokenizer.is_fast:
             raise ValueError("it has no fast tokenizer, expected a tokenizer.json")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._set_dropout(config.get_text_config())
         if not self.pretrained:
-            return auto_model.from_config(config, dtype=torch.float32), tokenizer
+            with reading("config.json"):
+                model = auto_model.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            return model, tokenizer
         return load_as_stored(auto_model, self.path, config, seed), tokenizer
 
     def _set_dropout(self, config: Any) -> None:
@@ -149,15 +150,10 @@ def load_as_stored(auto_model: Any, path: str | Path, config: Any, seed: int = 0
     import torch
 
     # A head for other labels is dropped; any other weight that is absent or does not fit is an error.
-    model, report = auto_model.from_pretrained(
-        path,
-        config=config,
-        dtype=_stored_dtype(path),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    mismatched = [key for key, *_ in report["mismatched_keys"]]
-    _set_new_weights(model, [*mismatched, *report["missing_keys"]])
+    with reading(weights_name(path)):
+        dtype = _stored_dtype(path)
+    model, new = read_weights(auto_model, path, config=config, dtype=dtype)
+    _set_new_weights(model, new)
     if model.dtype != torch.float32:
         _draw_in_float32(model, seed)
     return model

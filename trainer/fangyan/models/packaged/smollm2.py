@@ -24,6 +24,7 @@ def read_smollm2(pretrained: bool) -> PackagedModel:
     files = sorted(folder.glob("*.gguf"))
     if not files:
         raise UserError(f"{folder}: no .gguf file, expected SmolLM2's")
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=files[0].name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=files[0].name, dtype="float32")
+    file = {"gguf_file": files[0].name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **file)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **file)
     return PackagedModel(model.config, tokenizer, model.state_dict() if pretrained else None)

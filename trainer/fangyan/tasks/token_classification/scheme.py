@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
@@ -63,14 +63,21 @@ class Notation:
     prefix_last: bool = False
 
     @classmethod
-    def from_export(cls, config: Mapping[str, Any]) -> Notation:
+    def from_export(cls, config: Any) -> Notation:
         """Return what :meth:`to_export` wrote.
 
         Raises:
             ValueError: if it is not that.
         """
-        if config.get("style") not in get_args(Style) or config.keys() != set(cls.__slots__):
-            raise ValueError(f"notation is {dict(config)}, expected {', '.join(cls.__slots__)}")
+        is_whole = isinstance(config, dict) and config.keys() == set(cls.__slots__)
+        if (
+            not is_whole
+            or config["style"] not in get_args(Style)
+            or not isinstance(config["separator"], str)
+            or not isinstance(config["prefix_last"], bool)
+        ):
+            expected = ", ".join(cls.__slots__)
+            raise ValueError(f"fangyan.notation is {str(config)[:80]}, expected {expected}")
         return cls(**config)
 
     def to_export(self) -> dict[str, Any]:

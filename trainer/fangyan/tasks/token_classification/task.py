@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,12 +129,24 @@ class TokenClassificationConfig(TaskConfig):
     @override
     def from_export(cls, config: Mapping[str, Any], model_config: Any) -> TokenClassification:
         """Return the task of an exported model."""
-        for field in ("scheme", "tokens", "notation", "subword"):
+        choices = {"scheme": Scheme, "tokens": TokenUnit, "subword": LabelPlace}
+        for field in (*choices, "notation"):
             if field not in config:
-                raise ValueError(f"config.json: fangyan has no field {field!r}, expected a whole export")
+                raise ValueError(f"fangyan has no field {field!r}, expected a whole export")
+        for field, choice in choices.items():
+            if config[field] not in get_args(choice):
+                found, expected = str(config[field])[:60], ", ".join(get_args(choice))
+                raise ValueError(f"fangyan.{field} is {found!r}, expected one of {expected}")
         labels = [model_config.id2label[i] for i in range(model_config.num_labels)]
+        if not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"id2label is {str(model_config.id2label)[:60]}, expected names of labels")
         notation = Notation.from_export(config["notation"])
-        return TokenClassification(labels, config["scheme"], config["tokens"], notation, config["subword"])
+        try:
+            return TokenClassification(
+                labels, config["scheme"], config["tokens"], notation, config["subword"]
+            )
+        except UserError as error:
+            raise ValueError(f"id2label: {error}") from None
 
 
 class TokenClassification(Task):

@@ -1,0 +1,47 @@
+"""Folders of tiny models as fangyan exports them, made without training."""
+
+from fangyan.inference.export import export
+from fangyan.tasks.causal_lm.task import CausalLM
+from fangyan.tasks.token_classification.task import TokenClassification
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+CHARACTERS = "我你佢食飯飲茶今日去街"
+LABELS = ["B-n", "I-n", "B-v", "I-v"]
+_SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def tokenizer():
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
+    return BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)})
+
+
+def tagger(folder):
+    """A tagger of characters at random weights."""
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+    config = BertConfig(vocab_size=5 + len(CHARACTERS), max_position_embeddings=64, **_SIZES, **names)
+    task = TokenClassification(LABELS, "segmentation", "characters", subword="first")
+    return _write(folder, BertForTokenClassification(config), task)
+
+
+def writer(folder):
+    """A language model at random weights."""
+    config = Qwen3Config(
+        vocab_size=5 + len(CHARACTERS),
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        **_SIZES,
+    )
+    return _write(folder, Qwen3ForCausalLM(config), CausalLM())
+
+
+def _write(folder, model, task):
+    inference = {"task": task.name, **task.export_config(), "layout": "padded", "max_length": 64}
+    export(folder, model, tokenizer(), model.state_dict(), inference, "")
+    return folder
