@@ -57,6 +57,11 @@ def test_train_leaves_folders_that_are_no_runs_alone(cli):
     _, err = cli.train(code=2)
     assert err.strip().endswith("holds files but no run, expected an empty or a new folder")
     assert [path.name for path in (cli.folder / "run").iterdir()] == ["thesis.txt"]
+    # A recipe alone is no run.
+    (cli.folder / "run" / "recipe.yaml").write_text("name: mine\n", encoding="utf-8")
+    _, err = cli.train(code=2)
+    assert err.strip().endswith("holds files but no run, expected an empty or a new folder")
+    assert (cli.folder / "run" / "recipe.yaml").read_text(encoding="utf-8") == "name: mine\n"
     (cli.folder / "file").write_text("x", encoding="utf-8")
     _, err = cli.train(code=2, run="file")
     assert "file is a file, expected a folder or a new name" in err

@@ -86,7 +86,8 @@ FormatOption = Annotated[
     ),
 ]
 # More than any cluster has.
-MOST_RANKS = 100_000
+MOST_RANKS = 65_536
+RanksOption = Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
 
 
@@ -105,10 +106,12 @@ def train(
         typer.Option("--profile", help="Trace a few steps into the run folder, and show what they cost."),
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=2, help="Run with so many seeds; mean and spread of the metrics.")
+        int | None,
+        typer.Option(min=2, max=1000, help="Run with so many seeds; mean and spread of the metrics."),
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(min=2, help="Cross-validate: so many runs, each tests on a part of train.")
+        int | None,
+        typer.Option(min=2, max=1000, help="Cross-validate: so many runs, each tests on a part of train."),
     ] = None,
     hostfile: Annotated[
         Path | None,
@@ -167,7 +170,7 @@ def train(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")] = 1,
+    ranks: RanksOption = 1,
     ranks_per_node: Annotated[
         int | None,
         typer.Option(min=1, max=MOST_RANKS, help="Of a run on several nodes.", show_default=False),
@@ -208,7 +211,7 @@ def check(
 def estimate_memory(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")] = 1,
+    ranks: RanksOption = 1,
 ) -> None:
     """Estimate a recipe's memory: load its data and model, and run one micro-batch."""
     from fangyan.recipe import load_recipe
@@ -260,7 +263,8 @@ def predict(
     ] = None,
     format: FormatOption = None,
     probabilities: Annotated[
-        int, typer.Option(min=0, help="How many of a token's most likely tags to write to --input's format.")
+        int,
+        typer.Option(min=0, help="How many of a token's most likely tags to write to --input's format."),
     ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines: tokens and tags, or text and continuation.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import reprlib
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Annotated, Any, get_args
 
 import pydantic
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -17,6 +19,37 @@ Betas = Annotated[
     tuple[Fraction, Fraction],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
 ]
+
+
+# Characters that a terminal or another program would take for a command.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Bytes of a path on Linux, and folders within folders: Python makes them by recursion.
+_LONGEST_PATH, _DEEPEST_PATH = 4095, 100
+
+
+def _check_path(path: str) -> str:
+    """Return a path with its home folder written out."""
+    if not path or _CONTROL.search(path):
+        raise ValueError(f"found {short(path)}, expected a name without control characters")
+    if len(os.fsencode(path)) > _LONGEST_PATH or len(PurePath(path).parts) > _DEEPEST_PATH:
+        raise ValueError(
+            f"found a path of {len(path):,} characters, expected {_LONGEST_PATH:,} bytes and {_DEEPEST_PATH} "
+            "folders at most"
+        )
+    return os.path.expanduser(path)
+
+
+# A file, a folder, or a pattern of files. ~ at its beginning is the user's home folder; ./~ is not.
+PathName = Annotated[str, AfterValidator(_check_path)]
+
+
+def short(value: Any) -> str:
+    """Return a value as a message shows it, whatever it is and however long."""
+    return _SHORT.repr(value)[:80]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Config(BaseModel):
@@ -85,11 +118,11 @@ def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
     if first["type"] == "union_tag_invalid":
         context = first["ctx"]
         tag = context["discriminator"].strip("'")
-        return f"{field}.{tag}: found {context['tag']!r}, expected one of {context['expected_tags']}"
+        return f"{field}.{tag}: found {short(context['tag'])}, expected one of {context['expected_tags']}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field}: {message}" if field else message
-    return f"{field}: {message[0].lower()}{message[1:]}, found {repr(first['input'])[:80]}"
+    return f"{field}: {message[0].lower()}{message[1:]}, found {short(first['input'])}"
 
 
 def _tag(member: type[Config], field: str) -> str:
@@ -117,53 +150,3 @@ def _walk(location: Iterable[int | str], section: type[Config]) -> tuple[str, ty
         elif isinstance(info.annotation, type) and issubclass(info.annotation, Config):
             section, member = info.annotation, None
     return ".".join(names), section, member
-
-
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 that reads 1e-3 as a number, as YAML 1.2 does, dates as strings, and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping whose keys are all different."""
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        double = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if double is not None:
-            raise yaml.constructor.ConstructorError(
-                problem=f"found duplicate key {double}", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what :class:`_Loader` reads back: strings that it takes for numbers are quoted."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    character: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
-    ]
-    for character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text."""
-    return yaml.load(text, _Loader)
-
-
-def dump_yaml(tree: Any) -> str:
-    """Return a tree as YAML that :func:`parse_yaml` reads back."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def yaml_error(error: Exception) -> str:
-    """Return what is wrong with a YAML text, after ``:line`` where that is known."""
-    mark = getattr(error, "problem_mark", None)
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{f':{mark.line + 1}' if mark else ''}: not a YAML recipe: {reason}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.adaptation import Adaptation
-from fangyan.config import Config, OneOf, dump_yaml, error_sentence, family_of, parse_yaml, yaml_error
+from fangyan.config import Config, OneOf, PathName, error_sentence, family_of, short
 from fangyan.data.formats import FORMATS
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
@@ -25,6 +26,7 @@ from fangyan.optimizers.optimizer import OptimizerConfig
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
 from fangyan.training.config import EngineConfig, ScheduleConfig, TrainConfig
+from fangyan.yaml_text import dump_yaml, parse_yaml, read_yaml, yaml_error
 
 # Recipes that come with the package, by name.
 RECIPES = Path(__file__).with_name("recipes")
@@ -33,9 +35,13 @@ RECIPES = Path(__file__).with_name("recipes")
 class Recipe(Config):
     """Everything that a run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(..., description="Names the run.")
-    run_dir: str | None = Field(None, description="The run folder; by default runs/<name>.")
-    seed: int = Field(0, description="Of the head's weights, the data order, dropout and fractional splits.")
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$", max_length=80)] = Field(
+        ..., description="Names the run."
+    )
+    run_dir: PathName | None = Field(None, description="The run folder; by default runs/<name>.")
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(
+        0, description="Of the head's weights, the data order, dropout and fractional splits."
+    )
     task: Annotated[TaskConfig, TASKS] = Field(default_factory=TASKS.default_member)
     data: Annotated[DataConfig, FORMATS]
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -45,6 +51,13 @@ class Recipe(Config):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+
+    @pydantic.field_validator("run_dir")
+    @classmethod
+    def _is_a_new_folder(cls, value: str | None) -> str | None:
+        if value is not None and set(Path(os.path.normpath(value)).parts) <= {"/", ".", ".."}:
+            raise ValueError(f"found {short(value)}, expected a folder of the run's own, such as runs/x")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -119,12 +132,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         UserError: naming the file and the field, what was found and what was expected.
     """
     file = find_recipe(path)
-    try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}{yaml_error(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a YAML mapping of recipe fields")
+    content = read_yaml(file)
     for override in overrides or []:
         _override(content, override)
     return parse_recipe(content, str(file))
@@ -142,7 +150,7 @@ def find_recipe(path: str | Path) -> Path:
     if packaged.is_file() and packaged.parent == RECIPES:
         return packaged
     known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-    raise UserError(f"{path}: no such recipe, expected a file or one of {known}")
+    raise UserError(f"{str(path)[:200]}: no such recipe, expected a file or one of {known}")
 
 
 def parse_recipe(content: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -157,16 +165,16 @@ def _override(content: dict[str, Any], override: str) -> None:
     """Set one field of a recipe's tree."""
     match = re.match(r"^(\w+(?:\.\w+)*)=(.*)\Z", override, flags=re.DOTALL)
     if not match:
-        raise UserError(f"override {override!r}: expected key.sub=value")
+        raise UserError(f"override {short(override)}: expected key.sub=value")
     try:
         value = parse_yaml(match[2])
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}{yaml_error(error)}") from None
+        raise UserError(f"override {short(override)}{yaml_error(error)}") from None
     *sections, key = match[1].split(".")
     for section in sections:
         inner = content.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {section} is {inner!r}, expected a section")
+            raise UserError(f"override {short(override)}: {section} is {short(inner)}, expected a section")
         content = inner
     content[key] = value
 

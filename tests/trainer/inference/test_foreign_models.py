@@ -126,7 +126,6 @@ def test_weights_that_are_a_plain_pickle(folder, tmp_path):
         ({"hidden_size": "x"}, "config.json: .*hidden_size"),
         ({"hidden_size": 24}, "weight .* does not fit config.json"),
         (
-            "config.json",
             {"id2label": {"0": "B-n"}, "label2id": {"B-n": 0}},
             "id2label: .*I-n is missing",
         ),

@@ -37,6 +37,11 @@ class Adaptation(Config, ABC):
         """Return how frozen weights are packed, or None."""
         return None
 
+    @property
+    def added_tokens(self) -> int:
+        """Return how many tokens it puts before every sequence, which take the places of sub-words."""
+        return 0
+
     @abstractmethod
     def apply(
         self,

@@ -10,6 +10,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.adaptation.adaptation import Adaptation
+from fangyan.config import short
 from fangyan.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,11 +82,11 @@ def parse_layers(layers: int | str) -> list[range]:
     """
     ranges: list[range] = []
     for part in str(layers).split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6}))?\s*", part)
         if not match:
-            raise ValueError(f"layers is {layers!r}, expected numbers such as 3, 0-3 or 0,2,4")
+            raise ValueError(f"layers is {short(layers)}, expected numbers such as 3, 0-3 or 0,2,4")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"layers is {layers!r}, its range {part.strip()} runs backwards")
+            raise ValueError(f"layers is {short(layers)}, its range {part.strip()} runs backwards")
         ranges.append(range(first, last + 1))
     return ranges

@@ -89,9 +89,14 @@ class PromptMethod(PeftMethod, ABC):
 
     supports_packing: ClassVar[bool] = False
 
-    virtual_tokens: Annotated[int, Field(ge=1)] = Field(
+    virtual_tokens: Annotated[int, Field(ge=1, le=10_000)] = Field(
         20, description="Virtual tokens before every sentence."
     )
+
+    @property
+    @override
+    def added_tokens(self) -> int:
+        return self.virtual_tokens
 
     def prompt_arguments(self, new: list[str]) -> dict[str, int]:
         """Return what PEFT's configurations of prompts have in common.

@@ -18,6 +18,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.adaptation.adaptation import Adaptation
+from fangyan.config import PathName
 from fangyan.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class PeftMethod(Adaptation, ABC):
     peft_type: ClassVar[str]
     uses_dora: ClassVar[bool] = False
 
-    adapter_path: str | None = Field(
+    adapter_path: PathName | None = Field(
         None, description="A folder with an adapter as PEFT writes it, to train further; its settings hold."
     )
 

@@ -15,7 +15,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fangyan.config import Config
+from fangyan.config import Config, PathName
 from fangyan.data.annotated import Annotator
 from fangyan.data.arrays import cumulative, differences, shuffled
 from fangyan.data.example import Example, Splits, read_lines
@@ -23,7 +23,7 @@ from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, kee
 from fangyan.errors import UserError
 
 HeldOut = Annotated[float, Field(gt=0.0, lt=1.0)]
-Files = Annotated[list[str], Field(min_length=1)] | str
+Files = Annotated[list[PathName], Field(min_length=1)] | PathName
 
 
 class DataConfig(Config, ABC):
@@ -44,12 +44,12 @@ class DataConfig(Config, ABC):
     test: Files | HeldOut | None = Field(
         None, description="As dev. Scored before and after training, never used in it."
     )
-    fold: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = Field(
+    fold: Annotated[str, Field(pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")] | None = Field(
         None,
         description="k/n: the k-th of n parts of train is the test split, for cross-validation; see fangyan "
         "train --folds.",
     )
-    cache_dir: str | None = Field(
+    cache_dir: PathName | None = Field(
         None,
         description="Folder for data larger than memory, read and tokenized: any disk with room, by default "
         "~/.cache/fangyan. It may be deleted between runs.",

@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fangyan.config import parse_yaml
+import yaml
+
+from fangyan.config import short
 from fangyan.data.compression import suffix
 from fangyan.data.formats import parse_data
 from fangyan.data.splits import DataConfig, TaggedDataConfig
 from fangyan.errors import UserError
-from fangyan.inference.load import load
+from fangyan.inference.load import data_section, load
+from fangyan.yaml_text import parse_yaml, yaml_error
 
 # Formats by the ending of a file's name; others are sentences, one per line.
 ENDINGS = {
@@ -44,7 +47,10 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
         UserError: if the format needs more than its name, or has no tags.
     """
     if wanted is not None:
-        content = parse_yaml(wanted)
+        try:
+            content = parse_yaml(wanted)
+        except yaml.YAMLError as error:
+            raise UserError(f"--format {short(wanted)}{yaml_error(error)}") from None
         return _parse(content if isinstance(content, dict) else {"format": content}, file, "--format")
     ending, recipe = suffix(file), _recipe_data(run)
     if recipe and "tags" not in parse_data(dict(recipe), str(run / "recipe.yaml")).provided:
@@ -83,8 +89,7 @@ def _recipe_data(run: Path) -> Mapping[str, Any] | None:
     path = run / "recipe.yaml"
     if not path.is_file():
         return None
-    content: Mapping[str, Any] = parse_yaml(path.read_text(encoding="utf-8"))["data"]
-    return content
+    return data_section(path)
 
 
 def _endings(recipe: Mapping[str, Any]) -> set[str]:

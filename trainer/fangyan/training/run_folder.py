@@ -158,7 +158,7 @@ class RunFolder:
         # Names with a dot are fangyan's own, of a run that had not yet begun when it ended.
         if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
             return []
-        if not (folder / "recipe.yaml").is_file():
+        if not _is_run(folder):
             raise UserError(f"run_dir: {folder} holds files but no run, expected an empty or a new folder")
         number = 1
         while folder.with_name(f"{folder.name}.{number}").exists():
@@ -181,6 +181,12 @@ class RunFolder:
         for name in splits.keys() - {"train"}:
             with whole_file(self.path / "splits" / f"{name}.jsonl") as partial:
                 write_examples(partial, splits[name])
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a run has begun in a folder: a recipe alone may be the user's own."""
+    begun = any((folder / name).exists() for name in ("splits", "metrics.jsonl", "checkpoints", "model"))
+    return begun and (folder / "recipe.yaml").is_file()
 
 
 def check_same_recipe(recipe: Recipe, path: Path) -> None:

@@ -42,6 +42,8 @@ from fangyan.training.engine import activation_dtype, check_precision, choose_pr
 
 # The shortest sequence that a document is cut into, however small a batch.
 _SHORTEST = 8
+# What a forward takes that tries an adapter, and the least that is left of a model's length beside one.
+_LEAST_ROOM = 16
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Workload:
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
-        self.max_length = self._longest(max_length(model, recipe.model.max_length))
+        self.max_length = self._longest(self._room(max_length(model, recipe.model.max_length), model))
         self.cache = cache_folder(recipe.data.cache_dir)
         weights = task.class_weights
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
@@ -139,6 +141,17 @@ class Workload:
                 f"{', '.join(self.task.metric_names)}"
             )
         return metric
+
+    def _room(self, requested: int, model: Any) -> int:
+        """Return the most sub-words of a sequence beside the tokens that an adapter adds."""
+        added = self.recipe.adaptation.added_tokens
+        limit = max_length(model, None)
+        if limit - added < _LEAST_ROOM:
+            raise UserError(
+                f"adaptation.virtual_tokens: {added:,}, but the model takes {limit:,} sub-words and virtual "
+                f"tokens; expected {max(limit - _LEAST_ROOM, 0):,} at most"
+            )
+        return min(requested, limit - added)
 
     def _longest(self, limit: int) -> int:
         """Return the most sub-words of a sequence: no more than a batch, whose mask grows by the square."""

@@ -36,7 +36,7 @@ class Conll(TaggedDataConfig):
     format: Literal["conll"] = "conll"
     line_per_token: ClassVar[bool] = True
 
-    columns: dict[Literal["token", "tag"], Annotated[int, Field(ge=1)]] | None = Field(
+    columns: dict[Literal["token", "tag"], Annotated[int, Field(ge=1, le=10_000)]] | None = Field(
         None,
         description="Where token and tag are, such as {token: 2, tag: 4}; by default there are two columns.",
     )

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from fangyan.config import PathName
 from fangyan.data.example import Splits
 from fangyan.data.formats.chat import ChatFiles
 from fangyan.errors import UserError
@@ -35,7 +36,7 @@ class HKCanCor(ChatFiles):
     licence: ClassVar[str | None] = "cc-by-4.0"
     language: ClassVar[str | None] = "yue"
 
-    path: str | None = Field(None, description="Folder of the .cha files, if not the installed one.")
+    path: PathName | None = Field(None, description="Folder of the .cha files, if not the installed one.")
 
     @override
     def load_named(self) -> Splits:

@@ -15,7 +15,12 @@ from typing_extensions import override
 from fangyan.data.tokenization import Tokenizer
 from fangyan.errors import UserError
 from fangyan.models.packed import PackedModel
+from fangyan.models.structure import max_length
 from fangyan.tasks.task import Prediction, Predictor
+
+_MOST_NEW_TOKENS = 1_000_000
+# Beyond these, sampling is taking the most likely sub-word or any: scores divided by less are infinite.
+_TEMPERATURES = 1e-3, 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +85,15 @@ class TextGenerator(Predictor):
         Raises:
             UserError: for an option out of bounds, or no text where the model needs one.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens: {max_new_tokens}, expected at least 1")
-        if temperature < 0.0:
-            raise UserError(f"temperature: {temperature:g}, expected at least 0")
+        if not 1 <= max_new_tokens <= _MOST_NEW_TOKENS:
+            raise UserError(
+                f"max_new_tokens: {max_new_tokens}, expected at least 1, and {_MOST_NEW_TOKENS:,} at most"
+            )
+        lowest, highest = _TEMPERATURES
+        if temperature != 0.0 and not lowest <= temperature <= highest:  # nan is neither
+            raise UserError(
+                f"temperature: {temperature:g}, expected 0, or at least {lowest:g} and {highest:g} at most"
+            )
         return self._generate(self._encode(text), max_new_tokens, temperature)
 
     def _encode(self, text: str) -> Tensor:
@@ -128,7 +138,17 @@ class TextGenerator(Predictor):
             stopped.set()
             thread.join()
         if failures:
+            self._check_room(ids.shape[1] + max_new_tokens)
             raise failures[0]
+
+    def _check_room(self, length: int) -> None:
+        """Say of a generation that has failed that it was beyond a table of positions, where it was."""
+        limit = max_length(self._model.base, None)
+        if length > limit:
+            raise UserError(
+                f"predict: text and continuation may have {length:,} sub-words, but the model takes {limit:,}"
+                "; expected a shorter text, or fewer --max-new-tokens"
+            )
 
 
 class _StopOn(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
