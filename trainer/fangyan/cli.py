@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fangyan.errors import Stopped, UserError
+from fangyan.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from fangyan.tasks.report import Report
@@ -59,7 +59,7 @@ class _TrainCommand(typer.core.TyperCommand):
         for field in describe_fields():
             name = f"{field.name} [{', '.join(field.members)}]" if field.members else field.name
             table.add_row(escape(name), escape(field.default), escape(field.meaning))
-        Console().print(table)
+        Terminal().print(table)
 
 
 RecipeArgument = Annotated[
@@ -198,9 +198,9 @@ def check(
     start_distributed()
     report = run(loaded, meant)
     if as_json:
-        print(json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2))
+        _write([json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2), "\n"], None)
     else:
-        console = Console(highlight=False)
+        console = Terminal(highlight=False)
         for table in check_report.tables(report, loaded, ranks):
             console.print(table)
     if report.errors:
@@ -222,7 +222,7 @@ def estimate_memory(
     from fangyan.training.workload import Workload
 
     start_distributed()
-    Console().print(memory.memory_table(memory.estimate_memory(Workload(loaded), ranks), loaded, ranks))
+    Terminal().print(memory.memory_table(memory.estimate_memory(Workload(loaded), ranks), loaded, ranks))
 
 
 @app.command()
@@ -240,16 +240,16 @@ def evaluate(
     metrics = measure(
         run,
         data,
-        say=lambda message: print(f"fangyan: {message}", file=sys.stderr),
+        say=lambda message: print(f"fangyan: {printable(message)}", file=sys.stderr),
         on_report=reports.append,
     )
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
-    Console().print(table)
+    Terminal().print(table)
     for report in reports:
         for table in report.tables("Scores"):
-            Console().print(table)
+            Terminal().print(table)
 
 
 @app.command()
@@ -321,8 +321,9 @@ def _write(pieces: Iterable[str], output: Path | None) -> None:
     from fangyan.data.compression import open_file
 
     if output is None:
+        show = printable if sys.stdout.isatty() else str  # a file or a program gets what was predicted
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(show(piece), end="", flush=True)
         return
     partial = output.with_name(f".partial-{output.name}")
     try:
@@ -363,7 +364,7 @@ def env() -> None:
     table = Table("part", "found")
     for name, value in describe().items():
         table.add_row(name, value)
-    Console().print(table)
+    Terminal().print(table)
 
 
 # Errors that need not name a file to be the machine's.
@@ -373,6 +374,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 def main() -> None:
     """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
     _use_utf8()
+    _check_arguments()
     try:
         app()
     except Stopped as error:  # which the run's log has said
@@ -410,9 +412,18 @@ def _use_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
+def _check_arguments() -> None:
+    """Refuse bytes that are no text: a tokenizer, a recipe or a file could not take them."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            _fail(f"argument {ascii(argument)[:80]}: not UTF-8, expected text")
+
+
 def _fail(sentence: str, silent: bool = False, code: int = 2) -> None:
     if not silent:
-        print(f"fangyan: {sentence}", file=sys.stderr)
+        print(f"fangyan: {printable(sentence)}", file=sys.stderr)
     _end(code, sentence)
 
 

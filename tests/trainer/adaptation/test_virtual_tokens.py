@@ -13,11 +13,11 @@ def prefixed(folder, count):
 
 def test_virtual_tokens_take_the_places_of_sub_words(tmp_path):
     """A sequence that fills the model's positions has to leave room for them."""
-    run = prefixed(tmp_path, 496)
-    assert run.max_length == 16
+    run = prefixed(tmp_path, 448)
+    assert run.max_length == 64
     batch = run.micro_batch(list(range(len(run.sequences))), "0/0")
-    assert max(map(len, (sequence.input_ids for sequence in batch.sequences))) == 16
+    assert max(map(len, (sequence.input_ids for sequence in batch.sequences))) == 40
     run.model.train().loss(batch, 1.0).backward()
-    sentence = "adaptation.virtual_tokens: 497, but the model takes 512 .* expected 496 at most"
+    sentence = "adaptation.virtual_tokens: 449, but the model takes 512 .* expected 448 at most"
     with pytest.raises(UserError, match=sentence):
-        prefixed(tmp_path, 497)
+        prefixed(tmp_path, 449)

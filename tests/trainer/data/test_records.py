@@ -1,6 +1,7 @@
 """Named values: JSON lines, tables and data sets of ``datasets``."""
 
 import json
+import random
 
 import pytest
 from fangyan.data.example import Annotation
@@ -218,3 +219,61 @@ def test_datasets_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package of this name, which is not installed"):
         read(tmp_path / "a.parquet", "datasets")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 100_000, "values are nested too deep"),
+        ("[" * 100_000 + "]" * 100_000, "values are nested too deep"),
+        ("9" * 5000, "a number of thousands of digits"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ('["a"], "tags": ["b"]', "key 'tags' is there twice"),
+        ('[{"a": 1, "a": 2}]', "key 'a' is there twice"),
+    ],
+)
+def test_json_that_cannot_be_read(tmp_path, value, message):
+    """Wherever it is: alone, in a field that is read or not, in a cell of a table."""
+    line = f'{{"tokens": {value}, "tags": ["b"]}}'
+    path = write(tmp_path, f"{line}\n", "a.jsonl")
+    with pytest.raises(UserError, match=f"a.jsonl:1: .*{message}"):
+        read(path, "jsonl")
+    with pytest.raises(UserError, match=f"a.jsonl:1: .*{message}"):
+        annotated(parse("jsonl", path), path, [("A",)])
+    if value.startswith("[") and ", " not in value.partition("]")[2]:
+        cell = '"' + value.replace('"', '""') + '"'
+        path = write(tmp_path, f"tokens,tags\n{cell},b\n", "a.csv")
+        with pytest.raises(UserError, match=f"a.csv:2: .*{message}"):
+            read(path, "csv")
+
+
+def test_csv_with_a_first_line_that_is_empty(tmp_path):
+    path = write(tmp_path, "\ntokens,tags\na,b\n", "a.csv")
+    with pytest.raises(UserError, match="a.csv:1: no column 'tokens' in the header"):
+        read(path, "csv")
+
+
+def test_damaged_parquet(tmp_path, capfd):
+    pytest.importorskip("datasets")
+    import pyarrow
+    import pyarrow.parquet
+
+    draw = random.Random(0)
+    table = pyarrow.table({"text": [str(draw.getrandbits(2000)) for _ in range(200)]})
+    pyarrow.parquet.write_table(table, tmp_path / "whole.parquet", compression="zstd")
+    content = (tmp_path / "whole.parquet").read_bytes()
+    third = len(content) // 3
+    damaged = {
+        "empty": b"",
+        "cut": content[:third],
+        "header": b"PAR1" + bytes(100) + b"PAR1",
+        "middle": content[:third] + bytes(200) + content[third + 200 :],
+        "no": b"tokens,tags\n",
+    }
+    for name, data in damaged.items():
+        path = write(tmp_path, data, f"{name}.parquet")
+        sentence = f"{name}.parquet: cannot be (loaded|read) by datasets: "
+        with pytest.raises(UserError, match=sentence) as raised:
+            read(path, "datasets", columns={"text": "text"})
+        assert len(str(raised.value)) < 600
+        assert capfd.readouterr().err == ""

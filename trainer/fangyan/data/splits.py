@@ -318,5 +318,5 @@ def _parse_example(line: str, source: str) -> Example:
     try:
         record = json.loads(line)
         return Example(as_fields(record["fields"]), record["source"], record["group"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{source}: damaged, expected an example as fangyan writes it") from None

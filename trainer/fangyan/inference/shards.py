@@ -58,8 +58,8 @@ def write_shards(folder: Path, model: Any, advice: str, shard_size: int = SHARD_
 
     The first rank allocates one shard, and at ZeRO-3 what gathering the largest weight takes; so do other
     ranks, without the shard. Gathering takes the whole weight; on CPUs gloo has a copy of it meanwhile, and
-    one of the rank's part. Where transformers makes weights of a file from others (those of a layer's experts,
-    which the model has in one), what is made from one counts as one weight, twice.
+    one of the rank's part. Where transformers makes weights of a file from others (those of a layer's
+    experts, which the model has in one), what is made from one counts as one weight, twice.
 
     Args:
         folder: that there is on the first rank.

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
@@ -22,6 +21,7 @@ from fangyan.errors import UserError
 from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
 from fangyan.tasks.task import Metrics
+from fangyan.terminal import Terminal
 from fangyan.training.board import Board
 from fangyan.training.state import State
 
@@ -44,7 +44,7 @@ class Logger:
             return
         self._metrics = folder / "metrics.jsonl"
         self._log = folder / "log.txt"
-        self.console = Console(highlight=False)
+        self.console = Terminal(highlight=False)
         self._keep_until(resume)
         with writing(folder / "tensorboard"):
             self._board = Board(folder / "tensorboard", None if resume is None else resume.step + 1)
@@ -108,7 +108,7 @@ class Logger:
             return
         self.console.print(table)
         with writing(self._log), self._log.open("a", encoding="utf-8") as file:
-            Console(file=file, width=100).print(table)
+            Terminal(file=file, width=100).print(table)
 
     def flush(self) -> None:
         """Wait until the records are on the disk, as the checkpoint of their last step is."""

@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 
 from fangyan.device import reset_peak_memory
@@ -19,6 +18,7 @@ from fangyan.distributed.process_group import on_rank_zero, start_distributed
 from fangyan.errors import UserError
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
+from fangyan.terminal import Terminal
 from fangyan.training.engine import choose_precision
 from fangyan.training.logger import BEST
 from fangyan.training.run_folder import check_same_recipe
@@ -80,7 +80,7 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
     on_rank_zero(lambda: _write(summary, recipe.folder / "summary.json"))
     _say(f"{recipe.name}: mean ± standard deviation of {len(found)} runs")
     if dist.get_rank() == 0:
-        Console(highlight=False).print(summary.table())
+        Terminal(highlight=False).print(summary.table())
     return summary
 
 

@@ -42,8 +42,8 @@ from fangyan.training.engine import activation_dtype, check_precision, choose_pr
 
 # The shortest sequence that a document is cut into, however small a batch.
 _SHORTEST = 8
-# What a forward takes that tries an adapter, and the least that is left of a model's length beside one.
-_LEAST_ROOM = 16
+# What checks of a model take, and so the least that an adapter leaves of its length.
+_LEAST_ROOM = 64
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +15,13 @@ from typing_extensions import override
 from fangyan.data.compression import suffix
 from fangyan.data.example import BOM, Example, read_raw_lines
 from fangyan.data.formats.records import Name, RecordsConfig
+from fangyan.data.json_text import NotJson, parse_json
 from fangyan.errors import UserError
 
 # Characters of a cell: what is longer is a quotation mark that never closes.
 LARGEST_CELL = 1 << 24
+# Characters of a cell up to which it is looked at for a list as Python prints it.
+_PARSED = 100_000
 _LISTS: tuple[Name, ...] = ("tokens", "tags", "spans")
 
 
@@ -43,7 +45,7 @@ class Csv(RecordsConfig):
         if first is None:
             return
         _, names = first
-        names[0] = names[0].removeprefix(BOM)
+        names[:1] = [name.removeprefix(BOM) for name in names[:1]]
         self._check_header(names, path)
         for number, cells in rows:
             source = f"{path}:{number}"
@@ -92,13 +94,12 @@ class Csv(RecordsConfig):
 def _list(cell: str, source: str) -> Any:
     """Return a cell that is a JSON list, or words with spaces between them."""
     if cell.lstrip().startswith("["):
-        try:
-            return json.loads(cell)
-        except json.JSONDecodeError:
-            pass  # words, the first of which begins with a bracket
+        with suppress(NotJson):  # words, the first of which begins with a bracket
+            return parse_json(cell, source)
         # As pandas and NumPy write lists: split at spaces, quotes and commas would become part of the words.
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            if isinstance(ast.literal_eval(cell.strip()), list):
+            # Python's parser takes 100 bytes for each of a cell.
+            if len(cell) < _PARSED and isinstance(ast.literal_eval(cell.strip()), list):
                 raise UserError(
                     f'{source}: a list as Python prints it, expected one of JSON, such as ["a", "b"] '
                     f"(json.dumps), or words with spaces between them; found {cell[:80]!r}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ class Datasets(RecordsConfig):
         wanted = [name for name in self._wanted(names) if name in names]
         rows = rows.select_columns(wanted)
         classes = _class_names(rows.features)
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(_readable(rows, path), start=1):
             source = f"{path}:{number}"
             record = {name: _named(value, classes.get(name), source) for name, value in row.items()}
             example = self.example(record, source)
@@ -52,6 +53,7 @@ def _open(path: Path) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is damaged is said once, below
     try:
         if path.is_dir():
             loaded = datasets.load_from_disk(str(path))
@@ -68,10 +70,27 @@ def _open(path: Path) -> Any:
         if not name or len(subset) > 1:
             raise ValueError("expected a .parquet file, a folder, NAME:SPLIT or NAME:SUBSET:SPLIT")
         return datasets.load_dataset(name, *subset, split=split, streaming=True)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of datasets, pyarrow or what they open
         raise UserError(
             f"{path}: cannot be loaded by datasets: {' '.join(str(error).split())[:300]}"
         ) from None
+
+
+def _readable(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """Yield rows, whose files are read, and found damaged, as they come."""
+    source = iter(rows)
+    while True:
+        try:
+            row = next(source)
+        except StopIteration:
+            return
+        except Exception as error:  # of datasets, pyarrow or what they open
+            raise UserError(
+                f"{path}: cannot be read by datasets: {' '.join(str(error).split())[:300]}"
+            ) from None
+        yield row
 
 
 def _class_names(features: Any) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from fangyan.data.annotated import Annotator, Block, annotate_blocks
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.formats.conll import cut_end
 from fangyan.data.formats.records import RecordsConfig
+from fangyan.data.json_text import parse_json
 from fangyan.errors import UserError
 
 _COLON = re.compile(r"\s*:\s*")
@@ -62,19 +63,9 @@ class Jsonl(RecordsConfig):
 
 
 def _object(line: str, source: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source}: not JSON: {error.msg} at column {error.colno}") from None
+    item = parse_json(line, source)
     if not isinstance(item, dict):
         raise UserError(f"{source}: expected an object with tokens and tags, found {type(item).__name__}")
-    if "\\u" in line:
-        try:
-            json.dumps(item, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{source}: half of a surrogate pair (\\ud800 to \\udfff), expected text"
-            ) from None
     return item
 
 
