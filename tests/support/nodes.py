@@ -155,7 +155,13 @@ class Cluster:
     def popen(self, node, command, env=None, **options):
         """Start a command on a node, as :class:`subprocess.Popen` does."""
         environment = os.environ | {"PATH": _PATH} | (env or {})
-        started = subprocess.Popen(self._nodes[node].enter(command), env=environment, text=True, **options)
+        started = subprocess.Popen(
+            self._nodes[node].enter(command),
+            env=environment,
+            text=True,
+            preexec_fn=_heed_signals,
+            **options,
+        )
         self._commands.append(started)
         return started
 
@@ -281,6 +287,12 @@ class _Namespaces:
         self._outer.wait()
         select.select([self._end], [], [], 10)
         os.close(self._end)
+
+
+def _heed_signals():
+    """As in a terminal, whatever started the tests: a shell's background job ignores both."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _end_with_parent():

@@ -58,6 +58,7 @@ def test_train_ends_at_once_before_the_first_step(cli):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: the run ends; nothing has been trained since its start" in err
+    cli.train("train.epochs=1")
 
 
 def test_train_loses_nothing_where_a_signal_comes_in_an_evaluation(cli, undisturbed):

@@ -155,8 +155,7 @@ class RunFolder:
 
     def _claim(self) -> list[str]:
         folder = self.path
-        # Names with a dot are fangyan's own, of a run that had not yet begun when it ended.
-        if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        if not folder.exists() or _is_empty(folder):
             return []
         if not _is_run(folder):
             raise UserError(f"run_dir: {folder} holds files but no run, expected an empty or a new folder")
@@ -175,12 +174,20 @@ class RunFolder:
         self._on_leaders(lambda: self._write_inputs(recipe, splits))
 
     def _write_inputs(self, recipe: Recipe, splits: Splits) -> None:
-        # First, since it makes the folder a run's.
+        # First, since these make the folder a run's.
+        with writing(self.path):
+            (self.path / "splits").mkdir(parents=True, exist_ok=True)
         with whole_file(self.path / "recipe.yaml") as partial:
             partial.write_text(recipe.to_yaml(), encoding="utf-8")
         for name in splits.keys() - {"train"}:
             with whole_file(self.path / "splits" / f"{name}.jsonl") as partial:
                 write_examples(partial, splits[name])
+
+
+def _is_empty(folder: Path) -> bool:
+    """Return whether a folder has nothing but what a run makes at first: dotted names, empty folders."""
+    names = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return all(path.is_dir() and not any(path.iterdir()) for path in names)
 
 
 def _is_run(folder: Path) -> bool:
