@@ -199,9 +199,12 @@ def test_export_to_a_full_disk(is_adapter, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (3, 3)])
 def test_export_within_its_bound(ranks, stage, tmp_path, server, free_port):
-    """One shard on the first rank; at ZeRO-3, on every rank what gathering the largest weight takes."""
+    """One shard on the first rank, at ZeRO-3 the largest weight beside it; nothing on others.
+
+    Three ranks do not divide the weights.
+    """
     port = free_port()
     processes = [
         server.Process(target=export_rank.measure, args=(rank, ranks, port, str(tmp_path), stage))
@@ -217,8 +220,7 @@ def test_export_within_its_bound(ranks, stage, tmp_path, server, free_port):
     assert_equal(found, expected)
     assert len(set(files.values())) > 3
     peaks = [json.loads((tmp_path / str(rank)).read_text(encoding="ascii")) for rank in range(ranks)]
-    # The whole weight; gloo's copies of it and of a rank's half.
-    gathering = 2.5 * max(weight.nbytes for weight in found.values()) if stage == 3 else 0
+    largest = max(weight.nbytes for weight in found.values())
     slack = 10_000_000
-    assert peaks[0] < export_rank.SHARD_SIZE + gathering + slack
-    assert max(peaks[1:], default=0) < gathering + slack
+    assert peaks[0] < export_rank.SHARD_SIZE + (largest if stage == 3 else 0) + slack
+    assert max(peaks[1:], default=0) < slack

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,10 +55,9 @@ class _Group:
 def write_shards(folder: Path, model: Any, advice: str, shard_size: int = SHARD_SIZE) -> None:
     """Write the weights as ``model.save_pretrained`` does. Collective.
 
-    The first rank allocates one shard, and at ZeRO-3 what gathering the largest weight takes; so do other
-    ranks, without the shard. Gathering takes the whole weight; on CPUs gloo has a copy of it meanwhile, and
-    one of the rank's part. Where transformers makes weights of a file from others (those of a layer's
-    experts, which the model has in one), what is made from one counts as one weight, twice.
+    The first rank allocates one shard, and the largest weight beside it, at most; other ranks nothing. Where
+    transformers makes weights of a file from others (those of a layer's experts, which the model has in one),
+    what is made from one counts as one weight, twice.
 
     Args:
         folder: that there is on the first rank.
@@ -123,15 +121,26 @@ def gathered_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        with ExitStack() as stack:
-            is_sharded = hasattr(tensor, "ds_id")
-            if is_sharded:
-                import deepspeed
-
-                stack.enter_context(deepspeed.zero.GatheredParameters(tensor))
-            if dist.get_rank() == 0:
-                found[name] = tensor.detach().to("cpu", copy=is_sharded)
+        is_sharded = hasattr(tensor, "ds_tensor") and tensor.numel() == 0  # small ones each rank keeps whole
+        whole = _gathered_parts(tensor) if is_sharded else tensor.detach()
+        if whole is not None and dist.get_rank() == 0:
+            found[name] = whole.cpu()
     return found
+
+
+def _gathered_parts(parameter: Any) -> Tensor | None:
+    """Return a parameter's whole weight on the first rank; all have parts of one size, the last padded.
+
+    DeepSpeed's own ``GatheredParameters`` makes the weight whole on every rank.
+    """
+    part: Tensor = parameter.ds_tensor.detach()
+    if dist.get_rank() != 0:
+        dist.gather(part)
+        return None
+    ranks = dist.get_world_size()
+    whole: Tensor = part.new_empty(ranks * part.numel())
+    dist.gather(part, list(whole.chunk(ranks)))
+    return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 def _saved_tensors(model: Any) -> dict[str, Tensor]:
