@@ -29,7 +29,7 @@ HOSTS = (Host("a", 1, "hosts:1"), Host("root@b", 2, "hosts:2"))
 
 
 def answer(first, reached="127.0.0.1"):
-    return {"first": first, "reached": reached, "port": 4321, "run": 0, "checkpoint": ""}
+    return {"addresses": {"a": first}, "reached": reached, "port": 4321, "run": 0, "checkpoint": ""}
 
 
 @pytest.mark.parametrize("shell", [name for name in ("sh", "bash", "dash", "zsh") if shutil.which(name)])

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,32 +16,32 @@ class NodeReport(TypedDict):
     """A node's answer.
 
     Attributes:
-        first: the address that it knows the first node by, or "".
+        addresses: by which it knows each of the nodes, or "", by name.
         reached: its own address that ssh came to, or "".
         port: one that is free.
         run: identifies the run folder, or 0 where it is not there.
         checkpoint: identifies its newest checkpoint, or "".
     """
 
-    first: str
+    addresses: dict[str, str]
     reached: str
     port: int
     run: int
     checkpoint: str
 
 
-def report(first: str, run: Path) -> NodeReport:
+def report(run: Path, names: Sequence[str]) -> NodeReport:
     """Return what this node has to say.
 
     Args:
-        first: name of the node of rank 0.
         run: the run folder, which need not be there.
+        names: of all nodes.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     return {
-        "first": _address(first),
+        "addresses": {name: _address(name) for name in names},
         "reached": [*os.environ.get("SSH_CONNECTION", "").split(), "", "", ""][2],
         "port": port,
         "run": run.stat().st_ino if run.is_dir() else 0,
@@ -50,7 +51,7 @@ def report(first: str, run: Path) -> NodeReport:
 
 def _address(name: str) -> str:
     try:
-        return socket.gethostbyname(name)
+        return socket.gethostbyname(name.rpartition("@")[2])
     except OSError:  # known to ssh alone
         return ""
 
@@ -64,4 +65,4 @@ def _newest(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(report(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(report(Path(sys.argv[1]), sys.argv[2:])))

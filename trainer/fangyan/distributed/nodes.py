@@ -63,41 +63,43 @@ def train_on_nodes(
     if shutil.which("ssh") is None:
         raise UserError("--hostfile: no command ssh on PATH, expected it (package openssh-client)")
     answers = _ask(hosts, run)
-    for host in hosts:
-        if isinstance(answer := answers[host], str):
+    for answer in answers.values():
+        if isinstance(answer, str):
             raise UserError(answer)
-    reports = {host: answer for host, answer in answers.items() if not isinstance(answer, str)}
-    first, in_vain = reports, 0
+    first = reports = _that_answer(answers)
+    in_vain = restart = 0
     with Front() as front:
-        for restart in range(max_restarts + 1):
+        while True:
             command = ["train", *arguments, *(["--resume", resume] if resume else [])]
             codes = front.run(_commands(reports, command))
             code = _exit_code(codes, front.received)
             if code is not None:
                 return code
             lost = _lost(codes)
-            before = reports
-            reports = {h: answer for h, answer in _ask(hosts, run).items() if not isinstance(answer, str)}
-            in_vain = 0 if _differ(before, reports, "checkpoint") else in_vain + 1
+            if restart == max_restarts:
+                return _give_up(lost)
+            before, reports = reports, _that_answer(_ask(hosts, run))
             if front.received is not None:
                 return 128 + front.received
-            if restart == max_restarts or not reports or in_vain == 2:
-                break
+            in_vain = 0 if _differ(before, reports, "checkpoint") else in_vain + 1
+            if not reports:
+                return _give_up(f"{lost}; no node answers any more")
+            if in_vain == 2:
+                return _give_up(f"{lost}; no checkpoint was written between two losses")
             if _differ(first, reports, "run", "checkpoint"):
-                resume = "auto"
-            _say(f"{lost}; going on with {_named(reports)} (restart {restart + 1} of {max_restarts})")
-    if not reports:
-        lost += "; no node answers any more"
-    elif in_vain == 2:
-        lost += "; no checkpoint was written between two losses"
-    _say(f"{lost}; the run ends; train --resume auto resumes from the last checkpoint")
-    return 1
+                resume = "auto"  # until then, that would be an earlier run
+            restart += 1
+            _say(f"{lost}; going on with {_named(reports)} (restart {restart} of {max_restarts})")
+
+
+def _that_answer(answers: dict[Host, NodeReport | str]) -> dict[Host, NodeReport]:
+    return {host: answer for host, answer in answers.items() if not isinstance(answer, str)}
 
 
 def _ask(hosts: Sequence[Host], run: Path) -> dict[Host, NodeReport | str]:
     """Return what each node says of itself, or a sentence about why it says nothing."""
     module = [sys.executable, "-m", "fangyan.distributed.node_report"]
-    command = _in_this_folder([*module, hosts[0].name.rpartition("@")[2], str(run)])
+    command = _in_this_folder([*module, str(run), *(host.name for host in hosts)])
     with ThreadPoolExecutor(len(hosts)) as pool:
         return dict(zip(hosts, pool.map(lambda host: _ask_one(host, command), hosts), strict=True))
 
@@ -151,7 +153,7 @@ def _master(reports: dict[Host, NodeReport]) -> str:
     host, own = next(iter(reports.items()))
     if len(reports) == 1:
         return "127.0.0.1"
-    others = [report["first"] for report in list(reports.values())[1:]]
+    others = [report["addresses"][host.name] for report in list(reports.values())[1:]]
     for address in (*others, own["reached"]):
         if address and not address.startswith("127."):
             return address
@@ -222,6 +224,11 @@ def _differ(before: dict[Host, NodeReport], after: dict[Host, NodeReport], *part
 def _named(reports: dict[Host, NodeReport]) -> str:
     ranks = sum(host.slots for host in reports)
     return f"{ranks} rank{'s' * (ranks > 1)} on {', '.join(host.name for host in reports)}"
+
+
+def _give_up(lost: str) -> int:
+    _say(f"{lost}; the run ends; train --resume auto resumes from the last checkpoint")
+    return 1
 
 
 def _say(sentence: str) -> None:
