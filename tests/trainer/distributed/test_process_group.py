@@ -62,6 +62,22 @@ def two_ranks(cli, free_port, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.ranks
+def test_ranks_that_offer_no_address_say_which_interface_and_which_there_are(cli, free_port):
+    environments = [
+        own | {"GLOO_SOCKET_IFNAME": "fy9", "LOCAL_SIZE": "1"} for own in of_ranks(2, free_port())
+    ]
+    command = ForkedCommand(cli.server, cli.folder, cli.train_arguments(), environments)
+    _, err = command.communicate(timeout=120)
+    assert command.returncode == 2
+    assert "rank 0 on" in err
+    assert "not all other ranks within 50 s (" in err
+    assert "GLOO_SOCKET_IFNAME is fy9, expected the interface that the nodes share" in err
+    assert "this host has " in err
+    assert "lo 127.0.0.1" in err
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("override", "named"), [("optimizer.lr=2e-3", "recipe: rank"), ("data.train=other.conll", "recipe: rank")]
 )
