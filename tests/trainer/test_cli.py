@@ -1,5 +1,6 @@
 """The command line: help, environment, and mistakes that end in one sentence and exit code 2."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,32 @@ def test_predict_takes_either_sentences_or_a_file(cli):
 def test_predict_with_an_option_that_a_tagger_has_not(finished, option, message):
     _, err = finished("predict", str(finished.folder / "run"), "食飯", option, "5", code=2)
     assert err.strip() == f"fangyan: {message}"
+
+
+@pytest.mark.slow
+def test_train_in_a_poor_environment(cli):
+    """Without PATH, and with an encoding that has no Chinese: by the command itself."""
+    environment = {name: value for name, value in os.environ.items() if name != "PATH"}
+    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12, encoding="utf-8")
+    data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
+    arguments = cli.train_arguments(*data, "train.epochs=1", "name=方言", "run_dir=null")
+    done = subprocess.run(
+        [sys.executable, "-m", "fangyan", *arguments],
+        cwd=cli.folder,
+        env=environment | {"PYTHONIOENCODING": "latin-1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "方言" in done.stdout
+    assert (cli.folder / "runs/方言/model/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_train_beside_the_users_recipe_leaves_it_alone(cli):
+    recipe = cli.folder / "recipe.yaml"
+    recipe.write_text("name: mine\n", encoding="utf-8")
+    _, err = cli("train", "cantonese-pos", f"run_dir={cli.folder}", code=2)
+    assert f"run_dir: {cli.folder} holds files but no run, expected an empty or a new folder" in err
+    assert recipe.read_text(encoding="utf-8") == "name: mine\n"

@@ -67,5 +67,7 @@ def _check_inputs(recipe: Recipe) -> None:
         "adaptation.adapter_path": getattr(recipe.adaptation, "adapter_path", None),
     }
     for field, path in paths.items():
-        if path is not None and Path(path).resolve().is_relative_to(recipe.folder.resolve()):
+        if path is None or not Path(path).exists():  # a name, of the package's or of the hub's
+            continue
+        if Path(path).resolve().is_relative_to(recipe.folder.resolve()):
             raise UserError(f"{field}: {path} is in the run folder, expected another run_dir")
