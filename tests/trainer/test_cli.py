@@ -110,6 +110,21 @@ def test_predict_with_an_option_that_a_tagger_has_not(finished, option, message)
 
 
 @pytest.mark.slow
+def test_train_goes_on_without_anyone_who_reads(cli):
+    """As behind `| head`, or where the connection is gone by which it was started."""
+    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12, encoding="utf-8")
+    data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
+    command = [sys.executable, "-m", "fangyan", *cli.train_arguments(*data, "train.epochs=2")]
+    with subprocess.Popen(command, cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read().decode()
+    assert process.returncode == 0, error
+    assert "epoch  2  dev" in (cli.folder / "run/log.txt").read_text(encoding="utf-8")
+    assert (cli.folder / "run/model/model.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_train_in_a_poor_environment(cli):
     """Without PATH, and with an encoding that has no Chinese: by the command itself."""
     environment = {name: value for name, value in os.environ.items() if name != "PATH"}

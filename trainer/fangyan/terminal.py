@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -25,3 +27,9 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as rich's text."""
         return super().render_str(printable(text), **options)
+
+    @override
+    def on_broken_pipe(self) -> None:
+        """Write nothing more where whoever read it has gone: a run goes on, and its log has it all."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
