@@ -1,6 +1,8 @@
 """Precisions that a machine has not, or not fast."""
 
+import export_rank
 import fangyan
+import load_rank
 import pytest
 import torch
 from fangyan.training import engine
@@ -34,3 +36,25 @@ def test_slow_precision(monkeypatch, precision, has, on_gpu):
         ]
     else:
         assert not messages
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_build_engine_shards_from_mapped_files_weight_by_weight(tmp_path, server, free_port):
+    """No rank allocates more than its shard and what broadcasting the largest weight takes."""
+    model = export_rank.model().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    port = free_port()
+    processes = [
+        server.Process(target=load_rank.measure, args=(rank, 2, port, str(tmp_path))) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    sizes = [parameter.nbytes for parameter in model.parameters()]
+    bound = sum(sizes) / 2 + 2 * max(sizes) + 10_000_000
+    assert bound < 0.85 * sum(sizes)
+    for rank in range(2):
+        assert int((tmp_path / str(rank)).read_text(encoding="ascii")) < bound

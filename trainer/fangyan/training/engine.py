@@ -122,6 +122,8 @@ def build_engine(
         group["lr"] = 0.0
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     config = deepspeed_config(recipe, trained, accumulation or recipe.train.gradient_accumulation_steps)
+    if recipe.engine.zero_stage == 3:
+        _shard(model, config, activation_dtype(recipe.engine))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
     engine.checkpoint_engine = SafeCheckpointEngine()
     # Scripts beside the checkpoints, which would unpickle them.
@@ -137,6 +139,28 @@ def build_engine(
         group["lr"] = rate
     keep_full_precision_states(engine, optimizer, recipe.optimizer)
     return engine, optimizer
+
+
+def _shard(model: nn.Module, config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Leave each rank its part of a model for ZeRO-3, weight by weight.
+
+    ``deepspeed.initialize`` does this after it has moved the whole model to the GPU, and written the first
+    rank's weights over all of another's, which had been mapped files.
+    """
+    import deepspeed
+
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device())
+    first, *others = model.parameters()
+    for parameter in (first, *others):
+        weight = parameter.data.to(dtype) if parameter.is_floating_point() else parameter.data
+        # Pages of a mapped file that are written over would stay until the file's last weight is let go.
+        parameter.data = weight if dist.get_rank() == 0 else torch.empty_like(weight)
+        del weight
+        if parameter is first:
+            deepspeed.zero.Init(module=nn.ParameterList([first]), config_dict_or_path=config)
+        else:
+            first.convert_to_zero_parameters([parameter])
 
 
 def backward(engine: Any, loss: Tensor) -> None:
