@@ -205,8 +205,11 @@ def run(folder: Path, stage: str, ranks: int) -> dict[str, Any]:
     environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"ZeRO {stage} on {ranks} ranks: {done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        what = f"exit code {done.returncode}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
+        raise RuntimeError(f"ZeRO {stage} on {ranks} ranks: {what}")
+    line = done.stdout.splitlines()[-1]
+    print(line, file=sys.stderr, flush=True)  # what there is, should a later one fail
+    found: dict[str, Any] = json.loads(line)
     return found
 
 

@@ -93,7 +93,7 @@ def _summary(report: Report) -> str:
     if report.plan is not None:
         lines.append(
             f"shares: of {report.plan.ranks.number:,} ranks, the busiest has "
-            f"{100 * report.plan.busiest:,.0f}% more sub-words than the mean"
+            f"{100 * report.plan.busiest:,.1f}% more sub-words than the mean"
         )
     return "\n".join(lines)
 

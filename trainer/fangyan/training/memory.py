@@ -26,9 +26,6 @@ from fangyan.tasks.evaluation import BATCH_TOKENS
 from fangyan.training.engine import activation_dtype, gradient_buffer
 from fangyan.training.workload import Workload
 
-# Beside each rank on the CPU, at most: 69 MB of DeepSpeed's buffers, which all ranks map, and what gloo takes
-# (as measured with two ranks). A message that is smaller touches no more of them than itself.
-_SHARED = 120e6
 # What a micro-batch frees on the CPU, the C library keeps in pieces, and an evaluation finds a part of its
 # memory there: half, where it was nothing to all of it in six runs.
 _KEPT = 0.5
@@ -178,9 +175,6 @@ def _training(
         items.append(MemoryItem("master weights in 32 bits", trained, 4 * shard, away))
     states = _states(recipe, model) / (ranks if stage else 1)
     items.append(MemoryItem("optimizer states", trained, states, away))
-    if ranks > 1 and not on_gpu():
-        message = width * gradient_buffer(trained)
-        items.append(MemoryItem("buffers between ranks", 0, min(_SHARED, message) * ranks))
     return items
 
 

@@ -199,7 +199,7 @@ def plan_table(found: Plan) -> Table:
         ("MB sent per rank and step", "right"),
     ]
     if ranks.bandwidth is not None:
-        columns += [("ms between nodes", "right"), ("ms of forwards and backwards, by this machine", "right")]
+        columns += [("ms between nodes", "right"), ("ms of forwards and backwards, here", "right")]
     for column, justify in columns:
         table.add_column(column, justify=justify)
     for stage, nbytes in found.sent.items():
