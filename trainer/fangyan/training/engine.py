@@ -151,16 +151,16 @@ def _shard(model: nn.Module, config: dict[str, Any], dtype: torch.dtype) -> None
 
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device())
-    first, *others = model.parameters()
-    for parameter in (first, *others):
+    parameters: list[Any] = list(model.parameters())
+    for parameter in parameters:
         weight = parameter.data.to(dtype) if parameter.is_floating_point() else parameter.data
         # Pages of a mapped file that are written over would stay until the file's last weight is let go.
         parameter.data = weight if dist.get_rank() == 0 else torch.empty_like(weight)
         del weight
-        if parameter is first:
-            deepspeed.zero.Init(module=nn.ParameterList([first]), config_dict_or_path=config)
+        if parameter is parameters[0]:
+            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=config)
         else:
-            first.convert_to_zero_parameters([parameter])
+            parameters[0].convert_to_zero_parameters([parameter])
 
 
 def backward(engine: Any, loss: Tensor) -> None:
