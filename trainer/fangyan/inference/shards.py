@@ -55,8 +55,8 @@ class _Group:
 def write_shards(folder: Path, model: Any, advice: str, shard_size: int = SHARD_SIZE) -> None:
     """Write the weights as ``model.save_pretrained`` does. Collective.
 
-    The first rank allocates one shard at most, and at ZeRO-3 the largest weight twice, since gloo or the copy
-    without padding takes it again; other ranks allocate nothing. Where transformers makes weights of a file
+    The first rank allocates one shard at most, and at ZeRO-3 the largest weight three times: as it comes, in
+    gloo's buffer on CPUs, and without padding; other ranks allocate nothing. Where transformers makes weights of a file
     from others (those of a layer's experts, which the model has in one), what is made from one counts as one
     weight, twice.
 
