@@ -13,6 +13,15 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--inputs",
+        type=int,
+        default=300,
+        help="How many malformed inputs tests/trainer/fuzz tries.",
+    )
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     """Start every test at one seed: what it draws does not depend on the tests that ran before it."""

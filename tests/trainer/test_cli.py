@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_exports
 
 
 def test_train_help_shows_every_recipe_field(cli):
@@ -125,29 +126,49 @@ def test_train_goes_on_without_anyone_who_reads(cli):
 
 
 @pytest.mark.slow
-def test_train_in_a_poor_environment(cli):
-    """Without PATH, and with an encoding that has no Chinese: by the command itself."""
-    environment = {name: value for name, value in os.environ.items() if name != "PATH"}
-    (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12, encoding="utf-8")
-    data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
-    arguments = cli.train_arguments(*data, "train.epochs=1", "name=方言", "run_dir=null")
-    done = subprocess.run(
-        [sys.executable, "-m", "fangyan", *arguments],
-        cwd=cli.folder,
-        env=environment | {"PYTHONIOENCODING": "latin-1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "方言" in done.stdout
-    assert (cli.folder / "runs/方言/model/model.safetensors").is_file()
-
-
-@pytest.mark.slow
 def test_train_beside_the_users_recipe_leaves_it_alone(cli):
     recipe = cli.folder / "recipe.yaml"
     recipe.write_text("name: mine\n", encoding="utf-8")
     _, err = cli("train", "cantonese-pos", f"run_dir={cli.folder}", code=2)
     assert f"run_dir: {cli.folder} holds files but no run, expected an empty or a new folder" in err
     assert recipe.read_text(encoding="utf-8") == "name: mine\n"
+
+
+@pytest.mark.parametrize("command", [["predict", "nowhere"], ["train"], ["train", "cantonese-pos"]])
+def test_an_argument_that_is_no_text(cli, command):
+    _, err = cli(*command, "a\udcff", code=2)
+    assert err == "fangyan: argument 'a\\udcff': not UTF-8, expected text\n"
+
+
+def test_predict_into_a_folder(cli):
+    model = tiny_exports.tagger(cli.folder / "model")
+    for output in (".", "model", ""):
+        _, err = cli("predict", str(model), "食飯", "--output", output, code=2)
+        assert err.strip().endswith("a folder, expected a file")
+
+
+def test_a_file_whose_name_is_too_long(cli):
+    _, err = cli("train", "x" * 5000, code=2)
+    assert len(err) < 700
+    assert "File name too long" in err
+
+
+@pytest.mark.slow
+def test_predict_and_train_in_an_environment_without_anything(tmp_path):
+    """No PATH, no locale, another encoding: what is written is UTF-8."""
+    model = tiny_exports.tagger(tmp_path / "model")
+    (tmp_path / "a.conll").write_text("我\tB-n\n食\tB-v\n", encoding="utf-8")
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "HOME", "HF_HUB_OFFLINE") if name in os.environ}
+    data = ["data.format=conll", "data.train=a.conll", "data.dev=a.conll", "data.test=null", "train.epochs=1"]
+    for variables, arguments in (
+        ({"PYTHONIOENCODING": "ascii"}, ["predict", str(model), "食飯"]),
+        (
+            {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C"},
+            ["train", "cantonese-pos", *data, f"model.path={model}", "name=方言"],
+        ),
+    ):
+        command = [sys.executable, "-m", "fangyan", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=kept | variables, capture_output=True)
+        assert result.returncode == 0, result.stderr.decode()
+        assert "食" in result.stdout.decode() or "方言" in result.stdout.decode()
+    assert (tmp_path / "runs" / "方言" / "model").is_dir()

@@ -67,6 +67,7 @@ def test_load_recipe_of_a_text_that_is_none(tmp_path, text, sentence):
         ('run_dir="a\\eb"', "expected a name without control characters"),
         (f"run_dir={'a/' * 2000}", "run_dir: found a path of 4,000 characters, expected 4,095 bytes"),
         (f"run_dir={'方' * 2000}", "run_dir: found a path of 2,000 characters, expected 4,095 bytes"),
+        ("engine.zero_stage=true", "engine.zero_stage: zero_stage is True, expected 0, 1, 2 or 3"),
         ("seed=-1", "seed: input should be greater than or equal to 0, found -1"),
         ("seed=4294967296", "seed: input should be less than 4294967296"),
         (f"seed={DIGITS}", "not a YAML recipe: "),

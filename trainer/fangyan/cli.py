@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fangyan.errors import Stopped, UserError
-from fangyan.terminal import Terminal, printable
+from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
     from fangyan.tasks.report import Report
@@ -325,6 +324,8 @@ def _write(pieces: Iterable[str], output: Path | None) -> None:
         for piece in pieces:
             print(show(piece), end="", flush=True)
         return
+    if output.is_dir():
+        raise UserError(f"--output {output}: a folder, expected a file")
     partial = output.with_name(f".partial-{output.name}")
     try:
         with open_file(partial, "wt", encoding="utf-8") as file:
@@ -367,14 +368,17 @@ def env() -> None:
     Terminal().print(table)
 
 
+# Characters of a sentence.
+_LONGEST = 600
 # Errors that need not name a file to be the machine's.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def main() -> None:
     """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
-    _use_utf8()
-    _check_arguments()
+    use_utf8()
+    if mistake := arguments_error():
+        _fail(mistake)
     try:
         app()
     except Stopped as error:  # which the run's log has said
@@ -399,31 +403,11 @@ def main() -> None:
         )
 
 
-def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale is another: C, or zh_CN.GBK.
-
-    Names of runs are names of files, which the locale could not encode. Python 3.15 is always in this mode.
-    """
-    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-def _check_arguments() -> None:
-    """Refuse bytes that are no text: a tokenizer, a recipe or a file could not take them."""
-    for argument in sys.argv[1:]:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            _fail(f"argument {ascii(argument)[:80]}: not UTF-8, expected text")
-
-
 def _fail(sentence: str, silent: bool = False, code: int = 2) -> None:
     if not silent:
-        print(f"fangyan: {printable(sentence)}", file=sys.stderr)
+        # Names of files may be long.
+        whole = sentence if len(sentence) <= _LONGEST else f"{sentence[:300]} … {sentence[-200:]}"
+        print(f"fangyan: {printable(whole)}", file=sys.stderr)
     _end(code, sentence)
 
 

@@ -125,6 +125,12 @@ def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}, found {short(first['input'])}"
 
 
+def _shown(key: int | str) -> str:
+    """Return a key of the user's as it is, or as Python writes it where it is odd."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 60 else short(text)
+
+
 def _tag(member: type[Config], field: str) -> str:
     """Return the one value of a ``Literal`` field."""
     return str(get_args(member.model_fields[field].annotation)[0])
@@ -140,7 +146,7 @@ def _walk(location: Iterable[int | str], section: type[Config]) -> tuple[str, ty
         if info is None:
             # An unknown key, or the index of a list; a plain union adds its branch to the location.
             if isinstance(step, int) or (step.isidentifier() and step not in ("int", "str", "float", "list")):
-                names.append(str(step))
+                names.append(_shown(step))
             continue
         names.append(str(step))
         family = family_of(info)

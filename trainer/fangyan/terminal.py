@@ -1,10 +1,11 @@
-"""What is written for people to read: characters of data do nothing to their terminal."""
+"""What a terminal gives and shows: text in UTF-8, whose control characters do nothing to it."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
@@ -33,3 +34,26 @@ class Terminal(Console):
         """Write nothing more where whoever read it has gone: a run goes on, and its log has it all."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale is another: C, or zh_CN.GBK.
+
+    Names of runs are names of files, which the locale could not encode. Python 3.15 is always in this mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def arguments_error() -> str | None:
+    """Return what is wrong with bytes on the command line that are no text: no recipe could hold them."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            return f"argument {ascii(argument)[:80]}: not UTF-8, expected text"
+    return None

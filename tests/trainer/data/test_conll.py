@@ -224,3 +224,13 @@ def test_conll_long_sentences_and_tokens_take_linear_time(tmp_path):
 
     assert seconds(20_000, 5) < 5
     assert seconds(2, 5_000) < 1
+
+
+@pytest.mark.parametrize("columns", [{"token": 2, "tag": 4}, {"token": 4, "tag": 2}])
+def test_annotate_a_line_whose_token_is_empty(tmp_path, columns):
+    """Empty columns at the end are as good as none."""
+    path = tmp_path / "a.tsv"
+    path.write_text("ax\tb\t\t\n".replace("b", "" if columns["token"] == 2 else "b"), encoding="utf-8")
+    data = parse_data({"format": "conll", "train": str(path), "columns": columns}, "test")
+    with pytest.raises(UserError, match="a.tsv:1: . columns, expected "):
+        list(data.annotate(path, lambda examples: (Annotation(("x",)) for _ in examples)))

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+import tiny_exports
 import tokenizers
 from fangyan.data import tokenization
 from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer, tokenize_text, tokenize_words
@@ -156,3 +157,8 @@ def test_subwords_are_remembered_of_some_words_alone(monkeypatch, electra):
     first = [tokenizer.subwords(word) for word in words]
     assert [tokenizer.subwords(word) for word in words] == first
     assert 0 < max(map(len, tokenizer._subwords.values())) <= 3
+
+
+def test_tokenize_text_of_which_nothing_is_left():
+    """A zero-width space alone, by a tokenizer that drops it and puts nothing around a text."""
+    assert tokenize_text(Tokenizer(tiny_exports.tokenizer()), "\u200b", 8) == []

@@ -247,14 +247,15 @@ def tokenize_text(
     """Tokenize a document for a causal language model: each label is the next sub-word.
 
     A document longer than ``max_length`` continues in the next sequence, which begins with the last
-    sub-word of the one before. The last label is the document's end.
+    sub-word of the one before. The last label is the document's end. A document that a tokenizer makes
+    nothing of has no sequence.
     """
     backend = tokenizer.backend
     ids = backend(text, add_special_tokens=False)["input_ids"]
     first, last = backend.bos_token_id, backend.eos_token_id
     ids = [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
     sequences = []
-    for start in range(0, max(len(ids) - 1, 1), max_length):
+    for start in range(0, max(len(ids) - 1, 1) if ids else 0, max_length):
         input_ids = ids[start : start + max_length]
         labels = ids[start + 1 : start + max_length + 1]
         labels += [IGNORE_INDEX] * (len(input_ids) - len(labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field
 
 from fangyan.config import Config, Fraction
@@ -97,3 +98,10 @@ class EngineConfig(Config):
     kernels: Literal["auto", "reference"] = Field(
         "auto", description="auto: fangyan's own wherever they run. reference: plain PyTorch in their place."
     )
+
+    @pydantic.field_validator("zero_stage", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, bool):  # which Python takes for 1 or 0
+            raise ValueError(f"zero_stage is {value}, expected 0, 1, 2 or 3")
+        return value

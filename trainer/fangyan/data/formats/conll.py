@@ -161,8 +161,8 @@ class _Reader:
         elif between == " ":  # a token with a space in it would move the others
             self._width = self._width or len(cells)
             fits &= len(cells) == self._width
-        used = [cells[i] for i in (self._token, self._tag) if i < len(cells)]
-        if fits and used[0] and (not self._tagged or used[1].strip(" ")):
+        token, tag = (cells[i] if i < len(cells) else "" for i in (self._token, self._tag))
+        if fits and token and (not self._tagged or tag.strip(" ")):
             return cells
         raise UserError(f"{self._path}:{line.number}: {self._expected(len(cells))}, found {line.text[:80]!r}")
 

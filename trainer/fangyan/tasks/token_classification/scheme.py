@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
@@ -34,6 +34,25 @@ _NAMES: dict[Style, str] = {
     "io": "types without prefixes",
     "plain": "plain labels",
 }
+
+
+def exported(config: Mapping[str, Any], field: str, kind: Any) -> Any:
+    """Return a field of an export.
+
+    Args:
+        config: what the task's ``export_config`` returned.
+        field: its name.
+        kind: a ``Literal`` of its values.
+
+    Raises:
+        ValueError: if it is not there, or none of them.
+    """
+    if field not in config:
+        raise ValueError(f"fangyan has no field {field!r}, expected a whole export")
+    if config[field] not in get_args(kind):
+        found, expected = str(config[field])[:60], ", ".join(get_args(kind))
+        raise ValueError(f"fangyan.{field} is {found!r}, expected one of {expected}")
+    return config[field]
 
 
 class Mark(NamedTuple):

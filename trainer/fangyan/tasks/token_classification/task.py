@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metri
 from fangyan.tasks.token_classification.predictor import Tagged, TokenClassifier
 from fangyan.tasks.token_classification.recognition import TagPairs, Wanted, recognise
 from fangyan.tasks.token_classification.report import tag_report
-from fangyan.tasks.token_classification.scheme import Notation, Scheme
+from fangyan.tasks.token_classification.scheme import Notation, Scheme, exported
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -129,22 +129,14 @@ class TokenClassificationConfig(TaskConfig):
     @override
     def from_export(cls, config: Mapping[str, Any], model_config: Any) -> TokenClassification:
         """Return the task of an exported model."""
-        choices = {"scheme": Scheme, "tokens": TokenUnit, "subword": LabelPlace}
-        for field in (*choices, "notation"):
-            if field not in config:
-                raise ValueError(f"fangyan has no field {field!r}, expected a whole export")
-        for field, choice in choices.items():
-            if config[field] not in get_args(choice):
-                found, expected = str(config[field])[:60], ", ".join(get_args(choice))
-                raise ValueError(f"fangyan.{field} is {found!r}, expected one of {expected}")
         labels = [model_config.id2label[i] for i in range(model_config.num_labels)]
         if not all(isinstance(label, str) for label in labels):
             raise ValueError(f"id2label is {str(model_config.id2label)[:60]}, expected names of labels")
-        notation = Notation.from_export(config["notation"])
+        kinds = {"scheme": Scheme, "tokens": TokenUnit, "subword": LabelPlace}
+        scheme, tokens, subword = (exported(config, field, kind) for field, kind in kinds.items())
+        notation = Notation.from_export(config.get("notation"))
         try:
-            return TokenClassification(
-                labels, config["scheme"], config["tokens"], notation, config["subword"]
-            )
+            return TokenClassification(labels, scheme, tokens, notation, subword)
         except UserError as error:
             raise ValueError(f"id2label: {error}") from None
 
