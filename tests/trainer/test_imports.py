@@ -19,6 +19,7 @@ FLOORS = [
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),
     ("training", "recipe"),
+    ("cli_options",),
     ("cli",),
     ("__init__", "__main__"),
 ]

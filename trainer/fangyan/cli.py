@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from fangyan.cli_options import (
+    MOST_RANKS,
+    FormatOption,
+    InputOption,
+    Overrides,
+    RanksOption,
+    RecipeArgument,
+    RunArgument,
+    TrainCommand,
+)
 from fangyan.errors import Stopped, UserError
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
@@ -44,53 +53,7 @@ def _launched(
         end_with_input()
 
 
-class _TrainCommand(typer.core.TyperCommand):
-    """Adds every recipe field to ``fangyan train --help``."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, then the fields."""
-        from fangyan.recipe import describe_fields
-
-        super().format_help(ctx, formatter)
-        table = Table(title="Recipe fields", title_justify="left")
-        for column in ("field", "default", "meaning"):
-            table.add_column(column, overflow="fold")
-        for field in describe_fields():
-            name = f"{field.name} [{', '.join(field.members)}]" if field.members else field.name
-            table.add_row(escape(name), escape(field.default), escape(field.meaning))
-        Terminal().print(table)
-
-
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A YAML recipe, or the name of one that comes with fangyan.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
-]
-InputOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="A file: .conllu, .conll or .jsonl, which is written with predicted tags and all else as it "
-        "is; or text, one sentence per line. - is text from standard input.",
-        show_default=False,
-    ),
-]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Of --input, where neither its name nor the run's recipe says it: conll, or "
-        "{format: conllu, column: xpos}.",
-        show_default=False,
-    ),
-]
-# More than any cluster has.
-MOST_RANKS = 65_536
-RanksOption = Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
-
-
-@app.command(cls=_TrainCommand)
+@app.command(cls=TrainCommand)
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,

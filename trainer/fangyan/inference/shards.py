@@ -56,9 +56,9 @@ def write_shards(folder: Path, model: Any, advice: str, shard_size: int = SHARD_
     """Write the weights as ``model.save_pretrained`` does. Collective.
 
     The first rank allocates one shard at most, and at ZeRO-3 the largest weight three times: as it comes, in
-    gloo's buffer on CPUs, and without padding; other ranks allocate nothing. Where transformers makes weights of a file
-    from others (those of a layer's experts, which the model has in one), what is made from one counts as one
-    weight, twice.
+    gloo's buffer on CPUs, and without padding; other ranks allocate nothing. Where transformers makes weights
+    of a file from others (those of a layer's experts, which the model has in one), what is made from one
+    counts as one weight, twice.
 
     Args:
         folder: that there is on the first rank.
