@@ -55,10 +55,9 @@ class _Group:
 def write_shards(folder: Path, model: Any, advice: str, shard_size: int = SHARD_SIZE) -> None:
     """Write the weights as ``model.save_pretrained`` does. Collective.
 
-    The first rank allocates one shard at most, and at ZeRO-3 the largest weight three times: as it comes, in
-    gloo's buffer on CPUs, and without padding; other ranks allocate nothing. Where transformers makes weights
-    of a file from others (those of a layer's experts, which the model has in one), what is made from one
-    counts as one weight, twice.
+    The first rank allocates one shard, and the largest weight beside it, at most; other ranks nothing. Where
+    transformers makes weights of a file from others (those of a layer's experts, which the model has in one),
+    what is made from one counts as one weight, twice.
 
     Args:
         folder: that there is on the first rank.
@@ -132,16 +131,25 @@ def gathered_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _gathered_parts(parameter: Any) -> Tensor | None:
     """Return a parameter's whole weight on the first rank; all have parts of one size, the last padded.
 
-    DeepSpeed's own ``GatheredParameters`` makes the weight whole on every rank.
+    They are received where they belong. DeepSpeed's ``GatheredParameters`` makes the weight whole on every
+    rank, and gloo's ``gather`` has a copy of it in buffers that stay for a while.
     """
     part: Tensor = parameter.ds_tensor.detach()
     if dist.get_rank() != 0:
-        dist.gather(part)
+        dist.send(part, 0)
         return None
-    ranks = dist.get_world_size()
-    whole: Tensor = part.new_empty(ranks * part.numel())
-    dist.gather(part, list(whole.chunk(ranks)))
-    return whole[: parameter.ds_numel].view(parameter.ds_shape)
+    whole = part.new_empty(parameter.ds_numel)
+    for rank in range(dist.get_world_size()):
+        place = whole[rank * part.numel() : (rank + 1) * part.numel()]
+        if rank == 0:
+            place.copy_(part[: place.numel()])
+        elif place.numel() == part.numel():
+            dist.recv(place, rank)
+        else:  # with padding, which has no place
+            received = torch.empty_like(part)
+            dist.recv(received, rank)
+            place.copy_(received[: place.numel()])
+    return whole.view(parameter.ds_shape)
 
 
 def _saved_tensors(model: Any) -> dict[str, Tensor]:
