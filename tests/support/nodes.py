@@ -210,7 +210,7 @@ class Cluster:
         except subprocess.CalledProcessError:
             log = self._folder / "sshd.log"
             raise RuntimeError(
-                f"no sshd on {self.names[node]}: {log.read_text() if log.exists() else ''}"
+                f"no sshd on {self.names[node]}: {log.read_text(encoding='utf-8') if log.exists() else ''}"
             ) from None
 
     def _on_switch(self, *arguments):

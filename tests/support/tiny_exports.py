@@ -1,5 +1,6 @@
 """Folders of tiny models as fangyan exports them, made without training."""
 
+from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.tasks.causal_lm.task import CausalLM
 from fangyan.tasks.token_classification.task import TokenClassification
@@ -43,5 +44,6 @@ def writer(folder):
 
 def _write(folder, model, task):
     inference = {"task": task.name, **task.export_config(), "layout": "padded", "max_length": 64}
-    export(folder, model, tokenizer(), model.state_dict(), inference, "")
+    start_distributed()
+    export(folder, model, tokenizer(), inference, "")
     return folder

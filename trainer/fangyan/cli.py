@@ -17,10 +17,12 @@ from rich.table import Table
 from fangyan.cli_options import (
     MOST_RANKS,
     FormatOption,
+    HostfileOption,
     InputOption,
     Overrides,
     RanksOption,
     RecipeArgument,
+    RestartsOption,
     RunArgument,
     TrainCommand,
 )
@@ -28,6 +30,7 @@ from fangyan.errors import Stopped, UserError
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
+    from fangyan.recipe import Recipe
     from fangyan.tasks.report import Report
 
 app = typer.Typer(
@@ -75,22 +78,8 @@ def train(
         int | None,
         typer.Option(min=2, max=1000, help="Cross-validate: so many runs, each tests on a part of train."),
     ] = None,
-    hostfile: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run on several nodes by ssh: a file of lines such as node1 slots=4, by which 4 ranks "
-            "start there.",
-            show_default=False,
-        ),
-    ] = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="With --hostfile: where a rank or a node is lost, go on from the newest checkpoint on the "
-            "nodes that are left, so many times.",
-        ),
-    ] = 0,
+    hostfile: HostfileOption = None,
+    max_restarts: RestartsOption = 0,
 ) -> None:
     """Run a recipe: evaluate, train, evaluate, export.
 
@@ -99,6 +88,8 @@ def train(
     from fangyan.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    if hostfile is None and max_restarts:
+        raise UserError("--max-restarts: is for --hostfile, which names the nodes to start on")
     if hostfile is not None:
         if seeds or folds:
             raise UserError("--hostfile is for one run, expected neither --seeds nor --folds")
@@ -106,23 +97,25 @@ def train(
         from fangyan.distributed.nodes import train_on_nodes
 
         arguments = [recipe, *(overrides or []), *(["--profile"] if profile else [])]
-        raise typer.Exit(
-            train_on_nodes(read_hostfile(hostfile), arguments, loaded.folder, resume, max_restarts)
-        )
-    if max_restarts:
-        raise UserError("--max-restarts: is for --hostfile, which names the nodes to start on")
+        hosts = read_hostfile(hostfile)
+        raise typer.Exit(train_on_nodes(hosts, arguments, loaded.folder, resume, max_restarts))
+    if (seeds or folds) and (resume or profile):
+        raise UserError("--seeds and --folds resume by themselves, expected neither --resume nor --profile")
+    _train_here(loaded, resume, profile, seeds, folds)
+
+
+def _train_here(
+    recipe: Recipe, resume: str | None, profile: bool, seeds: int | None, folds: int | None
+) -> None:
+    """Train in this process, which may be one of several ranks."""
     if seeds or folds:
-        if resume or profile:
-            raise UserError(
-                "--seeds and --folds resume by themselves, expected neither --resume nor --profile"
-            )
         from fangyan.training.repeats import repeat
 
-        repeat(loaded, seeds, folds)
+        repeat(recipe, seeds, folds)
     else:
         from fangyan.training.train import train as run
 
-        run(loaded, resume, profile)
+        run(recipe, resume, profile)
     from fangyan.distributed.process_group import stop_distributed
 
     stop_distributed()

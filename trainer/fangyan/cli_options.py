@@ -56,3 +56,20 @@ FormatOption = Annotated[
 MOST_RANKS = 65_536
 RanksOption = Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
+HostfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run on several nodes by ssh: a file of lines such as node1 slots=4, by which 4 ranks start "
+        "there.",
+        show_default=False,
+    ),
+]
+RestartsOption = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts",
+        min=0,
+        help="With --hostfile: where a rank or a node is lost, go on from the newest checkpoint on the nodes "
+        "that are left, so many times.",
+    ),
+]

@@ -30,7 +30,8 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 def change(path, **fields):
     content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({name: v for name, v in (content | fields).items() if v is not ...}))
+    changed = {name: v for name, v in (content | fields).items() if v is not ...}
+    path.write_text(json.dumps(changed), encoding="utf-8")
 
 
 @pytest.fixture

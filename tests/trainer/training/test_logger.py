@@ -47,7 +47,8 @@ def test_logger_resumed_drops_later_records(tmp_path):
         '{"kind": "train", "step": 2, "epoch": 0}',
         '{"kind": "tra',
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(kept[:1] + dropped[:3] + kept[1:] + dropped[3:]))
+    lines = kept[:1] + dropped[:3] + kept[1:] + dropped[3:]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with Logger(tmp_path, active=True, resume=State(step=1)):
         pass
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
