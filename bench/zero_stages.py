@@ -2,7 +2,7 @@
 
     python bench/zero_stages.py --folder /var/tmp/zero --results --plot docs/zero-stages.png
 
-Trains a random ELECTRA of 36 million parameters in float32 for some steps on CPU ranks (gloo), with AdamW, in
+Trains a random ELECTRA of 30 million parameters in float32 for some steps on CPU ranks (gloo), with AdamW, in
 processes of its own for each stage and number of ranks. Memory is that of all tensors alive, counted once per
 storage: between backward and optimizer's step, and at its peak, where gradients are reduced; the largest rank
 counts. Bytes sent are the kernel's own count of payload on every TCP socket of a rank (TCP_INFO, without
@@ -242,7 +242,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw what was measured as bars, and the formulas as lines across them."""
     import matplotlib.pyplot as plt
 
-    figure, (memory, sent) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (memory, sent) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     places = range(len(rows))
     below = [0.0] * len(rows)
     for part in rows[0]["states"]:
@@ -253,10 +253,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for i, axes in enumerate((memory, sent)):
         expected = [formulas(row["stage"], row["ranks"])[i] for row in rows]
         axes.hlines(expected, [p - 0.45 for p in places], [p + 0.45 for p in places], "k", label="formula")
-        names = [f"{row['stage'].replace(', ', chr(10))}\n{row['ranks']}" for row in rows]
-        axes.set_xticks(list(places), names, fontsize=7)
+        names = [f"{row['stage']}; {row['ranks']}" for row in rows]
+        axes.set_xticks(list(places), names, rotation=60, ha="right", fontsize=8)
         axes.set_xlabel("ZeRO stage; ranks")
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper left", ncols=3)
     memory.set_ylabel("memory of a rank, bytes per parameter")
     memory.set_ylim(0, 1.4 * max(below))
     sent.set_ylabel("sent per rank and step, bytes per parameter")

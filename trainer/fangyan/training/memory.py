@@ -29,6 +29,8 @@ from fangyan.training.workload import Workload
 # What a micro-batch frees on the CPU, the C library keeps in pieces, and an evaluation finds a part of its
 # memory there: half, where it was nothing to all of it in six runs.
 _KEPT = 0.5
+# Elements that ZeRO-3 gathers at a time, at most: DeepSpeed's stage3_prefetch_bucket_size.
+_GATHERED = 50_000_000
 # Epochs in which the largest micro-batch is looked for.
 _EPOCHS = 100
 # bitsandbytes keeps smaller tensors in 32 bits, where it sees single ones.
@@ -163,6 +165,11 @@ def _training(
         items.append(MemoryItem("gradients, this rank's", trained, width * shard))
         # Arranged by rank, and handed out.
         items.append(MemoryItem("gradients, on their way between ranks", trained, 2 * width * trained))
+        if ranks > 1 and not on_gpu():
+            # gloo copies what it gathers, and of small copies its threads keep up to as much. An all-reduce
+            # takes 2 MB, and a group of ranks at rest nothing.
+            copies = 2 * min(weights, width * _GATHERED)
+            items.append(MemoryItem("weights, gloo's copies of them", everything, copies))
     if stage == 0 and not half:
         items.append(MemoryItem("gradients, kept between steps", trained, width * trained))
     if stage > 0:
