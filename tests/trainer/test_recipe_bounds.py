@@ -165,3 +165,10 @@ def test_yaml_tags_are_refused(tmp_path, monkeypatch, value):
     assert "could not determine a constructor for the tag" in sentence
     assert "hunter2" not in sentence
     assert sorted(os.listdir()) == sorted({*before, "r.yaml"})
+
+
+def test_a_sentence_has_a_bound_whatever_it_quotes():
+    sentence = str(UserError(f"a.conll:1: tag {'B' * 5000!r} is not of scheme IOB2, expected O"))
+    assert len(sentence) < 600
+    assert sentence.startswith("a.conll:1: tag 'BBB")
+    assert sentence.endswith("is not of scheme IOB2, expected O")

@@ -26,7 +26,7 @@ from fangyan.cli_options import (
     RunArgument,
     TrainCommand,
 )
-from fangyan.errors import Stopped, UserError
+from fangyan.errors import Stopped, UserError, shorten
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
@@ -324,8 +324,6 @@ def env() -> None:
     Terminal().print(table)
 
 
-# Characters of a sentence.
-_LONGEST = 600
 # Errors that need not name a file to be the machine's.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -348,7 +346,8 @@ def main() -> None:
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
+        name = error.filename or "the disk"
+        _fail(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
             traceback.print_exc()
@@ -361,9 +360,7 @@ def main() -> None:
 
 def _fail(sentence: str, silent: bool = False, code: int = 2) -> None:
     if not silent:
-        # Names of files may be long.
-        whole = sentence if len(sentence) <= _LONGEST else f"{sentence[:300]} … {sentence[-200:]}"
-        print(f"fangyan: {printable(whole)}", file=sys.stderr)
+        print(f"fangyan: {printable(shorten(sentence))}", file=sys.stderr)
     _end(code, sentence)
 
 

@@ -6,6 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
+# Characters of a sentence: it may quote what a file or a name has of thousands.
+_LONGEST = 600
+
+
+def shorten(sentence: str) -> str:
+    """Return a sentence without the middle of what is too long to read."""
+    return sentence if len(sentence) <= _LONGEST else f"{sentence[:300]} … {sentence[-250:]}"
+
 
 class UserError(Exception):
     """Report bad input in one sentence: where, what was found, what was expected.
@@ -20,7 +28,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, on_every_rank: bool = True):
-        super().__init__(message)
+        super().__init__(shorten(message))
         self.on_every_rank = on_every_rank
 
 
