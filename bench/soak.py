@@ -109,7 +109,7 @@ class Samples:
 
 def soak(folder: Path, minutes: float, restarts: int) -> int:
     """Train for some minutes with restarts; return 1 if a process failed."""
-    overrides = ("train.epochs=1000000", "train.checkpoint_every=20")
+    overrides = ("train.epochs=10000", "train.checkpoint_every=20")
     print("| process | minutes | step | memory, MB | MB in 24 h | open files | in 24 h | threads |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for number in range(restarts + 1):

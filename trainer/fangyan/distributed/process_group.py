@@ -26,7 +26,7 @@ from fangyan.errors import UserError
 T = TypeVar("T")
 
 # Seconds in which all ranks have to come: nodes take that long to import what a rank needs.
-_MEET = 120
+_MEET = 300
 # Seconds in which ranks that have met answer each other.
 _ANSWER = 50
 # What a rank may take alone, such as an export of a large model. Ranks that answer no longer are found by
