@@ -40,11 +40,15 @@ class _Group:
 
     Attributes:
         control: on the CPU, whatever the ranks compute on.
-        heartbeat: that watches the other ranks.
+        store: of rank 0.
+        runs: that were watched.
+        heartbeat: of the latest.
     """
 
     control: dist.ProcessGroup
-    heartbeat: Heartbeat
+    store: Any
+    runs: int = 0
+    heartbeat: Heartbeat | None = None
 
 
 _group: _Group | None = None
@@ -82,30 +86,27 @@ def start_distributed() -> tuple[int, int]:
 
 
 def _meet(backend: str) -> None:
-    """Connect the launcher's ranks, have them answer once, and begin to watch them."""
+    """Connect the launcher's ranks, and have them answer once."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    address = os.environ["MASTER_ADDR"]
     store = _rendezvous(rank, ranks)
     local = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE"))
-    interface = None if local == str(ranks) else interface_towards(address)
+    interface = None if local == str(ranks) else interface_towards(os.environ["MASTER_ADDR"])
     if interface is not None:
         # By default gloo offers what this host's name resolves to, often 127.0.1.1.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     answer = timedelta(seconds=_ANSWER)
     store.set_timeout(answer)
-    heartbeat = Heartbeat(rank, ranks)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=answer)
         control = dist.new_group(backend="gloo", timeout=answer)
         dist.all_reduce(torch.ones((), device=device()))
         dist.barrier(control)
-        heartbeat.start(torch._C._distributed_c10d.PrefixStore("fangyan", store), address)
     except (RuntimeError, OSError) as error:
         raise UserError(_unreachable(rank, str(error)), on_every_rank=False) from error
     for group in (dist.group.WORLD, control):
         dist.distributed_c10d._set_pg_timeout(_COLLECTIVE, group)
     global _group
-    _group = _Group(control, heartbeat)
+    _group = _Group(control, store)
 
 
 def _rendezvous(rank: int, ranks: int) -> Any:
@@ -171,41 +172,56 @@ def stop_distributed() -> None:
     """
     global _group
     if dist.is_initialized():
-        if _group is not None:
-            dist.barrier(_group.control)
-            _group.heartbeat.stop()
-            _group = None
+        _group = None
         dist.destroy_process_group()
 
 
 def report_step(step: int) -> None:
     """Let the other ranks know how many steps this one has done."""
-    if _group is not None:
+    if _group is not None and _group.heartbeat is not None:
         _group.heartbeat.step = step
 
 
 def announce_end(sentence: str, exit_code: int) -> None:
-    """Tell the other ranks why this process is about to end, which takes a second or two."""
-    if _group is not None:
+    """Tell the other ranks of a run why this process is about to end, which takes a second or two."""
+    if _group is not None and _group.heartbeat is not None:
         _group.heartbeat.announce(sentence, exit_code)
 
 
 @contextmanager
-def naming_lost_ranks() -> Iterator[None]:
-    """Say which rank is gone, in place of what a collective raises then.
+def watching_ranks() -> Iterator[None]:
+    """Watch the other ranks of a run, and end with it where one of them is lost. Collective.
 
     Raises:
-        RankLost: in place of its error.
+        RankLost: in place of what a collective raises then.
     """
+    if _group is None or dist.get_world_size() == 1:
+        yield
+        return
+    _group.heartbeat = heartbeat = _start_heartbeat(_group)
     try:
         yield
+        dist.barrier(_group.control)
     except UserError:
         raise
     except Exception as error:
-        lost = None if _group is None else _group.heartbeat.explain(error)
+        lost = heartbeat.explain(error)
         if lost is None:
             raise
         raise lost from error
+    _group.heartbeat = None  # what ranks do after a run is their own affair
+    heartbeat.stop()
+
+
+def _start_heartbeat(group: _Group) -> Heartbeat:
+    heartbeat = Heartbeat(dist.get_rank(), dist.get_world_size())
+    group.runs += 1
+    store = torch._C._distributed_c10d.PrefixStore(f"fangyan/{group.runs}", group.store)
+    try:
+        heartbeat.start(store, os.environ["MASTER_ADDR"])
+    except (RuntimeError, OSError) as error:
+        raise UserError(_unreachable(dist.get_rank(), str(error)), on_every_rank=False) from error
+    return heartbeat
 
 
 def largest_peak_memory() -> float:

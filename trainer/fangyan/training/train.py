@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fangyan.distributed.agreement import assert_agreement, digest_of
 from fangyan.distributed.disks import find_disks
-from fangyan.distributed.process_group import naming_lost_ranks, start_distributed
+from fangyan.distributed.process_group import start_distributed, watching_ranks
 from fangyan.distributed.signals import StopSignals, end_with_launcher
 from fangyan.environment import versions
 from fangyan.errors import UserError
@@ -33,7 +33,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
         recipe = load_recipe(recipe)
     start_distributed()
     end_with_launcher()
-    with StopSignals() as signals, naming_lost_ranks():
+    with StopSignals() as signals, watching_ranks():
         recipe = choose_precision(recipe)
         assert_agreement({"recipe": digest_of(recipe.to_yaml()), **versions()})
         return _train(recipe, resume, profile, signals)
