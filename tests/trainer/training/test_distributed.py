@@ -1,6 +1,7 @@
 """Two real ranks: the same losses and the same model as one, at every ZeRO stage."""
 
 import json
+import shutil
 from pathlib import Path
 
 import fangyan
@@ -79,15 +80,12 @@ def test_train_compiles_nothing_and_waits_for_no_lock(cli):
     assert {path for path in set(Path("/dev/shm").iterdir()) - before if "deepspeed" in path.name} == set()
 
 
-@pytest.mark.parametrize(("first", "then", "stage"), [(2, 1, 2), (1, 2, 3)])
-def test_train_resumes_on_other_ranks_with_the_same_dropout(cli, first, then, stage):
+def test_train_resumes_on_other_ranks_with_the_same_dropout(cli):
     """Micro-batches stay, and masks follow them: what differs is the order of sums."""
-    options = (f"engine.zero_stage={stage}", f"train.gradient_accumulation_steps={2 // first}")
-    cli.train(*options, ranks=first, run="whole")
-    cli.train(*options, ranks=first)
-    checkpoint = cli.folder / "run/checkpoints/step-000016"
-    out, _ = cli.train(*options, ranks=then, resume=checkpoint)
-    assert f"were resharded for {then}" in out
+    cli.train("engine.zero_stage=2", ranks=2)
+    shutil.copytree(cli.folder / "run", cli.folder / "whole", symlinks=True)
+    out, _ = cli.train("engine.zero_stage=2", resume=cli.folder / "run/checkpoints/step-000016")
+    assert "were resharded for 1" in out
     found, expected = ([loss for _, loss in cli.losses(run)] for run in ("run", "whole"))
     assert found == pytest.approx(expected, rel=2e-6)
 

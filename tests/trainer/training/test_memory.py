@@ -31,7 +31,6 @@ def folder(tmp_path_factory):
     [
         (1, ()),
         (1, ("optimizer.name=adamw8bit", "engine.zero_stage=2", "engine.offload=optimizer")),
-        pytest.param(2, ("engine.zero_stage=1",), marks=pytest.mark.ranks),
         pytest.param(2, ("engine.zero_stage=3",), marks=pytest.mark.ranks),
     ],
     ids=str,

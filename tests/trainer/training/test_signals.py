@@ -107,9 +107,8 @@ def test_a_signal_to_one_rank_ends_both_with_a_checkpoint(cli, undisturbed):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
-def test_the_launchers_end_ends_its_ranks_with_a_checkpoint(cli, name):
-    """DeepSpeed's front process alone gets the signal, as by docker stop or a scheduler."""
+def test_the_launchers_end_ends_its_ranks_with_a_checkpoint(cli):
+    """DeepSpeed's front process alone is killed: SIGTERM, which it does not pass on either, is less."""
     process = cli.start(
         *cli.train_arguments("train.checkpoint_every=null", "train.epochs=9"), ranks=2, launcher=True
     )
@@ -120,7 +119,7 @@ def test_the_launchers_end_ends_its_ranks_with_a_checkpoint(cli, name):
         if "fangyan" in child.cmdline() and "deepspeed" not in " ".join(child.cmdline())
     ]
     assert len(ranks) == 2
-    process.send_signal(getattr(signal, name))
+    process.kill()
     process.communicate(timeout=60)
     _, alive = psutil.wait_procs(ranks, timeout=30)
     assert not alive

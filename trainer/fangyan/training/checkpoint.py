@@ -288,6 +288,10 @@ class Checkpoints:
                 _remove(path)
             partial.rename(path)
             sync(self.folder)
+            self._link("last", self._all()[-1])
+            best = read_content(self._all()[-1]).state.best_step
+            if best is not None and self.path(best).exists():
+                self._link("best", self.path(best))
 
         on_ranks(lacking, begin)
         self.disks.spread(path, dict.fromkeys(names, source), partial, lacking)
