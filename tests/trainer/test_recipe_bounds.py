@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fangyan.errors import UserError
-from fangyan.recipe import load_recipe
+from fangyan.recipe import load_recipe, parse_recipe
 
 MINIMAL = "name: x\ndata: {format: hkcancor}\n"
 CONLL = "name: x\ndata: {format: conll, train: a.conll}\n"
@@ -172,3 +172,12 @@ def test_a_sentence_has_a_bound_whatever_it_quotes():
     assert len(sentence) < 600
     assert sentence.startswith("a.conll:1: tag 'BBB")
     assert sentence.endswith("is not of scheme IOB2, expected O")
+
+
+@pytest.mark.parametrize("value", ["5minutes", "0min", "1.5h", "", "15min\n", "١٥min"])
+def test_checkpoint_every_says_what_a_time_is(value):
+    content = {"name": "x", "data": {"format": "conll", "train": "a"}, "train": {"checkpoint_every": value}}
+    with pytest.raises(
+        UserError, match="train.checkpoint_every: found .*, expected steps, such as 200, or a time"
+    ):
+        parse_recipe(content)

@@ -42,6 +42,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self._at = 0.0
+        # Whether all steps are in a checkpoint; None while there are some that are not.
         self._saved: bool | None = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -83,14 +84,13 @@ class StopSignals:
 
     def _end(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._saved:
+        code = 128 + number
+        if self._saved is None:  # the second Ctrl-C
+            sentence = f"{name} again: the run ends at once; train --resume auto resumes its last checkpoint"
+        elif self._saved:
             sentence, code = f"{name}: the run ends; train --resume auto resumes it", exit_code(number)
         else:
-            sentence, code = f"{name}: the run ends; nothing has been trained since its start", 128 + number
-        if self._saved is None:
-            sentence = (
-                f"{name} again: the run ends at once; train --resume auto resumes from the last checkpoint"
-            )
+            sentence = f"{name}: the run ends; nothing has been trained since its start"
         _write(sentence)
         announce_end(f"it received {name}", code)
         os._exit(code)

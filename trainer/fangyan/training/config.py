@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from fangyan.config import Config, Fraction
+from fangyan.config import Config, Fraction, short
 
 
 class ScheduleConfig(Config):
@@ -20,7 +21,7 @@ class ScheduleConfig(Config):
 
 
 # A number and its unit.
-Duration = Annotated[str, Field(pattern=r"^[1-9]\d{0,5}(s|min|h)$")]
+_DURATION = re.compile(r"[1-9][0-9]{0,5}(s|min|h)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -53,7 +54,7 @@ class TrainConfig(Config):
     early_stopping: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         None, description="Stop after so many epochs without a better dev metric."
     )
-    checkpoint_every: Annotated[int, Field(ge=1)] | Duration | None = Field(
+    checkpoint_every: Annotated[int, Field(ge=1)] | str | None = Field(
         "15min",
         description="Steps or time (90s, 15min, 2h) between checkpoints, besides those at epochs' ends.",
     )
@@ -63,6 +64,13 @@ class TrainConfig(Config):
     log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10, description="Steps between reads of the loss."
     )
+
+    @pydantic.field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _is_steps_or_time(cls, value: Any) -> Any:
+        if isinstance(value, str) and not _DURATION.fullmatch(value):
+            raise ValueError(f"found {short(value)}, expected steps, such as 200, or a time: 90s, 15min, 2h")
+        return value
 
     def is_checkpoint_step(self, step: int) -> bool:
         """Return whether a checkpoint is due after ``step`` steps."""

@@ -73,24 +73,19 @@ def _open(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # of datasets, pyarrow or what they open
-        raise UserError(
-            f"{path}: cannot be loaded by datasets: {' '.join(str(error).split())[:300]}"
-        ) from None
+        raise _unreadable(path, error) from None
 
 
 def _readable(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
     """Yield rows, whose files are read, and found damaged, as they come."""
-    source = iter(rows)
-    while True:
-        try:
-            row = next(source)
-        except StopIteration:
-            return
-        except Exception as error:  # of datasets, pyarrow or what they open
-            raise UserError(
-                f"{path}: cannot be read by datasets: {' '.join(str(error).split())[:300]}"
-            ) from None
-        yield row
+    try:
+        yield from rows
+    except Exception as error:  # as above; what the reader of the rows raises does not come here
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read by datasets: {' '.join(str(error).split())[:300]}")
 
 
 def _class_names(features: Any) -> dict[str, list[str]]:
