@@ -11,7 +11,7 @@ RANKS = 3
 SILENT = 2.0
 
 
-def watch(rank, port, error_file, sentence=None):
+def watch(rank, port, error_file, sentence=None, lets_live=False):
     """Watch until another rank is lost; with a sentence, end with it after a moment."""
     os.environ["LOCAL_RANK"] = "0"  # on nodes of their own, so that each says what it found
     os.dup2(os.open(error_file, os.O_WRONLY | os.O_CREAT, 0o600), 2)
@@ -22,6 +22,8 @@ def watch(rank, port, error_file, sentence=None):
     time.sleep(1.2)
     store.set(f"ready {rank}", "yes")
     store.wait([f"ready {other}" for other in range(RANKS)])
+    if lets_live:
+        heartbeat.let_live()
     if sentence is not None:
         heartbeat.announce(sentence, 2)
         os._exit(2)

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -360,7 +361,8 @@ def main() -> None:
 
 def _fail(sentence: str, silent: bool = False, code: int = 2) -> None:
     if not silent:
-        print(f"fangyan: {printable(shorten(sentence))}", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that has closed
+            print(f"fangyan: {printable(shorten(sentence))}", file=sys.stderr)
     _end(code, sentence)
 
 
@@ -371,8 +373,9 @@ def _end(code: int, reason: str = "") -> None:
         code: of the exit.
         reason: that other ranks of the run are told, which may not have met it.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     group = sys.modules.get("fangyan.distributed.process_group")
     if group is not None and reason:
         group.announce_end(reason, code)

@@ -32,11 +32,14 @@ def writing(path: Path, advice: str = RESUME) -> Iterator[None]:
 
 
 def _of_the_system(error: Exception) -> OSError | None:
-    """Return the error of the system behind another: safetensors and tokenizers, in Rust, quote it."""
-    if isinstance(error, OSError):
+    """Return the error of the system behind another that quotes it: of libraries in Rust, of shutil."""
+    if isinstance(error, OSError) and not isinstance(error, shutil.Error):
         return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
+    number = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    if number is None:
+        return None
+    code = int(number[1] or number[2])
+    return OSError(code, os.strerror(code))
 
 
 @contextmanager
@@ -59,6 +62,25 @@ def whole_file(path: Path, advice: str = RESUME) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path, advice: str) -> Iterator[Path]:
+    """Yield a new folder to fill, which takes its name when it is whole and on the disk; see :func:`publish`.
+
+    Raises:
+        UserError: as :func:`writing` does; no part of the folder stays.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    with writing(folder, advice):
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            publish(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def publish(partial: Path, folder: Path) -> None:

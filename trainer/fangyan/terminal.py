@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import select
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any
 
@@ -14,6 +19,9 @@ from typing_extensions import override
 
 # All but tab and line feed: ESC begins a terminal's commands, and a carriage return hides what is before it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+# Seconds that pass without a word.
+_PATIENCE = 15
 
 
 def printable(text: str) -> str:
@@ -30,10 +38,45 @@ class Terminal(Console):
         return super().render_str(printable(text), **options)
 
     @override
+    def _check_buffer(self) -> None:
+        """Take a terminal that has closed (EIO) for a pipe that has: rich knows only the latter."""
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.on_broken_pipe()
+
+    @override
     def on_broken_pipe(self) -> None:
         """Write nothing more where whoever read it has gone: a run goes on, and its log has it all."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go_of_lost_output()
+
+
+def let_go_of_lost_output() -> None:
+    """Write to nowhere from here on where a terminal has closed, or whoever read the output has ended."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    for descriptor, event in poll.poll(0):
+        if event & (select.POLLERR | select.POLLHUP):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
+@contextmanager
+def say_later(sentence: str) -> Iterator[None]:
+    """Say what is waited for if the block takes long. Of the ranks of a node, one does."""
+    timer = threading.Timer(_PATIENCE, print, [f"fangyan: {sentence}"], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def use_utf8() -> None:

@@ -7,6 +7,7 @@ import pytest
 from fangyan.training.checkpoint_files import read_state, verify
 from forked_command import ForkedCommand, of_ranks
 from own_disk import mount, why_not
+from spread_rank import spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
@@ -53,8 +54,8 @@ def test_an_empty_node_and_a_damaged_one_get_what_they_lack(cli, nodes):
     last = read_state((first / "checkpoints/last").resolve()).step
     before = f"checkpoints/step-{last - 2:06d}"
     assert verify(second / before) is None
-    for node in (first, second):
-        shutil.rmtree(node / f"checkpoints/step-{last:06d}")
+    shutil.rmtree(first / f"checkpoints/step-{last:06d}")
+    (second / f"checkpoints/step-{last:06d}/state.json").write_text("{}", encoding="utf-8")
     file = next((first / before).glob("*model_states.pt"))
     content = bytearray(file.read_bytes())
     content[5000] ^= 1
@@ -65,13 +66,42 @@ def test_an_empty_node_and_a_damaged_one_get_what_they_lack(cli, nodes):
     assert losses(cli, first) == whole
     assert files(first / "checkpoints") == files(second / "checkpoints")
     shutil.rmtree(second)
-    out = run("engine.zero_stage=3", resume="auto")
+    out = run("engine.zero_stage=3", resume="runs/run/checkpoints/last")
     assert "lacks a checkpoint, which" in out
     for name in ("last", "best"):
         assert files((first / "checkpoints" / name).resolve()) == files(
             (second / "checkpoints" / name).resolve()
         )
     assert (second / "splits/dev.jsonl").exists()
+
+
+@pytest.mark.parametrize("lost", ["source", "target"])
+def test_spread_of_a_file_that_cannot_be_opened(lost, tmp_path, server, free_port):
+    """Every rank says so in the end, and the files after it arrive whole."""
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "a").write_bytes(b"a" * 1000)
+    (folders[0] / "b").write_bytes(b"b" * 900)
+    if lost == "source":
+        (folders[0] / "a").unlink()
+    else:
+        (folders[1] / "a").mkdir()
+    port = free_port()
+    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    processes = [
+        server.Process(target=spread, args=(rank, port, str(folders[rank]), str(files[rank])))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    reason = "No such file" if lost == "source" else "Is a directory"
+    for file in files:
+        assert f"{folders[lost == 'target']}/a: {reason}" in file.read_text(encoding="utf-8")
+    assert (folders[1] / "b").read_bytes() == b"b" * 900
 
 
 def test_the_node_that_is_left_resumes_alone(cli, nodes):

@@ -17,12 +17,13 @@ def start(tmp_path, server, free_port):
     """Start ranks, of which some end with a sentence; return their processes and what each says."""
     processes = []
 
-    def start(**sentences):
+    def start(lets_live=None, **sentences):
         port = free_port()
         files = [tmp_path / f"{rank}.err" for rank in range(RANKS)]
         for rank, file in enumerate(files):
             sentence = sentences.get(f"rank_{rank}")
-            processes.append(server.Process(target=watch, args=(rank, port, str(file), sentence)))
+            arguments = (rank, port, str(file), sentence, rank == lets_live)
+            processes.append(server.Process(target=watch, args=arguments))
             processes[-1].start()
         return processes, files
 
@@ -76,6 +77,17 @@ def test_every_rank_says_why_one_of_them_ends(start, failing):
         code, said = ends(processes[rank], files[rank])
         assert code == 2
         assert f"rank {failing} on {socket.gethostname()} ended after step 7: train.txt:7: damaged" in said
+
+
+def test_a_rank_with_an_error_of_its_own_is_not_ended(start):
+    """A script that goes on after a run has failed, while the other ranks leave."""
+    processes, files = start(lets_live=1)
+    wait_until_ready(files)
+    processes[0].kill()
+    assert ends(processes[2], files[2])[0] == 1
+    time.sleep(1)
+    assert processes[1].is_alive()
+    assert files[1].read_text(encoding="utf-8") == ""
 
 
 def test_strangers_are_not_answered(start, free_port):

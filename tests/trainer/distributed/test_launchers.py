@@ -59,7 +59,14 @@ def test_rank_variables_elsewhere(environment):
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("node1", "node1"), ("gpu[03-07,11],cpu1", "gpu03"), ("a,b[1-2]", "a"), ("n[7,9]", "n7")],
+    [
+        ("node1", "node1"),
+        ("gpu[03-07,11],cpu1", "gpu03"),
+        ("a,b[1-2]", "a"),
+        ("n[7,9]", "n7"),
+        ("node[01-04,7]-ib,a", "node01-ib"),
+        ("rack[1-2]node[3,5]", "rack1node3"),
+    ],
 )
 def test_first_host(nodes, first):
     assert first_host(nodes) == first

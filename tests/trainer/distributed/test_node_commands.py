@@ -1,6 +1,7 @@
 """What is run on a node, and what is said of one, without nodes."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 from fangyan.distributed.hostfile import Host
+from fangyan.distributed.node_report import JOB, end_job
 from fangyan.distributed.nodes import _commands, _exit_code, _in_this_folder, _lost
 from fangyan.errors import UserError
 
@@ -53,6 +55,24 @@ def test_secrets_are_not_on_command_lines(monkeypatch):
     assert "hf_secret" not in _in_this_folder(["true"])
 
 
+def test_end_job_kills_what_is_stopped():
+    """And no other job's."""
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    processes = [
+        subprocess.Popen(sleep, env={**os.environ, JOB: job}, stdout=subprocess.PIPE)
+        for job in ("one", "two")
+    ]
+    for process in processes:
+        process.stdout.readline()
+    processes[0].send_signal(signal.SIGSTOP)
+    end_job("one")
+    assert processes[0].poll() is not None
+    assert processes[1].poll() is None
+    processes[1].kill()
+    for process in processes:
+        process.communicate()
+
+
 def test_deepspeed_env_with_a_mistake(tmp_path, monkeypatch):
     (tmp_path / ".deepspeed_env").write_text("A=1\nexport B=2\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -69,7 +89,7 @@ def test_deepspeed_env_with_a_mistake(tmp_path, monkeypatch):
     ],
 )
 def test_commands_have_the_address_that_other_nodes_reach(first, second, address):
-    commands = _commands(dict(zip(HOSTS, (first, second), strict=True)), ["train", "r.yaml"])
+    commands = _commands(dict(zip(HOSTS, (first, second), strict=True)), ["train", "r.yaml"], "x")
     assert list(commands) == ["a", "root@b"]
     for number, command in enumerate(commands.values()):
         assert f"--master_addr={address} --master_port=4321 --node_rank={number}" in command
@@ -78,7 +98,7 @@ def test_commands_have_the_address_that_other_nodes_reach(first, second, address
 def test_commands_without_an_address_that_other_nodes_reach():
     reports = dict(zip(HOSTS, (answer("127.0.1.1"), answer("127.0.1.1")), strict=True))
     with pytest.raises(UserError, match="hosts:1: a is 127.0.0.1 to the other nodes too"):
-        _commands(reports, [])
+        _commands(reports, [], "x")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from fangyan.distributed.nodes import _in_this_folder
 from model_families import BY_NAME, save
 from nodes import nodes, why_not
+from small_disk import fill
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {
@@ -122,12 +123,29 @@ def assert_none_left(cluster, word, seconds=60):
 class TestOnNodes:
     pytestmark = on_nodes
 
-    def test_two_nodes_are_two_ranks_of_one(self, cluster, job, on_one_node):
-        """At ZeRO 3; 1 and 2 where a rank or a node is killed below."""
-        finish(start(cluster, "engine.zero_stage=3", "run_dir=two"))
-        found = losses(job / "two")
-        assert len(found) == STEPS
-        assert found == on_one_node(3)
+    def test_two_nodes_are_two_ranks_of_one_also_where_a_disk_fills_up(
+        self, tmp_path, job, on_one_node, monkeypatch
+    ):
+        """At ZeRO 3, each node with a disk of its own; 1 and 2 where a rank or a node is killed below."""
+        monkeypatch.chdir(job)
+        runs = tmp_path / "runs"
+        with nodes(2, tmp_path / "nodes", separate=[runs]) as cluster:
+            cluster.hostfile(job / "hosts")
+            mounted = cluster.run(1, ["mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", runs])
+            assert mounted.returncode == 0, mounted.stderr
+            first, second = (cluster.path(node, runs) for node in (0, 1))
+            process = start(cluster, "engine.zero_stage=3", f"run_dir={runs}/run")
+            wait_for_step(process, first / "run", 10)
+            filler = fill(second)
+            err = finish(process, code=2)
+            assert "cannot be written by rank 1 on fyn1" in err
+            assert "0.000 GB are free" in err
+            filler.unlink()
+            done = len(losses(first / "run"))
+            assert 10 <= done < STEPS
+            finish(start(cluster, "engine.zero_stage=3", f"run_dir={runs}/run", "--resume", "auto"))
+            assert losses(first / "run") == on_one_node(3)
+            assert not list(second.rglob("*.partial"))
 
     def test_by_deepspeeds_own_command(self, cluster, job, on_one_node, tmp_path, monkeypatch):
         shutil.copytree(job, tmp_path / "job")  # its name is one that DeepSpeed does not quote

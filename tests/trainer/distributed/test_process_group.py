@@ -1,8 +1,10 @@
 """Ranks that do not find each other, and what they have to have in common."""
 
+import socket
 from pathlib import Path
 
 import pytest
+from fangyan import terminal
 from fangyan.distributed import process_group
 from fangyan.distributed.process_group import on_rank_zero, on_ranks, start_distributed
 from fangyan.errors import UserError
@@ -26,17 +28,23 @@ def test_on_ranks_names_the_file_that_cannot_be_written():
         on_ranks([0], Path("/proc/x").touch)
 
 
-def test_a_rank_that_finds_nobody_says_where_it_looked(monkeypatch, free_port):
+def test_a_rank_that_finds_nobody_says_where_it_looks(monkeypatch, free_port, capsys):
     port = str(free_port())
     variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(process_group, "_MEET", 1)
+    monkeypatch.setattr(terminal, "_PATIENCE", 0.2)
     with pytest.raises(UserError, match=f"nobody answers at 127.0.0.1:{port}") as error:
         process_group._rendezvous(1, 2)
     assert "expected rank 0 to be started there" in str(error.value)
+    waiting = f"fangyan: rank 1 on {socket.gethostname()} waits for rank 0 to answer at 127.0.0.1:{port}"
+    assert capsys.readouterr().err == f"{waiting}, for 1 s at most\n"
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=f"not all of 2 ranks came to 127.0.0.1:{port} within 1 s"):
+        process_group._rendezvous(0, 2)
+    assert f"waits for all of 2 ranks to come to 127.0.0.1:{port}" in capsys.readouterr().err
+    with socket.create_server(("", int(port))), pytest.raises(UserError, match=f"port {port} .* is in use"):
         process_group._rendezvous(0, 2)
 
 
@@ -79,10 +87,10 @@ def test_ranks_that_offer_no_address_say_which_interface_and_which_there_are(cli
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("override", "named"), [("optimizer.lr=2e-3", "recipe: rank"), ("data.train=other.conll", "recipe: rank")]
+    ("argument", "named"), [("optimizer.lr=2e-3", "recipe: rank"), ("--resume=auto", "--resume: rank")]
 )
-def test_ranks_of_different_recipes_stop(cli, free_port, override, named):
-    codes, said = two_ranks(cli, free_port, cli.train_arguments(), cli.train_arguments(override))
+def test_ranks_of_different_commands_stop(cli, free_port, argument, named):
+    codes, said = two_ranks(cli, free_port, cli.train_arguments(), cli.train_arguments(argument))
     assert codes == [2, 2]
     for text in said:
         assert named in text

@@ -1,16 +1,22 @@
 """A finished run in use: what it predicts, evaluates and exports."""
 
 import json
+import re
 
 import fangyan
 import pytest
 import torch
 from fangyan.data.formats.hkcancor import HKCanCor, corpus_folder
 from fangyan.errors import UserError
+from fangyan.inference import load
 from safetensors.torch import load_file
+from small_disk import fill, mounted
+from tiny_exports import tagger
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 pytestmark = pytest.mark.slow
+
+PAGE = 4096
 
 
 def test_load_predicts_what_plain_transformers_does(finished):
@@ -122,6 +128,27 @@ def test_export_is_a_copy_that_predicts(finished, tmp_path):
     assert fangyan.load(tmp_path / "copy").predict(["我哋聽日去睇戲"]) == expected
     with pytest.raises(UserError, match="it exists, expected a new folder"):
         fangyan.export(finished.folder / "run", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("write", [load.export, load.merge])
+def test_export_to_a_full_disk(write, tmp_path):
+    """For each number of free pages until it is enough: a sentence, and no part of the folder."""
+    model, sentences = tagger(tmp_path / "model"), []
+    with mounted(tmp_path / "disk", 64 * PAGE) as disk:
+        for pages in range(64):
+            filler = fill(disk, leave=pages * PAGE)
+            try:
+                write(model, disk / "tagger")
+                break
+            except UserError as error:
+                sentences.append(str(error))
+                assert list(disk.iterdir()) == [filler]
+            finally:
+                filler.unlink()
+        written = sum(path.stat().st_size for path in (disk / "tagger").iterdir())
+    assert len(sentences) > written / PAGE / 2
+    pattern = r"cannot be written \(No space left on device\); 0\.\d{3} GB are free on its disk; after making"
+    assert [sentence for sentence in sentences if not re.search(pattern, sentence)] == []
 
 
 def test_load_of_a_model_that_is_not_fangyans(tmp_path, finished):

@@ -143,6 +143,14 @@ def test_a_disk_without_room_is_refused(folder):
         folder.checkpoints.assert_room(10**18)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../model.pt", "a/../../model.pt"])
+def test_a_checkpoint_of_files_that_are_elsewhere_is_refused(folder, name):
+    whole = read_content(folder.checkpoints.path(4))
+    Content(whole.state, {name: whole.files["model.pt"]}).write(folder.checkpoints.path(4))
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        read_content(folder.checkpoints.path(4))
+
+
 class Attack:
     """What a pickle runs where it is loaded."""
 

@@ -41,7 +41,11 @@ def test_slow_precision(monkeypatch, precision, has, on_gpu):
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_build_engine_shards_from_mapped_files_weight_by_weight(tmp_path, server, free_port):
-    """No rank allocates more than its shard and what broadcasting the largest weight takes."""
+    """No rank allocates more than its shard and what broadcasting the largest weight takes.
+
+    That is one or two of that size, and a third where what is freed is not given back at once. A rank that
+    held the whole model would come to three halves of it.
+    """
     model = export_rank.model().to(torch.bfloat16)
     model.save_pretrained(tmp_path / "model")
     port = free_port()
@@ -54,7 +58,7 @@ def test_build_engine_shards_from_mapped_files_weight_by_weight(tmp_path, server
         process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     sizes = [parameter.nbytes for parameter in model.parameters()]
-    bound = sum(sizes) / 2 + 2 * max(sizes) + 10_000_000
-    assert bound < 0.85 * sum(sizes)
+    bound = sum(sizes) / 2 + 3 * max(sizes) + 10_000_000
+    assert bound < 0.65 * 1.5 * sum(sizes)
     for rank in range(2):
         assert int((tmp_path / str(rank)).read_text(encoding="ascii")) < bound

@@ -41,6 +41,8 @@ def test_train_with_seeds_keeps_what_is_finished(cli):
     values = [run["dev"]["joint_f1"] for run in expected["runs"].values()]
     assert expected["mean"]["dev"]["joint_f1"] == pytest.approx(statistics.fmean(values))
     shutil.rmtree(cli.folder / "run" / "seed-1" / "model")  # as if it had been killed before its end
+    with (cli.folder / "run" / "seed-0" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "train", "st')
     before = (cli.folder / "run" / "seed-0" / "log.txt").stat().st_mtime_ns
     out, _ = cli(*arguments)
     assert "run seed-0 of cantonese-pos is finished, and kept" in out

@@ -1,9 +1,12 @@
 """Signals: a checkpoint at the next step, a sentence, an exit code, and a resumed run that is exact."""
 
+import os
 import signal
 import socket
 import time
+from contextlib import suppress
 
+import forked_command
 import psutil
 import pytest
 from fangyan.training.checkpoint_files import read_state
@@ -89,10 +92,45 @@ def test_a_second_interrupt_ends_a_run_at_once(cli):
     assert process.returncode == 130
 
 
+@pytest.mark.ranks
 def test_checkpoints_are_written_by_the_clock(cli):
-    cli.train("train.checkpoint_every=1s", "train.keep_checkpoints=99", "train.epochs=3")
+    cli.train("train.checkpoint_every=1s", "train.keep_checkpoints=99", "train.epochs=3", ranks=2)
     steps = sorted(int(path.name[5:]) for path in (cli.folder / "run/checkpoints").glob("step-*"))
     assert {9, 18, 27} < set(steps)
+    # A step takes less than a second by far: but for an epoch's end, none follows at once.
+    assert [step for step in steps if step % 9 and step - 1 in steps and (step - 1) % 9] == []
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "number", "code"), [(True, signal.SIGHUP, 0), (False, signal.SIGINT, 130)]
+)
+def test_train_saves_where_its_output_ends_too(cli, is_terminal, number, code):
+    """A terminal that closes, and the ``tee`` of a pipe that the same Ctrl-C ends."""
+    if is_terminal:
+        reader, terminal = os.openpty()
+        path = os.ttyname(terminal)
+    else:
+        path = str(cli.folder / "pipe")
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, False)
+    arguments = cli.train_arguments("train.checkpoint_every=null")
+    process = cli.server.Process(target=forked_command.run, args=(str(cli.folder), arguments, {}, path, path))
+    process.start()
+    if is_terminal:
+        os.close(terminal)
+    shown = b""
+    while not has_record(cli, '"kind": "train", "step": 3')():
+        assert process.is_alive(), shown.decode()
+        with suppress(OSError):  # nothing yet
+            shown += os.read(reader, 1 << 16)
+        time.sleep(0.01)
+    os.close(reader)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == code
+    assert 3 <= read_state((cli.folder / "run/checkpoints/last").resolve()).step < 9
+    assert "with a checkpoint" in (cli.folder / "run/log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.ranks

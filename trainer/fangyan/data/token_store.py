@@ -33,6 +33,7 @@ from fangyan.data.arrays import differences
 from fangyan.data.example import Example
 from fangyan.data.store import ExampleFile, FileSlices, Rows, Subset, writing_into
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, WordAlignment
+from fangyan.terminal import say_later
 
 Arrays = Mapping[str, NDArray[Any]]
 Tokenize = Callable[[Sequence[Example]], list[TokenizedSequence]]
@@ -152,7 +153,8 @@ def _lock(path: Path) -> Iterator[None]:
     """Hold a file's lock, which the system releases however a process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with say_later(f"waits for another process, which tokenizes the same data and holds {path}"):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -60,7 +61,7 @@ class Disks:
             writers: ranks that write them; by default those of the other disks.
 
         Raises:
-            UserError: if a disk takes no more.
+            UserError: if a file cannot be read or written.
         """
         if not self.are_separate:
             return
@@ -81,7 +82,7 @@ class Disks:
 
 
 def _send(source: Path | None, target: Path | None, owner: int) -> None:
-    """Send a file piece by piece. A rank that cannot write one takes the others all the same. Collective.
+    """Send a file piece by piece. Collective, also for a rank that cannot read or write: it raises last.
 
     Args:
         source: the file, on its owner.
@@ -89,32 +90,42 @@ def _send(source: Path | None, target: Path | None, owner: int) -> None:
         owner: the rank that sends it.
     """
     group = control_group()
-    size = torch.tensor([0 if source is None else source.stat().st_size])
-    dist.broadcast(size, owner, group=group)
-    error: OSError | None = None
+    size = torch.zeros(1, dtype=torch.int64)
+    reader: BufferedReader | None = None
+    writer: FileIO | None = None
+    failures: list[OSError] = []
     with ExitStack() as files:
-        reader = None if source is None else files.enter_context(source.open("rb"))
-        writer = None if target is None else files.enter_context(target.open("wb", buffering=0))
+        with _collecting(failures):
+            if source is not None:
+                reader = files.enter_context(source.open("rb"))
+                size += os.fstat(reader.fileno()).st_size
+            if target is not None:
+                writer = files.enter_context(target.open("wb", buffering=0))
+        dist.broadcast(size, owner, group=group)
         for start in range(0, int(size), _PIECE):
-            piece = torch.empty(min(_PIECE, int(size) - start), dtype=torch.uint8)
-            if reader is not None:
-                reader.readinto(piece.numpy().data)
+            piece = torch.zeros(min(_PIECE, int(size) - start), dtype=torch.uint8)
+            content = memoryview(piece.numpy().data)
+            with _collecting(failures, source):
+                if reader is not None and not failures and reader.readinto(content) != len(content):
+                    raise OSError(errno.EIO, "it has become shorter")
             dist.broadcast(piece, owner, group=group)
-            if writer is not None and error is None:
-                error = _write(writer, memoryview(piece.numpy().data), str(target))
-        if writer is not None and error is None:
-            os.fsync(writer.fileno())
-    if error is not None:
-        raise error
+            with _collecting(failures, target):
+                while writer is not None and not failures and content:
+                    content = content[writer.write(content) :]
+        with _collecting(failures, target):
+            if writer is not None and not failures:
+                os.fsync(writer.fileno())
+    if failures:
+        raise failures[0]
 
 
-def _write(file: IO[bytes], content: memoryview, name: str) -> OSError | None:
+@contextmanager
+def _collecting(failures: list[OSError], path: Path | None = None) -> Iterator[None]:
+    """Keep a block's errors for later. Those of reading and writing do not say of which file they are."""
     try:
-        while content:
-            content = content[file.write(content) :]
+        yield
     except OSError as error:
-        return OSError(error.errno, error.strerror, name)
-    return None
+        failures.append(OSError(error.errno, error.strerror, error.filename or str(path)))
 
 
 def one_disk() -> Disks:

@@ -95,6 +95,7 @@ class Heartbeat:
         self._found = threading.Event()
         self._news = threading.Event()
         self._stopping = threading.Event()
+        self._lets_live = False
         self._ended: str | None = None
         self._exit_code = 1
         self._peers = {other: Peer() for other in range(ranks) if other != rank}
@@ -129,6 +130,10 @@ class Heartbeat:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+    def let_live(self) -> None:
+        """End this process no longer where another is lost: it has an error of its own to deal with."""
+        self._lets_live = True
 
     def announce(self, sentence: str, exit_code: int) -> None:
         """Tell the other ranks why this one ends, before it does."""
@@ -175,7 +180,7 @@ class Heartbeat:
             return
         self._loss = loss
         self._found.set()
-        if not self._stopping.wait(_GRACE):
+        if not self._stopping.wait(_GRACE) and not self._lets_live:
             if self._speaks(loss.rank):
                 print(f"fangyan: {loss.sentence}", file=sys.stderr, flush=True)
             os._exit(loss.exit_code)

@@ -22,7 +22,6 @@ _VARIABLES = {
 }
 # Where rank 0 listens, for the launchers that do not say it: the last digits of the job's number are added.
 _PORT = 29500
-_FIRST_HOST = re.compile(r"^([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\])?")
 
 
 def rank_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -67,7 +66,6 @@ def _address(launcher: str, environment: Mapping[str, str], found: Mapping[str, 
 
 
 def first_host(nodes: str) -> str:
-    """Return the first of Slurm's list of nodes: ``node03`` of ``node[03-07,11],gpu1``."""
-    match = _FIRST_HOST.match(nodes)
-    assert match is not None, nodes
-    return match[1] + (match[2] or "")
+    """Return the first of Slurm's list of nodes: ``node03-ib`` of ``node[03-07,11]-ib,gpu1``."""
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", first)

@@ -8,8 +8,14 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
+
+import psutil
+
+# The variable by which processes of a job are known.
+JOB = "FANGYAN_JOB"
 
 
 class NodeReport(TypedDict):
@@ -49,6 +55,17 @@ def report(run: Path, names: Sequence[str]) -> NodeReport:
     }
 
 
+def end_job(job: str) -> None:
+    """Kill what is left of a job on this node: a process that is stopped hears no other signal."""
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # someone else's, or one that has ended
+            if process.environ().get(JOB) == job:
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=10)
+
+
 def _address(name: str) -> str:
     try:
         return socket.gethostbyname(name.rpartition("@")[2])
@@ -65,4 +82,5 @@ def _newest(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(report(Path(sys.argv[1]), sys.argv[2:])))
+    end_job(sys.argv[1])
+    print(json.dumps(report(Path(sys.argv[2]), sys.argv[3:])))

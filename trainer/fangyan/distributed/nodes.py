@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from fangyan.distributed.front import SSH, Front
 from fangyan.distributed.hostfile import Host
-from fangyan.distributed.node_report import NodeReport
+from fangyan.distributed.node_report import JOB, NodeReport
 from fangyan.errors import UserError
 
 # Seconds for a node's answer to a question, with the start of Python from a slow disk.
@@ -62,7 +63,8 @@ def train_on_nodes(
     """
     if shutil.which("ssh") is None:
         raise UserError("--hostfile: no command ssh on PATH, expected it (package openssh-client)")
-    answers = _ask(hosts, run)
+    job = secrets.token_hex(8)
+    answers = _ask(hosts, run, job)
     for answer in answers.values():
         if isinstance(answer, str):
             raise UserError(answer)
@@ -71,14 +73,14 @@ def train_on_nodes(
     with Front() as front:
         while True:
             command = ["train", *arguments, *(["--resume", resume] if resume else [])]
-            codes = front.run(_commands(reports, command))
+            codes = front.run(_commands(reports, command, job))
             code = _exit_code(codes, front.received)
             if code is not None:
                 return code
             lost = _lost(codes)
             if restart == max_restarts:
                 return _give_up(lost)
-            before, reports = reports, _that_answer(_ask(hosts, run))
+            before, reports = reports, _that_answer(_ask(hosts, run, job))
             if front.received is not None:
                 return 128 + front.received
             in_vain = 0 if _differ(before, reports, "checkpoint") else in_vain + 1
@@ -96,10 +98,13 @@ def _that_answer(answers: dict[Host, NodeReport | str]) -> dict[Host, NodeReport
     return {host: answer for host, answer in answers.items() if not isinstance(answer, str)}
 
 
-def _ask(hosts: Sequence[Host], run: Path) -> dict[Host, NodeReport | str]:
-    """Return what each node says of itself, or a sentence about why it says nothing."""
+def _ask(hosts: Sequence[Host], run: Path, job: str) -> dict[Host, NodeReport | str]:
+    """Return what each node says of itself, or a sentence about why it says nothing.
+
+    Nothing of the job runs any more, or is to: a node ends what is left, as ranks that are stopped.
+    """
     module = [sys.executable, "-m", "fangyan.distributed.node_report"]
-    command = _in_this_folder([*module, str(run), *(host.name for host in hosts)])
+    command = _in_this_folder([*module, job, str(run), *(host.name for host in hosts)])
     with ThreadPoolExecutor(len(hosts)) as pool:
         return dict(zip(hosts, pool.map(lambda host: _ask_one(host, command), hosts), strict=True))
 
@@ -134,11 +139,11 @@ def _ask_one(host: Host, command: str) -> NodeReport | str:
     )
 
 
-def _commands(reports: dict[Host, NodeReport], arguments: Sequence[str]) -> dict[str, str]:
+def _commands(reports: dict[Host, NodeReport], arguments: Sequence[str], job: str) -> dict[str, str]:
     """Return the command of each node, by host name."""
     world = json.dumps({host.name: list(range(host.slots)) for host in reports})
     port = next(iter(reports.values()))["port"]
-    launch = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"]
+    launch = [f"{JOB}={job}", sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"]
     launch += [f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}"]
     launch += [f"--master_addr={_master(reports)}", f"--master_port={port}"]
     rank = ["--module", "fangyan", "--end-with-input", *arguments]

@@ -22,6 +22,7 @@ from fangyan.device import device, peak_memory  # before DeepSpeed, which would 
 from fangyan.distributed.heartbeat import Heartbeat
 from fangyan.distributed.launchers import rank_variables
 from fangyan.errors import UserError
+from fangyan.terminal import say_later
 
 T = TypeVar("T")
 
@@ -112,16 +113,21 @@ def _meet(backend: str) -> None:
 def _rendezvous(rank: int, ranks: int) -> Any:
     """Return the store of rank 0, once all ranks have come."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    me = f"rank {rank} on {socket.gethostname()}"
+    whom = f"all of {ranks} ranks to come to {where}" if rank == 0 else f"rank 0 to answer at {where}"
     try:
-        return next(rendezvous("env://", timeout=timedelta(seconds=_MEET)))[0]
+        with say_later(f"{me} waits for {whom}, for {_MEET} s at most"):
+            return next(rendezvous("env://", timeout=timedelta(seconds=_MEET)))[0]
     except (RuntimeError, OSError) as error:
-        if rank == 0:
+        if "EADDRINUSE" in str(error):
+            what = f"port {os.environ['MASTER_PORT']} (MASTER_PORT) is in use on this node"
+            expected = "a free one, such as deepspeed --master_port 29501"
+        elif rank == 0:
             what = f"not all of {ranks} ranks came to {where} within {_MEET} s"
             expected = "every node to be started, and to reach this address and port"
         else:
             what = f"nobody answers at {where} (MASTER_ADDR:MASTER_PORT) within {_MEET} s"
             expected = "rank 0 to be started there, and its port to be open"
-        me = f"rank {rank} on {socket.gethostname()}"
         raise UserError(f"{me}: {what}; expected {expected}", on_every_rank=False) from error
 
 
@@ -203,8 +209,10 @@ def watching_ranks() -> Iterator[None]:
         yield
         dist.barrier(_group.control)
     except UserError:
+        heartbeat.let_live()
         raise
     except Exception as error:
+        heartbeat.let_live()
         lost = heartbeat.explain(error)
         if lost is None:
             raise

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from fangyan.distributed.process_group import announce_end, control_group
+from fangyan.terminal import let_go_of_lost_output
 
 # SIGTERM and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -97,8 +99,11 @@ class StopSignals:
 
 
 def _write(sentence: str) -> None:
+    # The signal may be of a terminal that has closed, or have ended the program that read the output.
+    let_go_of_lost_output()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(2, f"fangyan: {sentence}\n".encode())
+        with suppress(OSError):
+            os.write(2, f"fangyan: {sentence}\n".encode())
 
 
 class Votes:
@@ -165,6 +170,13 @@ def _launchers() -> list[psutil.Process]:
 
 
 def _watch(processes: list[psutil.Process]) -> None:
-    while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+    while all(map(_runs, processes)):
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it has ended between the two
+        return False

@@ -22,6 +22,7 @@ from fangyan.data.splits import read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
+from fangyan.files import whole_folder
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.layout import keep_layout
 from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
@@ -32,6 +33,9 @@ from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Predictor, Task
 from fangyan.yaml_text import read_yaml
+
+# What to do where the disk is full.
+_ADVICE = "after making room, run the command again"
 
 
 @dataclass(frozen=True)
@@ -131,27 +135,25 @@ def export(run: str | Path, output: str | Path) -> None:
     """Copy a run's model to a new folder: what plain transformers or PEFT load.
 
     Raises:
-        UserError: if there is no exported model, or ``output`` exists.
+        UserError: if there is no exported model, or ``output`` exists or cannot be written.
     """
     source, target = _model_folder(Path(run)), _new_folder(output)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    path = partial / "adapter_config.json"
-    if path.is_file():  # a base in a folder of its own is found from the new place too
-        config = json.loads(path.read_text(encoding="utf-8"))
-        base = _base_folder(source, config["base_model_name_or_path"])
-        if base is not None and not base.is_relative_to(source.resolve()):
-            config["base_model_name_or_path"] = os.path.relpath(base, target.resolve())
-            path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    partial.rename(target)
+    with whole_folder(target, _ADVICE) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        path = partial / "adapter_config.json"
+        if path.is_file():  # a base in a folder of its own is found from the new place too
+            config = json.loads(path.read_text(encoding="utf-8"))
+            base = _base_folder(source, config["base_model_name_or_path"])
+            if base is not None and not base.is_relative_to(source.resolve()):
+                config["base_model_name_or_path"] = os.path.relpath(base, target.resolve())
+                path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def merge(run: str | Path, output: str | Path) -> None:
     """Write a run's model as plain transformers files, its adapter, if it has one, merged into its weights.
 
     Raises:
-        UserError: if the adapter is no change of the weights, or ``output`` exists.
+        UserError: if the adapter is no change of the weights, or ``output`` exists or cannot be written.
     """
     target, source = _new_folder(output), _model_folder(Path(run))
     exported = load_exported(source, mergeable=True)
@@ -160,11 +162,9 @@ def merge(run: str | Path, output: str | Path) -> None:
         if model.active_peft_config.is_prompt_learning:
             raise UserError(f"{source}: prompts cannot be merged into the weights, expected another adapter")
         model = model.merge_and_unload()
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    exported.backend.save_pretrained(partial)
-    partial.rename(target)
+    with whole_folder(target, _ADVICE) as partial:
+        model.save_pretrained(partial)
+        exported.backend.save_pretrained(partial)
 
 
 def _new_folder(output: str | Path) -> Path:

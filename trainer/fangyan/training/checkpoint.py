@@ -65,7 +65,7 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def assert_room(self, nbytes: int) -> None:
-        """Refuse a disk that cannot take a first checkpoint, before anything is trained.
+        """Refuse a disk that cannot take another checkpoint, before anything is trained.
 
         Args:
             nbytes: of a checkpoint, at least.
@@ -122,7 +122,10 @@ class Checkpoints:
 
     def _make(self, folder: Path) -> None:
         """Make a folder for a checkpoint, and remove what kills have left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            for parent in (self.folder.parent, self.folder.parent.parent):
+                sync(parent)
         for stale in self.folder.glob(f"step-*{_PARTIAL}"):
             _remove(stale)
         folder.mkdir()
@@ -288,8 +291,9 @@ class Checkpoints:
                 _remove(path)
             partial.rename(path)
             sync(self.folder)
-            self._link("last", self._all()[-1])
-            best = read_content(self._all()[-1]).state.best_step
+            whole = [self.folder / name for name, problem in self._problems().items() if problem is None]
+            self._link("last", whole[-1])
+            best = read_content(whole[-1]).state.best_step
             if best is not None and self.path(best).exists():
                 self._link("best", self.path(best))
 

@@ -75,6 +75,8 @@ def read_content(folder: Path) -> Content:
         if tree.pop("sha256") != _hash(tree):
             raise ValueError
         files = {name: Digest(**found) for name, found in tree["files"].items()}
+        if any(Path(name).name != name for name in files):  # someone else's, of files that are elsewhere
+            raise ValueError
         return Content(State(**tree["state"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{folder}: not a whole checkpoint: {STATE} is missing or damaged") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -136,6 +137,15 @@ class Logger:
         """Remove the progress bar."""
         if self.active:
             self._progress.stop()
+
+
+def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a ``metrics.jsonl``, without damaged lines."""
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
 
 
 def _is_done(line: str, resume: State) -> bool | None:

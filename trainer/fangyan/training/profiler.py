@@ -11,6 +11,7 @@ from rich.table import Table
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from fangyan.files import whole_file
 from fangyan.training.logger import Logger
 
 # The first steps allocate and compile; five more are enough.
@@ -67,8 +68,8 @@ class StepProfile:
         assert self._path is not None
         if self._steps < NEEDED:  # the run has ended before
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(self._path))
+        with whole_file(self._path) as partial:
+            profiler.export_chrome_trace(str(partial))
         self._logger.table(costliest(profiler.key_averages()))
         self._logger.info(f"trace of {PROFILED} steps, for chrome://tracing or Perfetto: {self._path}")
 

@@ -20,7 +20,7 @@ from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
 from fangyan.training.engine import choose_precision
-from fangyan.training.logger import BEST
+from fangyan.training.logger import BEST, read_records
 from fangyan.training.run_folder import check_same_recipe
 from fangyan.training.train import train
 
@@ -107,12 +107,11 @@ def finished_metrics(recipe: Recipe) -> dict[str, Metrics] | None:
         UserError: if the run was of another recipe.
     """
     folder = recipe.folder
-    if not (folder / "model" / "config.json").is_file():
+    if not all((folder / name).is_file() for name in ("model/config.json", "metrics.jsonl")):
         return None
     check_same_recipe(recipe, folder / "recipe.yaml")
     found: dict[str, Metrics] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_records(folder / "metrics.jsonl"):
         split = str(record.get("split", ""))
         if split.endswith(BEST):
             about = ("kind", "step", "epoch", "split")

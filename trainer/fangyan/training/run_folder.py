@@ -107,16 +107,18 @@ class RunFolder:
         return Start(checkpoint, state, tuple(messages), is_auto)
 
     def _named(self, resume: str | Path) -> Path:
-        """Return the checkpoint that the user has named."""
-        checkpoint = Path(resume).resolve()
-        if not any(self._on_leaders(checkpoint.is_dir)):
+        """Return the checkpoint that the user has named, maybe by a link: the first disk's that has one."""
+        found = self._on_leaders(lambda: _resolved(Path(resume), self.checkpoints.folder))
+        named = next((checkpoint for checkpoint in found if checkpoint is not None), None)
+        if named is None:
             raise UserError(f"--resume {resume}: no such checkpoint, expected auto or a folder")
-        if checkpoint.parent != self.checkpoints.folder.resolve():
+        folder, name = named
+        if folder is not None:
             raise UserError(
                 f"--resume {resume}: a checkpoint of another run folder, expected one in "
-                f"{self.checkpoints.folder} (or run_dir={checkpoint.parents[1]})"
+                f"{self.checkpoints.folder} (or run_dir={folder.parent})"
             )
-        return checkpoint
+        return self.checkpoints.folder / name
 
     def _is_run_of(self, recipe: Recipe) -> bool:
         if not (self.path / "recipe.yaml").is_file():
@@ -182,6 +184,14 @@ class RunFolder:
         for name in splits.keys() - {"train"}:
             with whole_file(self.path / "splits" / f"{name}.jsonl") as partial:
                 write_examples(partial, splits[name])
+
+
+def _resolved(checkpoint: Path, folder: Path) -> tuple[Path | None, str] | None:
+    """Return a checkpoint's folder, unless it is the one expected, and its name; None if there is none."""
+    path = checkpoint.resolve()
+    if not path.is_dir():
+        return None
+    return None if path.parent == folder.resolve() else path.parent, path.name
 
 
 def _is_empty(folder: Path) -> bool:

@@ -35,7 +35,7 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
     end_with_launcher()
     with StopSignals() as signals, watching_ranks():
         recipe = choose_precision(recipe)
-        assert_agreement({"recipe": digest_of(recipe.to_yaml()), **versions()})
+        assert_agreement({"recipe": digest_of(recipe.to_yaml()), "--resume": str(resume), **versions()})
         return _train(recipe, resume, profile, signals)
 
 

@@ -107,8 +107,8 @@ class Trainer(Workload):
             return self._finish()
 
     def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
+        self.folder.checkpoints.assert_room(self._least_checkpoint())
         if start.checkpoint is None:
-            self.folder.checkpoints.assert_room(self._least_checkpoint())
             state, messages = State(), self.folder.claim()
         else:
             checkpoint, messages = self.folder.undamaged(start)
@@ -206,6 +206,7 @@ class Trainer(Workload):
             if not last and (received or in_time or due):
                 self.save()
                 self._stop_after(received)
+                votes.close()  # it was before the checkpoint; who has received a signal says so again
         received, _ = votes.close()
         self.save()  # before the evaluation, in which nothing is lost then
         self._stop_after(received)

@@ -116,7 +116,9 @@ class Workload:
             )
         task.use_model(model)
         head = head_name(model, num_outputs(model)) if task.has_new_head else None
-        self.base = self._describe_base(model, new_modules(model, head))
+        new = new_modules(model, head)
+        self._fingerprint = fingerprint(model, new)
+        self.base = self._describe_base(model, new)
         self._check_vocabulary(model, backend)
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
@@ -194,7 +196,7 @@ class Workload:
             self.task,
             recipe.seed,
             new,
-            fingerprint(model, new),
+            self._fingerprint,
             recipe.adaptation.base_quantization,
             model.config.get_text_config().vocab_size,
         )
@@ -235,7 +237,7 @@ class Workload:
     def digests(self) -> dict[str, str]:
         """Return digests of what was loaded, by the field of the recipe: the same on every rank of a run.
 
-        Weights are left out, of which all take the first rank's.
+        Random weights are left out, of which all take the first rank's: processors draw them differently.
         """
         found = {"data.train": self.sequences.digest()}
         for name in self.splits.keys() - {"train"}:
@@ -245,7 +247,8 @@ class Workload:
                 str([len(examples), [dict(examples[i].fields) for i in sample]])
             )
         shapes = [(key, tuple(parameter.shape)) for key, parameter in self.model.named_parameters()]
-        return found | {"model.path": digest_of(str(shapes))}
+        weights = self._fingerprint if self.recipe.model.pretrained else ""
+        return found | {"model.path": digest_of(f"{shapes} {weights}")}
 
     def total_weight(self, indices: list[int]) -> float:
         """Return what the loss of a step is divided by: how many labels it has, or the sum of their weights.

@@ -28,7 +28,7 @@ data: {format: text, train: ten.txt, dev: ten.txt}
 model: {path: cantonese-qwen3, pretrained: false}
 optimizer: {lr: 3.0e-3}
 schedule: {warmup: 0.05}
-train: {epochs: 25, batch_tokens: 64, log_every: 1}
+train: {epochs: 40, batch_tokens: 64, log_every: 1}
 """
 
 
