@@ -22,6 +22,8 @@ def server():
     multiprocessing.forkserver._forkserver._stop()  # another's, with other imports
     context = multiprocessing.get_context("forkserver")
     modules = ["fangyan.cli", "fangyan.inference.load", "fangyan.training.train", "bitsandbytes"]
+    # What a run imports on its way.
+    modules += ["seqeval.metrics", "distutils.ccompiler", "transformers.models.electra.modeling_electra"]
     context.set_forkserver_preload(modules)
     return context
 
@@ -75,7 +77,8 @@ class ForkedCommand:
             process.start()
             self._processes.append(process)
             self._paths.append(paths)
-        self.pid = self._processes[0].pid
+        self.pids = [process.pid for process in self._processes]
+        self.pid = self.pids[0]
 
     def poll(self):
         codes = [process.exitcode for process in self._processes]

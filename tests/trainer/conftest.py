@@ -17,7 +17,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 # 117 sentences and 9 steps per epoch: a run takes seconds.
 SMALL = (
     "data.train=[FC-R005_v2]",
-    "data.dev=[FC-052_v2]",
+    "data.dev=[FC-R009_v]",
     "data.test=null",
     "train.epochs=2",
     "train.batch_tokens=256",

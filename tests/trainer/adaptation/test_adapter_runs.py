@@ -16,6 +16,13 @@ LORA = ("adaptation.name=lora", "adaptation.rank=8", "optimizer.lr=5e-3", "optim
 TEXTS = ["你食咗飯未呀", "我哋聽日去睇戲"]
 
 
+def few(cli):
+    """Options of data on which an epoch takes a second."""
+    text = "".join(f"我\tB-r\n{word}\tB-v\n飯\tB-n\n\n" for word in "食煮買賣冇有" * 3)
+    (cli.folder / "few.conll").write_text(text, encoding="utf-8")
+    return ("data.format=conll", "data.train=few.conll", "data.dev=few.conll", "train.batch_tokens=15")
+
+
 def adapter(cli, run="run"):
     return load_file(cli.folder / run / "model/adapter_model.safetensors")
 
@@ -94,7 +101,7 @@ def test_train_lora_on_two_ranks_is_one_rank(cli, tagger, stage):
 @pytest.mark.parametrize("stage", [0, 3])
 def test_train_nf4_resumes_exactly(cli, stage):
     """NF4 base, dropout, checkpointed layers: from a checkpoint in mid-run to the same losses."""
-    options = (*LORA, "adaptation.quantization=nf4", "adaptation.dropout=0.1")
+    options = (*LORA, *few(cli), "adaptation.quantization=nf4", "adaptation.dropout=0.1")
     options += ("train.gradient_checkpointing=true", f"engine.zero_stage={stage}")
     options += ("optimizer.name=adamw8bit", "train.keep_checkpoints=9")
     out, _ = cli.train(*options)
@@ -110,7 +117,7 @@ def test_train_nf4_resumes_exactly(cli, stage):
 
 def test_train_adalora_resumes_exactly(cli):
     """From a checkpoint in the middle of moving ranks to the same losses, adapter and ranks."""
-    options = ["adaptation.name=adalora", "adaptation.rank=4", "optimizer.lr=5e-3"]
+    options = [*few(cli), "adaptation.name=adalora", "adaptation.rank=4", "optimizer.lr=5e-3"]
     options += ["train.epochs=4", "train.keep_checkpoints=9"]
     cli.train(*options)
     whole, expected = cli.losses(), adapter(cli)
@@ -126,9 +133,10 @@ def test_train_adalora_resumes_exactly(cli):
 @pytest.mark.ranks
 def test_train_nf4_on_two_ranks_is_one_rank(cli, cli_in, tmp_path_factory):
     """Sharded by ZeRO-3, packed weights included, to the losses of one rank."""
-    options = (*LORA, "adaptation.quantization=nf4")
+    options = (*LORA, *few(cli), "adaptation.quantization=nf4")
     cli.train(*options, "train.gradient_accumulation_steps=2")
     sharded = cli_in(tmp_path_factory.mktemp("sharded"))
+    few(sharded)
     sharded.train(*options, "engine.zero_stage=3", ranks=2)
     assert [loss for _, loss in sharded.losses()] == pytest.approx(
         [loss for _, loss in cli.losses()], rel=1e-4

@@ -2,7 +2,6 @@
 
 import resource
 import shutil
-import signal
 import time
 from contextlib import suppress
 
@@ -21,21 +20,22 @@ SETTINGS = {
 
 def kill_when(cli, condition, *arguments, ranks):
     """Start a run and kill it, all ranks at once, at the first moment that ``condition`` holds."""
-    process = cli.start(*arguments, ranks=ranks, launcher=ranks > 1)
+    process = cli.start(*arguments, ranks=ranks)
     try:
         while process.poll() is None and not condition():
             time.sleep(0.002)
         assert process.poll() is None, process.communicate()[1][-2000:]
     finally:
-        _kill_tree(process.pid)
+        for pid in process.pids:
+            _kill_tree(pid)
         process.communicate()
 
 
 def _kill_tree(pid):
-    parent = psutil.Process(pid)
-    for process in [*parent.children(recursive=True), parent]:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            process.kill()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_train_resumes_a_killed_run_to_the_same_losses(cli, name):
     metrics = cli.folder / "run" / "metrics.jsonl"
     kill_when(cli, lambda: '"step": 5' in metrics.read_text(encoding="utf-8"), *arguments, ranks=ranks)
     assert read_state((checkpoints / "last").resolve()).step >= 4
-    out, _ = cli(*arguments, ranks=ranks, launcher=ranks > 1)
+    out, _ = cli(*arguments, ranks=ranks)
     assert "resuming" in out
     assert not list(checkpoints.glob("*.partial"))
     whole = cli.losses("whole")
