@@ -26,11 +26,3 @@ def pytest_addoption(parser):
 def _seed():
     """Start every test at one seed: what it draws does not depend on the tests that ran before it."""
     torch.manual_seed(0)
-
-
-def pytest_collection_modifyitems(config, items):
-    """Run tests of several ranks in one worker: they use both cores, and look for what ranks leave behind."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.get_closest_marker("ranks"):
-                item.add_marker(pytest.mark.xdist_group("ranks"))

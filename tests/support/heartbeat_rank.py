@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import torch.distributed as dist
 from fangyan.distributed.heartbeat import Heartbeat
@@ -22,6 +23,7 @@ def watch(rank, port, error_file, sentence=None, lets_live=False):
     time.sleep(1.2)
     store.set(f"ready {rank}", "yes")
     store.wait([f"ready {other}" for other in range(RANKS)])
+    Path(f"{error_file}.ready").touch()
     if lets_live:
         heartbeat.let_live()
     if sentence is not None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("additions")]
+pytestmark = pytest.mark.slow
 
 SPACED = '''
 """Sentences on one line: token/tag token/tag."""

@@ -98,7 +98,10 @@ def publish(partial: Path, folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk: a power failure can undo a rename."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # of a folder that may be written to, and not listed
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -43,7 +43,7 @@ class Terminal(Console):
         try:
             super()._check_buffer()
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno != errno.EIO or self.file.fileno() not in (1, 2):
                 raise
             self.on_broken_pipe()
 

@@ -40,7 +40,8 @@ def ends(process, file):
 
 
 def wait_until_ready(files):
-    time.sleep(4)
+    while not all(file.with_name(f"{file.name}.ready").exists() for file in files):
+        time.sleep(0.05)
     assert all(file.read_text(encoding="utf-8") == "" for file in files)
 
 

@@ -101,13 +101,14 @@ class Trainer(Workload):
             self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
             self._evaluate_before()
             with StepProfile(trace, self.logger) as profiler:
-                while self.state.epoch < self.recipe.train.epochs and not self.state.finished:
+                while self._has_steps(self.state):
                     self._train_epoch(profiler)
                     self._end_epoch()
             return self._finish()
 
     def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
-        self.folder.checkpoints.assert_room(self._least_checkpoint())
+        if start.state is None or self._has_steps(start.state):
+            self.folder.checkpoints.assert_room(self._least_checkpoint())
         if start.checkpoint is None:
             state, messages = State(), self.folder.claim()
         else:
@@ -119,6 +120,9 @@ class Trainer(Workload):
         self._saved_step, self._saved_at = state.step, time.monotonic()
         self.folder.write_inputs(self.recipe, self.splits)
         return state, messages
+
+    def _has_steps(self, state: State) -> bool:
+        return state.epoch < self.recipe.train.epochs and not state.finished
 
     def _least_checkpoint(self) -> int:
         """Return the bytes of weights and optimizer states in a checkpoint."""
