@@ -6,6 +6,7 @@ import pytest
 from fangyan.models.loading import ModelConfig
 from fangyan.recipe import load_recipe
 from fangyan.tasks.token_classification.task import TokenClassification
+from fangyan.training import memory
 from fangyan.training.memory import estimate_memory
 from fangyan.training.workload import Workload
 from transformers import ElectraConfig
@@ -80,3 +81,17 @@ def test_estimate_memory_counts_nf4_weights_as_parameters(tmp_path):
     assert plain.nbytes / plain.elements == pytest.approx(4.0, rel=0.01)
     # 4.7 of the 6 M parameters are in linear layers.
     assert 0.9 < packed.nbytes / packed.elements < 2.0
+
+
+@pytest.mark.slow
+def test_estimate_memory_counts_a_shard_of_an_export(monkeypatch):
+    """And the largest weight beside it: a whole model is written in pieces."""
+    workload = Workload(load_recipe("cantonese-pos", ["data.train=[FC-R005_v2]", "data.dev=[FC-R009_v]"]))
+    sizes = [4 * parameter.numel() for parameter in workload.model.parameters()]
+    for size, expected in [
+        (10**9, sum(sizes)),
+        (10**6, 2 * max(sizes)),
+        (11 * 10**6, 11 * 10**6 + max(sizes)),
+    ]:
+        monkeypatch.setattr(memory, "SHARD_SIZE", size)
+        assert memory._export(workload, 0) == expected

@@ -19,6 +19,7 @@ from torch import nn
 from fangyan.data.batching import bucket_by_length, micro_batches
 from fangyan.data.packing import collate
 from fangyan.device import device, memory_in_use, on_gpu, peak_memory, reset_peak_memory
+from fangyan.inference.shards import SHARD_SIZE
 from fangyan.models.structure import num_parameters
 from fangyan.optimizers.param_groups import FULL_PRECISION_GROUPS, parameter_groups
 from fangyan.recipe import Recipe
@@ -134,9 +135,12 @@ def _export(workload: Workload, trained: int) -> float:
         workload: of the run.
         trained: bytes of what the optimizer steps.
     """
-    everything = sum(num_parameters(p) for p in workload.model.parameters())
+    sizes = [num_parameters(p) for p in workload.model.parameters()]
+    everything = sum(sizes)
     if workload.base is None:
-        return activation_dtype(workload.recipe.engine).itemsize * everything
+        width = activation_dtype(workload.recipe.engine).itemsize
+        largest = width * max(sizes)
+        return min(width * everything, max(SHARD_SIZE, largest) + largest)  # see write_shards
     # A base that others cannot load by its name is loaded again, and written beside the adapter.
     return trained + (0 if workload.recipe.model.is_on_hub_or_disk else 4 * everything)
 
