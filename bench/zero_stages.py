@@ -278,6 +278,8 @@ def main() -> None:
         if found:
             print(json.dumps(found))
         return
+    if options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"{options.folder} holds files, expected an empty or a new folder")
     write_model(options.folder)
     rows = [run(options.folder, stage, ranks) for stage in VARIANTS for ranks in options.ranks]
     shutil.rmtree(options.folder)

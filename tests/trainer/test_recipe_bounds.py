@@ -3,10 +3,14 @@
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
+from annotated_types import Le, Lt
+from fangyan.config import Config, family_of
 from fangyan.errors import UserError
-from fangyan.recipe import load_recipe, parse_recipe
+from fangyan.recipe import Recipe, load_recipe, parse_recipe
+from fangyan.training.repeats import variants
 
 MINIMAL = "name: x\ndata: {format: hkcancor}\n"
 CONLL = "name: x\ndata: {format: conll, train: a.conll}\n"
@@ -30,8 +34,8 @@ def refusal(tmp_path, text, *overrides):
     [
         ("5", "expected a YAML mapping of recipe fields"),
         ("", "expected a YAML mapping of recipe fields"),
-        (f"seed: {DIGITS}\n", "not a YAML recipe: a value is not what its tag or form says"),
-        (f"seed: 0x{DIGITS}\n", "not a YAML recipe: a number of more than 64 bits"),
+        (f"seed: {DIGITS}\n", "not a YAML recipe: a number of 5,000 characters"),
+        (f"seed: 0x{DIGITS[:300]}\n", "not a YAML recipe: a number of more than 64 bits"),
         ("[" * 100_000, "not a YAML recipe: values are nested too deep"),
         ("a: !!bool x\n", "not a YAML recipe: a value is not what its tag"),
         ("a: !!map x\n", "not a YAML recipe: "),
@@ -43,6 +47,12 @@ def refusal(tmp_path, text, *overrides):
             + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
             "not a YAML recipe: more than 100,000 values",
         ),
+        (MINIMAL + "train: {batch-tokens: 5}\n", "train.batch-tokens: unknown key; expected one of"),
+        (MINIMAL + "learning rate: 1\n", "learning rate: unknown key; expected one of"),
+        (MINIMAL + "bogus: 1\n", ": bogus: unknown key; expected one of"),
+        (f"name: {'1' * 500_000}x\n", "name: string should have at most 80 characters"),
+        (f"seed: {'1:' * 250_000}1\n", "not a YAML recipe: a number of 500,001 characters"),
+        (f"seed: {'1' * 500_000}.5e5\n", "not a YAML recipe: a number of 500,004 characters"),
         ("x" * 1_000_001, "not a YAML recipe: 1,000,001 characters, expected 1,000,000 at most"),
     ],
 )
@@ -63,7 +73,7 @@ def test_load_recipe_of_a_text_that_is_none(tmp_path, text, sentence):
         ("run_dir=x/..", "run_dir: found 'x/..', expected a folder of the run's own"),
         ("run_dir=../..", "run_dir: found '../..', expected a folder of the run's own"),
         ("run_dir=/", "run_dir: found '/', expected a folder of the run's own"),
-        ('run_dir=""', "run_dir: found '', expected a name without control characters"),
+        ('run_dir=""', "run_dir: found '', expected a name"),
         ('run_dir="a\\eb"', "expected a name without control characters"),
         (f"run_dir={'a/' * 2000}", "run_dir: found a path of 4,000 characters, expected 4,095 bytes"),
         (f"run_dir={'方' * 2000}", "run_dir: found a path of 2,000 characters, expected 4,095 bytes"),
@@ -107,6 +117,40 @@ def test_load_recipe_with_a_number_that_nothing_could_do(tmp_path, text, field):
     assert "a number of more than 64 bits" in refusal(tmp_path, text, f"{field}={'9' * 40}")
 
 
+def numbers(annotation, bounds=()):
+    """Yield, of each number in a field's type, what bounds it."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *marks = get_args(annotation)
+        yield from numbers(inner, [*bounds, *marks])
+    elif annotation in (int, float):
+        yield [mark for bound in bounds for mark in getattr(bound, "metadata", [bound])]
+    elif origin is not Literal:
+        for argument in get_args(annotation):
+            yield from numbers(argument, bounds)
+
+
+def test_every_number_of_a_recipe_has_an_upper_bound():
+    found = 0
+    for section in sections(Recipe):
+        for name, field in section.model_fields.items():
+            for bounds in numbers(field.annotation, field.metadata):
+                found += 1
+                assert any(isinstance(bound, Le | Lt) for bound in bounds), f"{section.__name__}.{name}"
+    assert found > 30
+
+
+def sections(section):
+    """Yield a section of the recipe and all in it."""
+    yield section
+    for field in section.model_fields.values():
+        family = family_of(field)
+        inner = list(family.members.values()) if family else [field.annotation]
+        for one in inner:
+            if isinstance(one, type) and issubclass(one, Config):
+                yield from sections(one)
+
+
 def test_freeze_layers_of_a_large_range_takes_no_memory(tmp_path):
     """A list of its layers would: the range is refused once the model says how many it has."""
     path = tmp_path / "r.yaml"
@@ -131,7 +175,12 @@ def test_home_folder_in_paths(tmp_path, monkeypatch):
     assert recipe.data.train == [f"{tmp_path}/a.conll"]
     assert (recipe.data.dev, recipe.data.cache_dir) == (f"{tmp_path}/b", f"{tmp_path}/c")
     assert recipe.model.path == f"{tmp_path}/m"
-    assert load_recipe(path, ["run_dir=./~/x"]).folder == Path("~/x")
+    beside = load_recipe(path, ["run_dir=./~/x"])
+    assert beside.folder == Path("~/x")
+    assert [one.folder for one in variants(beside, 2, None).values()] == [
+        Path("~/x/seed-0"),
+        Path("~/x/seed-1"),
+    ]
 
 
 def test_load_recipe_never_reads_the_environment(tmp_path, monkeypatch):

@@ -281,15 +281,25 @@ def _write(pieces: Iterable[str], output: Path | None) -> None:
         for piece in pieces:
             print(show(piece), end="", flush=True)
         return
+    from fangyan.files import writing
+
     if output.is_dir():
         raise UserError(f"--output {output}: a folder, expected a file")
-    partial = output.with_name(f".partial-{output.name}")
+    target = output.resolve()  # what a link leads to
+    # A device or a pipe takes what comes, as /dev/stdout does.
+    partial = (
+        target if target.exists() and not target.is_file() else target.with_name(f".partial-{target.name}")
+    )
     try:
         with open_file(partial, "wt", encoding="utf-8") as file:
-            file.writelines(pieces)
-        partial.replace(output)
+            for piece in pieces:
+                with writing(output, "after making room, run the command again"):
+                    file.write(piece)
+        if partial != target:
+            partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial != target:
+            partial.unlink(missing_ok=True)
 
 
 def _lines(path: Path | None) -> Iterable[str]:

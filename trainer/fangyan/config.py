@@ -29,7 +29,9 @@ _LONGEST_PATH, _DEEPEST_PATH = 4095, 100
 
 def _check_path(path: str) -> str:
     """Return a path with its home folder written out."""
-    if not path or _CONTROL.search(path):
+    if not path:
+        raise ValueError("found '', expected a name")
+    if _CONTROL.search(path):
         raise ValueError(f"found {short(path)}, expected a name without control characters")
     if len(os.fsencode(path)) > _LONGEST_PATH or len(PurePath(path).parts) > _DEEPEST_PATH:
         raise ValueError(
@@ -110,6 +112,9 @@ def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
     field, section, member = _walk(first["loc"], root)
     if first["type"] == "extra_forbidden":
         of = f" of {member}" if member else ""
+        last = _shown(first["loc"][-1])
+        if field.rpartition(".")[2] != last:  # one that is no name
+            field = f"{field}.{last}" if field else last
         return f"{field}: unknown key{of}; expected one of {', '.join(section.model_fields)}"
     if first["type"] == "missing":
         return f"{field}: missing; this field is required"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
+# Errors that end where there is more room; torch's, which have no number, are taken for one.
+_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Characters of a sentence: it may quote what a file or a name has of thousands.
 _LONGEST = 600
 
@@ -67,6 +70,8 @@ def disk_error(path: Path, error: OSError | RuntimeError, advice: str) -> UserEr
     if isinstance(name, str | bytes):
         path = Path(os.fsdecode(name))
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    if getattr(error, "errno", None) not in (None, *_OF_ROOM):
+        return UserError(f"{path} cannot be written ({reason})")
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free / 1e9
     return UserError(f"{path} cannot be written ({reason}); {free:.3f} GB are free on its disk; {advice}")

@@ -16,7 +16,10 @@ _MOST_VALUES = 100_000
 # Of 64 bits, as everything that takes one does.
 _LARGEST_NUMBER = 1 << 63
 
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+# Characters of a number: reading one takes their square.
+_LONGEST_NUMBER = 400
+
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,6 +37,21 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _bounded(construct: Any) -> Any:
+    def construct_number(loader: _Loader, node: Any) -> Any:
+        if len(node.value) > _LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(
+                problem=f"a number of {len(node.value):,} characters", problem_mark=node.start_mark
+            )
+        return construct(loader, node)
+
+    return construct_number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _bounded(_Loader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _bounded(_Loader.construct_yaml_float))
 
 
 class _Dumper(yaml.SafeDumper):

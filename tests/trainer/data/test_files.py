@@ -4,6 +4,7 @@ import gzip
 import importlib
 
 import pytest
+from fangyan.data import example
 from fangyan.data.compression import open_file, stem, suffix
 from fangyan.data.example import read_lines
 from fangyan.data.formats import parse_data
@@ -96,3 +97,16 @@ def test_build_refuses_a_file_of_one_tag(tmp_path):
     data = conll(train=str(tmp_path / "train.conll"), dev=0.5)
     with pytest.raises(UserError, match="data.train: all of its 2 tags are O, expected something to learn"):
         TokenClassificationConfig().build(data.load(seed=0), data)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch, name):
+    """Of what may be a few kilobytes, compressed."""
+    monkeypatch.setattr(example, "LONGEST_LINE", 1000)
+    path = tmp_path / name
+    with open_file(path, "wt", encoding="utf-8") as file:
+        file.write("x" * 999 + "\n" + "x" * 1001)
+    lines = read_lines(path)
+    assert next(lines) == (1, "x" * 999)
+    with pytest.raises(UserError, match=f"{name}:2: more than 1,000 bytes in a line"):
+        next(lines)

@@ -73,7 +73,7 @@ def arguments(draw):
         if draw.random() < 0.2:
             line += ["--format", draw.choice((draw.choice(ODD_YAML), json_value(draw)))[:4000]]
         if draw.random() < 0.1:
-            line += ["--output", draw.choice(("out.txt", ".", "/dev/full", "none/out", "a" * 300, "/proc/x"))]
+            line += ["--output", draw.choice(("out.txt", ".", "/dev/null", "none/out", "a" * 300, "/proc/x"))]
     elif command in ("train", "check"):
         line = [
             command,

@@ -197,11 +197,25 @@ def test_adapter_and_base_that_hold_a_class(adapter, tmp_path):
 def test_damaged_adapter_config(adapter, tmp_path, content):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     (folder / "adapter_config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="adapter_config.json: "):
-        fangyan.load(folder)
+    for use in (fangyan.load, lambda folder: fangyan.export(folder, tmp_path / "copy")):
+        with pytest.raises(UserError, match="adapter_config.json: "):
+            use(folder)
+    assert not list(tmp_path.glob("copy*"))
 
 
-@pytest.mark.parametrize("base", [5, {}, {"new": []}, {"new": [], "fingerprint": "x", "quantization": None}])
+WHOLE_BASE = {"new": [], "fingerprint": "x", "quantization": None}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *(5, {}, {"new": []}, WHOLE_BASE),
+        *({**WHOLE_BASE, "vocab_size": size} for size in ("x", None, 0, True)),
+        *({**WHOLE_BASE, "new": new} for new in (5, "x", [5])),
+        *({**WHOLE_BASE, "quantization": name} for name in (5, "fp3")),
+    ],
+    ids=str,
+)
 def test_damaged_base_of_an_adapter(adapter, tmp_path, base):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     change(folder / "adapter_config.json", base_model_name_or_path=str(adapter.parent / "base"))

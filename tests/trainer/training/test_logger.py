@@ -53,4 +53,4 @@ def test_logger_resumed_drops_later_records(tmp_path):
         pass
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert lines == kept
-    assert "1 damaged lines are dropped" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "1 damaged line is dropped" in (tmp_path / "log.txt").read_text(encoding="utf-8")

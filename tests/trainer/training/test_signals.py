@@ -10,6 +10,8 @@ import forked_command
 import psutil
 import pytest
 from fangyan.training.checkpoint_files import read_state
+from forked_command import ForkedCommand, of_ranks
+from slow_steps import delay, hang
 
 pytestmark = pytest.mark.slow
 
@@ -80,26 +82,32 @@ def test_train_loses_nothing_where_a_signal_comes_in_an_evaluation(cli, undistur
 
 
 def test_a_second_interrupt_ends_a_run_at_once(cli):
-    """The first waits for the step's end; this one has none, since the process is stopped in it."""
-    process = cli.start(*cli.train_arguments("train.batch_tokens=100000", "train.epochs=50"))
-    wait_for(cli, process, has_record(cli, '"kind": "train", "step": 2'))
-    running = psutil.Process(process.pid)
-    running.send_signal(signal.SIGINT)
+    """The first waits for the step's end, which does not come."""
+    process = ForkedCommand(cli.server, cli.folder, cli.train_arguments(), [{}], [hang])
+    wait_for(cli, process, (cli.folder / "hangs").exists)
+    os.kill(process.pid, signal.SIGINT)
     time.sleep(1.2)
-    if running.is_running() and running.status() != psutil.STATUS_ZOMBIE:
-        running.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "SIGINT: the run ends after this step, with a checkpoint" in err
+    assert "SIGINT again: the run ends at once" in err
+    assert read_state((cli.folder / "run/checkpoints/last").resolve()).step == 2
 
 
 @pytest.mark.ranks
-def test_checkpoints_are_written_by_the_clock(cli):
-    cli.train("train.checkpoint_every=1s", "train.keep_checkpoints=99", "train.epochs=3", ranks=2)
+def test_checkpoints_are_written_by_the_clock(cli, free_port):
+    arguments = cli.train_arguments("train.checkpoint_every=1s", "train.keep_checkpoints=99")
+    environments = of_ranks(2, free_port())
+    command = ForkedCommand(cli.server, cli.folder, arguments, environments, [delay, delay])
+    _, err = command.communicate(timeout=200)
+    assert command.returncode == 0, err
     steps = sorted(int(path.name[5:]) for path in (cli.folder / "run/checkpoints").glob("step-*"))
-    assert {9, 18, 27} < set(steps)
+    assert {9, 18} < set(steps)
     # Most steps take less than a second: one with a checkpoint between two without, but for an epoch's end.
     alone = [step for step in steps if step % 9 and (step + 1) % 9 and not {step - 1, step + 1} & set(steps)]
-    assert alone, steps
+    assert alone or len(steps) > 14, steps  # so slow a machine that nearly every step has one
 
 
 @pytest.mark.parametrize(

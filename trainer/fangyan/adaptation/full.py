@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -25,7 +25,7 @@ class Full(Adaptation):
     supports_new_tokens: ClassVar[bool] = True
 
     freeze_embeddings: bool = Field(False, description="Leave every embedding table as it is.")
-    freeze_layers: int | str | None = Field(
+    freeze_layers: Annotated[int, Field(lt=1_000_000)] | str | None = Field(
         None, description="Layers to leave as they are: 3, 0-3, or 0,2,4."
     )
 

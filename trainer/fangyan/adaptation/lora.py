@@ -18,7 +18,9 @@ class LowRankMethod(TargetedMethod, ABC):
     supports_new_tokens: ClassVar[bool] = True
 
     rank: Annotated[int, Field(ge=1, le=256)] = Field(16, description="Rank of every update.")
-    alpha: Annotated[float, Field(gt=0.0)] = Field(32.0, description="Updates are scaled by alpha / rank.")
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        32.0, description="Updates are scaled by alpha / rank."
+    )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead, which suits large ranks.")
     dropout: Fraction = Field(0.0, description="Dropout of an adapter's input in training.")
 

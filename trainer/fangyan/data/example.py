@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fangyan.data.compression import open_file
 from fangyan.errors import UserError
 
 BOM = "\ufeff"
+# Bytes of a line: a compressed file of a few MB could hold one that fills the memory.
+LONGEST_LINE = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,11 @@ def read_raw_lines(path: Path) -> Iterator[tuple[int, str]]:
         yield from _decode(file, str(path))
 
 
-def read_stream(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+def read_stream(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Yield numbered lines of UTF-8 without their line ends; a byte order mark is dropped.
 
     Args:
-        stream: raw lines.
+        stream: of raw lines.
         name: of the stream, for error messages.
 
     Raises:
@@ -101,8 +103,10 @@ def bare(raw: str, name: str, number: int) -> str:
     return line
 
 
-def _decode(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    for number, raw in enumerate(stream, start=1):
+def _decode(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(raw) > LONGEST_LINE:
+            raise UserError(f"{name}:{number}: more than {LONGEST_LINE:,} bytes in a line, expected fewer")
         if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise UserError(f"{name}:1: text in UTF-16, expected UTF-8")
         if b"\0" in raw:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import weakref
@@ -68,9 +69,12 @@ def writing_into(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        free = shutil.disk_usage(
+            next(path for path in (cache, *cache.absolute().parents) if path.is_dir())
+        ).free
         raise UserError(
-            f"data.cache_dir: {cache} cannot be written ({error.strerror or error}), expected a folder with "
-            "room for the data and its sub-words"
+            f"data.cache_dir: {cache} cannot be written ({error.strerror or error}; {free / 1e9:.3f} GB are "
+            "free there), expected a folder with room for the data and its sub-words"
         ) from error
 
 

@@ -36,6 +36,8 @@ from fangyan.yaml_text import read_yaml
 
 # What to do where the disk is full.
 _ADVICE = "after making room, run the command again"
+# Sub-words, as of a recipe's model.max_length.
+_LEAST_LENGTH = 8
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,24 @@ def export(run: str | Path, output: str | Path) -> None:
         UserError: if there is no exported model, or ``output`` exists or cannot be written.
     """
     source, target = _model_folder(Path(run)), _new_folder(output)
-    with whole_folder(target, _ADVICE) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
-        path = partial / "adapter_config.json"
-        if path.is_file():  # a base in a folder of its own is found from the new place too
-            config = json.loads(path.read_text(encoding="utf-8"))
-            base = _base_folder(source, config["base_model_name_or_path"])
+    for path in source.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: neither a file nor a folder, or a link to nowhere")
+    config: dict[str, Any] = {}
+    try:
+        if (source / "adapter_config.json").is_file():
+            config, name = _adapter_config(source)
+            base = _base_folder(source, name)
+            # A base in a folder of its own is found from the new place too.
             if base is not None and not base.is_relative_to(source.resolve()):
                 config["base_model_name_or_path"] = os.path.relpath(base, target.resolve())
-                path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    with whole_folder(target, _ADVICE) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        if config:
+            text = json.dumps(config, indent=2)
+            (partial / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def merge(run: str | Path, output: str | Path) -> None:
@@ -221,10 +232,10 @@ def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
     """Refuse an export that does not say what loading needs."""
     needed: dict[str, Callable[[Any], bool]] = {
         "layout": lambda value: value in get_args(Layout),
-        "max_length": lambda value: type(value) is int and value > 0,
+        "max_length": lambda value: type(value) is int and value >= _LEAST_LENGTH,
     }
     if (folder / "adapter_config.json").is_file():
-        needed["base"] = lambda value: isinstance(value, dict)
+        needed["base"] = _is_base
     whole = f"expected a whole export, with {', '.join(needed)}"
     for field, fits in needed.items():
         if field not in inference:
@@ -233,6 +244,20 @@ def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{folder}/config.json: fangyan.{field} is {str(inference[field])[:60]!r}, {whole}"
             )
+
+
+def _is_base(value: Any) -> bool:
+    """Return whether an adapter's export says what its base is, as :func:`fangyan.inference.export` does."""
+    if not isinstance(value, dict):
+        return False
+    new, size = value.get("new"), value.get("vocab_size", 1)
+    return (
+        isinstance(new, list)
+        and all(isinstance(name, str) for name in new)
+        and (type(size) is int and size > 0)
+        and value.get("quantization") in (None, "nf4")
+        and isinstance(value.get("fingerprint"), str)
+    )
 
 
 def _load_whole(folder: Path, task: Task) -> Any:
@@ -244,12 +269,25 @@ def _load_whole(folder: Path, task: Task) -> Any:
     return model
 
 
+def _adapter_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return what an adapter's ``adapter_config.json`` says, and its base's name.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    with reading("adapter_config.json"):
+        content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        name = content["base_model_name_or_path"]
+        if not isinstance(name, str):
+            raise TypeError(f"base_model_name_or_path is {str(name)[:60]!r}")
+        return content, name
+
+
 def _load_adapter(folder: Path, task: Task, config: Any, mergeable: bool) -> Any:
     from peft import PeftModel
 
-    with reading("adapter_config.json"):
-        content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        path = _base_folder(folder, content["base_model_name_or_path"]) or content["base_model_name_or_path"]
+    _, name = _adapter_config(folder)
+    path = _base_folder(folder, name) or name
     with reading("config.json: fangyan.base"):
         expected = config.fangyan["base"]
         new, mark, quantization = (expected[key] for key in ("new", "fingerprint", "quantization"))

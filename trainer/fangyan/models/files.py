@@ -31,6 +31,10 @@ def reading(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+            raise UserError(
+                f"{name}: the memory of this machine does not hold it ({' '.join(str(error).split())[:200]})"
+            ) from None
         raise ValueError(f"{name}: {_reason(error)}") from None
 
 

@@ -19,7 +19,9 @@ class AdamConfig(OptimizerConfig, ABC):
     """Optimizers of Adam's kind."""
 
     betas: Betas = Field((0.9, 0.999), description="Decay of the two moving averages.")
-    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="Adam's term against division by zero.")
+    eps: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
+        1e-8, description="Adam's term against division by zero."
+    )
 
 
 class AdamW(AdamConfig):

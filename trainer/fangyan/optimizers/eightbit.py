@@ -78,7 +78,7 @@ class AdEMAMix8bit(AdamConfig):
     has_8bit_states: ClassVar[bool] = True
 
     beta3: Fraction = Field(0.9999, description="Decay of the slow average; it rises to this over the run.")
-    alpha: Annotated[float, Field(ge=0.0)] = Field(
+    alpha: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
         5.0, description="Weight of the slow average; it rises to this over the run."
     )
 

@@ -25,12 +25,12 @@ class OptimizerConfig(Config, ABC):
     states_per_parameter: ClassVar[int]
     has_8bit_states: ClassVar[bool] = False
 
-    lr: Annotated[float, Field(gt=0.0)] = Field(1e-4, description="Peak learning rate.")
+    lr: Annotated[float, Field(gt=0.0, le=1e3)] = Field(1e-4, description="Peak learning rate.")
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
         description="Factor on the learning rate per layer below the head; the embeddings' is the smallest.",
     )
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e3)] = Field(
         0.01, description="Weight decay; off for norms and biases."
     )
 

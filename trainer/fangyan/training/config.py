@@ -37,7 +37,7 @@ class TrainConfig(Config):
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1, description="Micro-batches per rank and optimizer step."
     )
-    gradient_clipping: Annotated[float, Field(ge=0.0)] = Field(
+    gradient_clipping: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
         1.0, description="Largest norm of the gradient; 0 does not clip."
     )
     gradient_checkpointing: bool = Field(
@@ -54,7 +54,7 @@ class TrainConfig(Config):
     early_stopping: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         None, description="Stop after so many epochs without a better dev metric."
     )
-    checkpoint_every: Annotated[int, Field(ge=1)] | str | None = Field(
+    checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] | str | None = Field(
         "15min",
         description="Steps or time (90s, 15min, 2h) between checkpoints, besides those at epochs' ends.",
     )

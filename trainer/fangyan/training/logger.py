@@ -68,7 +68,9 @@ class Logger:
             kept = [line + "\n" for line, is_done in zip(lines, places, strict=True) if is_done]
             damaged = places[:-1].count(None)  # the last may be cut short by a kill
             if damaged:
-                self.info(f"{self._metrics}: {damaged} damaged lines are dropped")
+                self.info(
+                    f"{self._metrics}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} dropped"
+                )
         elif resume is not None:
             self.info(f"{self._metrics} is missing: the records up to step {resume.step} are lost")
         with whole_file(self._metrics) as partial:

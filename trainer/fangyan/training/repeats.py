@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from rich.table import Table
 from fangyan.device import reset_peak_memory
 from fangyan.distributed.process_group import on_rank_zero, start_distributed
 from fangyan.errors import UserError
+from fangyan.files import whole_file
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
@@ -95,7 +97,11 @@ def variants(recipe: Recipe, seeds: int | None, folds: int | None) -> dict[str, 
             parts.append(f"fold-{fold}")
             data = data | {"fold": f"{fold}/{folds}"}
         name = "-".join(parts)
-        changed = {"seed": recipe.seed + seed, "data": data, "run_dir": str(recipe.folder / name)}
+        changed = {
+            "seed": recipe.seed + seed,
+            "data": data,
+            "run_dir": os.path.join(".", recipe.folder, name),
+        }
         found[name] = choose_precision(parse_recipe(content | changed))
     return found
 
@@ -139,7 +145,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def _write(summary: Summary, path: Path) -> None:
-    path.write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
 
 
 def _say(text: str) -> None:

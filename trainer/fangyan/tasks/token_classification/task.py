@@ -76,7 +76,7 @@ class TokenClassificationConfig(TaskConfig):
         description="Which of a token's sub-words has its label, or the mean of all. auto: the last if the "
         "model is causal, since it has read the token only then, otherwise the first.",
     )
-    class_weights: dict[str, Annotated[float, Field(gt=0.0)]] | Literal["balanced"] | None = Field(
+    class_weights: dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] | Literal["balanced"] | None = Field(
         None,
         description="Factor on the training loss of each tag, 1 where none is given: {tag: factor}, or "
         "balanced, which is inversely proportional to its frequency in train.",
