@@ -143,6 +143,28 @@ def test_an_argument_that_is_no_text(cli, command):
     assert err == "fangyan: argument 'a\\udcff': not UTF-8, expected text\n"
 
 
+@pytest.mark.slow
+def test_predict_to_a_pipe_a_link_and_a_full_disk(cli):
+    """None of them becomes another kind of file."""
+    model = tiny_exports.tagger(cli.folder / "tagger")
+    os.mkfifo(cli.folder / "pipe")
+    reader = os.open(cli.folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    (cli.folder / "target").write_text("old", encoding="utf-8")
+    (cli.folder / "link").symlink_to("target")
+    for name in ("pipe", "link"):
+        cli("predict", str(model), "食飯", "--output", str(cli.folder / name))
+    written = (cli.folder / "target").read_text(encoding="utf-8")
+    assert written.endswith("\n")
+    assert os.read(reader, 1000).decode() == written
+    os.close(reader)
+    assert (cli.folder / "pipe").is_fifo()
+    assert (cli.folder / "link").is_symlink()
+    before = os.stat("/dev/full")
+    _, err = cli("predict", str(model), "食飯", "--output", "/dev/full", code=2)
+    assert "/dev/full cannot be written (No space left on device)" in err
+    assert os.path.samestat(os.stat("/dev/full"), before)
+
+
 def test_predict_into_a_folder(cli):
     model = tiny_exports.tagger(cli.folder / "model")
     for output in (".", "model", ""):

@@ -27,7 +27,7 @@ from fangyan.cli_options import (
     RunArgument,
     TrainCommand,
 )
-from fangyan.errors import Stopped, UserError, shorten
+from fangyan.errors import Stopped, UserError, disk_error, shorten
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
@@ -281,24 +281,23 @@ def _write(pieces: Iterable[str], output: Path | None) -> None:
         for piece in pieces:
             print(show(piece), end="", flush=True)
         return
-    from fangyan.files import writing
-
     if output.is_dir():
         raise UserError(f"--output {output}: a folder, expected a file")
-    target = output.resolve()  # what a link leads to
-    # A device or a pipe takes what comes, as /dev/stdout does.
-    partial = (
-        target if target.exists() and not target.is_file() else target.with_name(f".partial-{target.name}")
-    )
+    # A device or a pipe takes what comes, as /dev/stdout does; of a link, what it leads to is replaced.
+    is_stream = output.exists() and not output.is_file()
+    target = output if is_stream else output.resolve()
+    partial = target if is_stream else target.with_name(f".partial-{target.name}")
     try:
         with open_file(partial, "wt", encoding="utf-8") as file:
-            for piece in pieces:
-                with writing(output, "after making room, run the command again"):
-                    file.write(piece)
-        if partial != target:
+            file.writelines(pieces)
+        if not is_stream:
             partial.replace(target)
+    except OSError as error:
+        if error.filename is not None:  # it could not be opened, or another could not be read
+            raise
+        raise disk_error(output, error, "after making room, run the command again") from error
     finally:
-        if partial != target:
+        if not is_stream:
             partial.unlink(missing_ok=True)
 
 

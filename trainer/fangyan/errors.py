@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 # Errors that end where there is more room; torch's, which have no number, are taken for one.
-_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Characters of a sentence: it may quote what a file or a name has of thousands.
 _LONGEST = 600
 
