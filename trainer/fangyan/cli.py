@@ -275,6 +275,7 @@ def _predictions(
 def _write(pieces: Iterable[str], output: Path | None) -> None:
     """Write pieces as they come to standard output, or to a file that is there once it is whole."""
     from fangyan.data.compression import open_file
+    from fangyan.files import REPEAT
 
     if output is None:
         show = printable if sys.stdout.isatty() else str  # a file or a program gets what was predicted
@@ -295,7 +296,7 @@ def _write(pieces: Iterable[str], output: Path | None) -> None:
     except OSError as error:
         if error.filename is not None:  # it could not be opened, or another could not be read
             raise
-        raise disk_error(output, error, "after making room, run the command again") from error
+        raise disk_error(output, error, REPEAT) from error
     finally:
         if not is_stream:
             partial.unlink(missing_ok=True)

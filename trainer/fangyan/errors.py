@@ -72,6 +72,11 @@ def disk_error(path: Path, error: OSError | RuntimeError, advice: str) -> UserEr
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     if getattr(error, "errno", None) not in (None, *_OF_ROOM):
         return UserError(f"{path} cannot be written ({reason})")
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free / 1e9
+    free = free_space(path) / 1e9
     return UserError(f"{path} cannot be written ({reason}); {free:.3f} GB are free on its disk; {advice}")
+
+
+def free_space(path: Path) -> int:
+    """Return the bytes that are free on the disk of a file or folder, which need not be there."""
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(folder).free

@@ -13,6 +13,8 @@ from fangyan.errors import disk_error
 
 # What to do where a run cannot write.
 RESUME = "after making room, train --resume auto resumes the run"
+# What to do where another command cannot.
+REPEAT = "after making room, run the command again"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import select
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any
 
@@ -64,6 +64,14 @@ def let_go_of_lost_output() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
+
+
+def say_now(sentence: str) -> None:
+    """Say something in a signal's handler: maybe within a print, maybe to a terminal that has closed."""
+    let_go_of_lost_output()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        with suppress(OSError):
+            os.write(2, f"fangyan: {sentence}\n".encode())
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     ],
     ids=str,
 )
-def test_estimate_memory_is_close_to_a_run(cli, folder, ranks, options):
+def test_estimate_memory_is_within_a_tenth_of_a_run(cli, folder, ranks, options):
     options = (
         f"model.path={folder}",
         "model.pretrained=false",
@@ -47,11 +47,14 @@ def test_estimate_memory_is_close_to_a_run(cli, folder, ranks, options):
     options += ("train.checkpoint_every=null", "optimizer.layer_decay=1.0")
     out, _ = cli("estimate-memory", *cli.train_arguments(*options)[1:], "--ranks", str(ranks))
     estimated = float(re.search(r"peak\D+([\d,]+) │\n", out)[1].replace(",", ""))
-    out, _ = cli.train(*options, ranks=ranks)
-    measured = 1000 * float(re.search(r"peak memory ([\d.]+) GB", out)[1])
-    # What ZeRO-3 gathers ahead, and so its peak, differs by a fifth from run to run: the estimate is of most.
-    least = 0.75 if ranks > 1 else 0.9
-    assert least * estimated < measured < 1.1 * estimated
+    # What ZeRO-3 gathers ahead, and so its peak, differs by a fifth from run to run: the largest of up to four.
+    measured = 0.0
+    for _ in range(4 if ranks > 1 else 1):
+        out, _ = cli.train(*options, ranks=ranks)
+        measured = max(measured, 1000 * float(re.search(r"peak memory ([\d.]+) GB", out)[1]))
+        if measured == pytest.approx(estimated, rel=0.09):
+            break
+    assert estimated == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 import weakref
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fangyan.data.example import Example
-from fangyan.errors import UserError
+from fangyan.errors import UserError, free_space
 
 T = TypeVar("T")
 
@@ -69,12 +68,10 @@ def writing_into(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = shutil.disk_usage(
-            next(path for path in (cache, *cache.absolute().parents) if path.is_dir())
-        ).free
+        free = free_space(cache) / 1e9
         raise UserError(
-            f"data.cache_dir: {cache} cannot be written ({error.strerror or error}; {free / 1e9:.3f} GB are "
-            "free there), expected a folder with room for the data and its sub-words"
+            f"data.cache_dir: {cache} cannot be written ({error.strerror or error}; {free:.3f} GB are free "
+            "there), expected a folder with room for the data and its sub-words"
         ) from error
 
 

@@ -15,11 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from fangyan.terminal import let_go_of_lost_output
+from fangyan.terminal import say_now
 
 # No password is asked for. A node that is switched off is found after a minute; nothing else would tell.
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4")
@@ -92,23 +91,17 @@ class Front:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
-            _write("left; the ranks end by themselves")
+            say_now("left; the ranks end by themselves")
             os._exit(128 + number)
         self.received = self.received or signal.Signals(number)
         self._end_input()
-        _write(f"{self.received.name}: the ranks end")
+        say_now(f"{self.received.name}: the ranks end")
 
     def _end_input(self) -> None:
         if self._input is not None:
             descriptor, self._input = self._input, None
             os.close(descriptor)
             self._ended = time.monotonic()
-
-
-def _write(sentence: str) -> None:
-    let_go_of_lost_output()
-    with suppress(OSError):
-        os.write(2, f"fangyan: {sentence}\n".encode())
 
 
 def end_with_input() -> None:

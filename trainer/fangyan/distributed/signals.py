@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from functools import cache
 from types import FrameType, TracebackType
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fangyan.distributed.process_group import announce_end, control_group
-from fangyan.terminal import let_go_of_lost_output
+from fangyan.terminal import say_now
 
 # SIGTERM and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -79,8 +78,7 @@ class StopSignals:
             self._end(number)
         elif not self.received:
             self.received, self._at = number, now
-            # print cannot be called where it may have been interrupted itself.
-            _write(f"{signal.Signals(number).name}: the run ends after this step, with a checkpoint")
+            say_now(f"{signal.Signals(number).name}: the run ends after this step, with a checkpoint")
         elif number == signal.SIGINT and now - self._at > _AGAIN:
             self._end(number)
 
@@ -93,17 +91,9 @@ class StopSignals:
             sentence, code = f"{name}: the run ends; train --resume auto resumes it", exit_code(number)
         else:
             sentence = f"{name}: the run ends; nothing has been trained since its start"
-        _write(sentence)
+        say_now(sentence)
         announce_end(f"it received {name}", code)
         os._exit(code)
-
-
-def _write(sentence: str) -> None:
-    # The signal may be of a terminal that has closed, or have ended the program that read the output.
-    let_go_of_lost_output()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        with suppress(OSError):
-            os.write(2, f"fangyan: {sentence}\n".encode())
 
 
 class Votes:

@@ -22,7 +22,7 @@ from fangyan.data.splits import read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
-from fangyan.files import whole_folder
+from fangyan.files import REPEAT, whole_folder
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.layout import keep_layout
 from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
@@ -34,8 +34,6 @@ from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Predictor, Task
 from fangyan.yaml_text import read_yaml
 
-# What to do where the disk is full.
-_ADVICE = "after making room, run the command again"
 # Sub-words, as of a recipe's model.max_length.
 _LEAST_LENGTH = 8
 
@@ -153,7 +151,7 @@ def export(run: str | Path, output: str | Path) -> None:
                 config["base_model_name_or_path"] = os.path.relpath(base, target.resolve())
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    with whole_folder(target, _ADVICE) as partial:
+    with whole_folder(target, REPEAT) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
         if config:
             text = json.dumps(config, indent=2)
@@ -173,7 +171,7 @@ def merge(run: str | Path, output: str | Path) -> None:
         if model.active_peft_config.is_prompt_learning:
             raise UserError(f"{source}: prompts cannot be merged into the weights, expected another adapter")
         model = model.merge_and_unload()
-    with whole_folder(target, _ADVICE) as partial:
+    with whole_folder(target, REPEAT) as partial:
         model.save_pretrained(partial)
         exported.backend.save_pretrained(partial)
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from fangyan.distributed.disks import Disks, one_disk
 from fangyan.distributed.process_group import gathered, on_ranks
-from fangyan.errors import UserError
+from fangyan.errors import UserError, free_space
 from fangyan.files import sync, writing
 from fangyan.training.checkpoint_files import (
     STATE,
@@ -73,8 +73,7 @@ class Checkpoints:
         self._on_leaders(lambda: self._assert_room(nbytes))
 
     def _assert_room(self, nbytes: int) -> None:
-        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(parent).free
+        free = free_space(self.folder)
         if free < nbytes:
             raise UserError(
                 f"{self.folder}: {free / 1e9:.2f} GB are free, expected {nbytes / 1e9:.2f} GB at least for a "
