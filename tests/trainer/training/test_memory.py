@@ -47,7 +47,7 @@ def test_estimate_memory_is_within_a_tenth_of_a_run(cli, folder, ranks, options)
     options += ("train.checkpoint_every=null", "optimizer.layer_decay=1.0")
     out, _ = cli("estimate-memory", *cli.train_arguments(*options)[1:], "--ranks", str(ranks))
     estimated = float(re.search(r"peak\D+([\d,]+) │\n", out)[1].replace(",", ""))
-    # What ZeRO-3 gathers ahead, and so its peak, differs by a fifth from run to run: the largest of up to four.
+    # What ZeRO-3 gathers ahead, and so its peak, differs by a fifth from run to run: the largest of four.
     measured = 0.0
     for _ in range(4 if ranks > 1 else 1):
         out, _ = cli.train(*options, ranks=ranks)
