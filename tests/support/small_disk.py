@@ -1,5 +1,6 @@
 """A small disk of its own, which tests fill."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -25,10 +26,20 @@ def mounted(folder, size):
 
 
 def fill(folder, leave=0):
-    """Take all the room of the disk that ``folder`` is on, but for ``leave`` bytes; return the file."""
+    """Take all the room of the disk that ``folder`` is on, but for ``leave`` bytes; return the file.
+
+    Others may write there meanwhile: what is free is asked again when it was less by the time it was taken.
+    """
     path = folder / "other people's files"
-    free = shutil.disk_usage(folder).free - leave
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    os.posix_fallocate(descriptor, 0, free)
-    os.close(descriptor)
+    try:
+        while (free := shutil.disk_usage(folder).free - leave) > 0:
+            try:
+                os.posix_fallocate(descriptor, os.fstat(descriptor).st_size, free)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+    finally:
+        os.close(descriptor)
     return path
