@@ -60,8 +60,6 @@ struct Average {
       const Floats g = load<Floats>(gradient + i + k * kLanes);
       if (!kCoded) values[k] = betas * load<Floats>(floats + i + k * kLanes);
       values[k] = (kSquared ? g * g : g) * gradient_factors + values[k];
-      // Narrower vectors decode by a line, whose rounding can be below 0 where a scale is denormal; a NaN stays one.
-      if (!kSigned) values[k] = values[k] < 0.0f ? Floats{} : values[k];
       const Ints bits = as_ints(kSigned ? abs(values[k]) : values[k]);
       max_bits = max_bits > bits ? max_bits : bits;
       store(out + i + k * kLanes, values[k]);

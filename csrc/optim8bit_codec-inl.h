@@ -41,8 +41,11 @@ struct Decoder {
 #else
 struct Decoder {
   Floats scales, shifts;
+  bool is_denormal;
 
   FANGYAN_INLINE_MEMBER void begin(const DynamicMap& map, float factor) {
+    // The lowest decade's line is below a float's least normal number for a factor below 3e-32.
+    is_denormal = factor != 0.0f && factor < 1e-30f;
     scales = load<Floats>(map.decode_scale) * factor;
     shifts = load<Floats>(map.decode_shift) * factor;
   }
@@ -57,6 +60,9 @@ struct Decoder {
     }
     FANGYAN_EACH values[k] = values[k] * lookup(scales, exponent[k]) + lookup(shifts, exponent[k]);
     if (kSigned) FANGYAN_EACH values[k] = as_floats(as_ints(values[k]) ^ (code[k] & INT32_MIN));
+    // Squares are decoded to no less than 0, whatever such a line rounds to: their root is taken.
+    if (!kSigned && __builtin_expect(is_denormal, 0))
+      FANGYAN_EACH values[k] = values[k] < 0.0f ? Floats{} : values[k];
   }
 };
 #endif
