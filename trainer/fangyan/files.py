@@ -103,6 +103,7 @@ def sync(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # of a folder that may be written to, and not listed
+        os.sync()
         return
     try:
         os.fsync(descriptor)

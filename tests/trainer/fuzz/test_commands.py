@@ -8,6 +8,7 @@ import tiny_exports
 from malformed import ODD_TEXT, ODD_YAML, json_value, mutate
 
 NUMBERS = ["0", "1", "5", "-1", "9" * 40, "1e-300", "1e300", "nan", "inf", "-2.5", "0.5", "1.0", "x", ""]
+OUTPUTS = ["out.txt", ".", "/dev/null", "/dev/full", "none/out", "a" * 300, "/proc/x"]
 TEXTS = ["我食飯", "今日去街飲茶", "ngóh heui  tái", "食" * 3000, *ODD_TEXT]
 
 
@@ -73,7 +74,7 @@ def arguments(draw):
         if draw.random() < 0.2:
             line += ["--format", draw.choice((draw.choice(ODD_YAML), json_value(draw)))[:4000]]
         if draw.random() < 0.1:
-            line += ["--output", draw.choice(("out.txt", ".", "/dev/null", "none/out", "a" * 300, "/proc/x"))]
+            line += ["--output", draw.choice(OUTPUTS)]
     elif command in ("train", "check"):
         line = [
             command,
