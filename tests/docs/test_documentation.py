@@ -1,6 +1,7 @@
 """Every code block of the documentation is run, or says why not and is checked; generated pages are fresh."""
 
 import importlib.util
+import json
 import os
 import re
 
@@ -146,7 +147,11 @@ def write_data(folder):
             rows = enumerate(zip(words, tags, strict=True), start=1)
             blocks.append("".join(f"{i}\t{word}\t_\t{tag}" + "\t_" * 6 + "\n" for i, (word, tag) in rows))
         (folder / name).write_text("\n".join(blocks), encoding="utf-8")
-    text = "\n".join(f"{sentence.replace(' ', '')}{i}" for i in range(8) for sentence in SENTENCES)
+    numbered = [f"{sentence.replace(' ', '')}{i}" for i in range(8) for sentence in SENTENCES]
+    text = "\n".join(numbered)
+    records = [{"text": line, "label": ["praise", "complaint"][i % 2]} for i, line in enumerate(numbered)]
+    tweets = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (folder / "tweets.jsonl").write_text(tweets, encoding="utf-8")
     (folder / "stories.txt").write_text(text, encoding="utf-8")
 
 

@@ -62,13 +62,13 @@ def test_to_yaml_reads_back(tmp_path, overrides):
 def test_load_recipe_by_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    assert names == ["cantonese-lm", "cantonese-pos"]
+    assert names == ["cantonese-lm", "cantonese-pos", "cantonese-questions"]
     for name in names:
         recipe = load_recipe(name)
         assert recipe.name == name
         assert recipe == load_recipe(RECIPES / f"{name}.yaml")
     assert fangyan.load_recipe("cantonese-lm").task.name == "causal_lm"
-    expected = "cantonese: no such recipe, expected a file or one of cantonese-lm, cantonese-pos"
+    expected = f"cantonese: no such recipe, expected a file or one of {', '.join(names)}"
     assert refusal("cantonese") == expected
     # A file comes before a name; a name is no path.
     write(tmp_path, MINIMAL).rename(tmp_path / "cantonese-lm")
@@ -242,7 +242,13 @@ def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
         ),
         (
             ["task.name=causal_lm"],
-            "data.format is hkcancor, which has no text; expected jsonl, csv, datasets, text, common_voice",
+            "data.label makes tokens and tags of a hkcancor file, but causal_lm needs text; expected "
+            "sentence_type",
+        ),
+        (
+            ["task.name=causal_lm", "data={format: conll, train: a.conll}"],
+            "data.format is conll, which has no text; expected hkcancor, jsonl, csv, datasets, text, "
+            "common_voice",
         ),
         (
             TEXT,
@@ -251,11 +257,10 @@ def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
         (
             ["data={format: csv, train: a.csv, columns: {text: tweet, label: dialect}}"],
             "data.columns makes text and label of a csv file, but token_classification needs tokens and "
-            "tags; expected the file's columns of those, such as {tokens: NAME}; no task takes the label of "
-            "a text",
+            "tags; expected the file's columns of those, such as {tokens: NAME, tags: NAME}",
         ),
         (
-            ["data={format: csv, train: a.csv}", "task.name=causal_lm"],
+            ["data={format: csv, train: a.csv, columns: {tokens: words}}", "task.name=causal_lm"],
             "data.columns makes tokens and tags of a csv file, but causal_lm needs text; expected",
         ),
         (

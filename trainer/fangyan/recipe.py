@@ -59,6 +59,22 @@ class Recipe(Config):
             raise ValueError(f"found {short(value)}, expected a folder of the run's own, such as runs/x")
         return value
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _data_for_the_task(cls, content: Any) -> Any:
+        """Fill in what the format's fields are for the task, where the recipe does not say."""
+        sections = dict(content) if isinstance(content, Mapping) else {}
+        data, task = sections.get("data"), sections.get("task", {})
+        if not isinstance(data, Mapping) or not isinstance(task, Mapping):
+            return content
+        member = FORMATS.members.get(str(data.get("format")))
+        chosen = TASKS.members.get(str(task.get("name", TASKS.default)))
+        if member is None or not issubclass(member, DataConfig):
+            return content
+        if chosen is None or not issubclass(chosen, TaskConfig):
+            return content
+        return sections | {"data": {**member.defaults(chosen.fields), **data}}
+
     @pydantic.model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
         method = self.adaptation.name
@@ -80,11 +96,11 @@ class Recipe(Config):
             self._check_new_tokens()
         missing = [field for field in self.task.fields if field not in self.data.provided]
         if missing and set(missing) <= set(self.data.fields):  # by other columns
-            label = "; no task takes the label of a text" if "label" in self.data.provided else ""
             raise ValueError(
-                f"data.columns makes {' and '.join(self.data.provided)} of a {self.data.format} file, but "
-                f"{self.task.name} needs {' and '.join(self.task.fields)}; expected the file's columns of "
-                f"those, such as {{{self.task.fields[0]}: NAME}}{label}"
+                f"data.{self.data.chooser} makes {' and '.join(self.data.provided)} of a {self.data.format} "
+                "file, "
+                f"but {self.task.name} needs {' and '.join(self.task.fields)}; expected "
+                f"{self.data.choice(self.task.fields)}"
             )
         if missing:
             fitting = [

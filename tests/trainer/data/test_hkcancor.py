@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from fangyan.data.formats import parse_data
-from fangyan.data.formats.hkcancor import HKCanCor, corpus_folder
+from fangyan.data.formats.hkcancor import HKCanCor, corpus_folder, written
 from fangyan.errors import UserError
 
 TEST = ["FC-025_v", "FC-055_v2", "FC-104_v2", "FC-106b_v2", "FC-109a_v2", "FC-R002b_v2"]
@@ -82,3 +82,23 @@ def test_hkcancor_read_damaged(tmp_path, text, message):
         list(HKCanCor(tokens="characters").read(path))
     with pytest.raises(UserError, match="no .cha file in it"):
         hkcancor(path=str(tmp_path / "empty")).load(seed=0)
+
+
+def test_hkcancor_label_utterances_by_the_mark_that_ends_them():
+    path = corpus_folder() / "FC-005b_v2.cha"
+    examples = list(hkcancor(label="sentence_type").read(path))
+    assert len(examples) == len(list(HKCanCor().read(path)))
+    assert examples[4].fields == {"text": "搞錯啊", "label": "question"}
+    assert examples[5].fields == {"text": "一個", "label": "statement"}
+    assert not any(example.fields["text"].endswith((".", "?")) for example in examples)
+    counts = Counter(
+        example.fields["label"]
+        for path in corpus_folder().glob("*.cha")
+        for example in hkcancor(label="sentence_type").read(path)
+    )
+    assert counts == {"statement": 13_251, "question": 2_911}
+
+
+def test_words_of_latin_letters_keep_a_space():
+    words = ["搭", "MTR", "station", ",", "OK", "啦", "3", "個"]
+    assert written(words) == "搭MTR station, OK啦3個"

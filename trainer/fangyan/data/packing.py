@@ -23,6 +23,7 @@ from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 ROW_WIDTH = 64
 
 _TENSORS = ("input_ids", "position_ids", "sequence_ids", "labels")
+_OPTIONAL = ("class_weights", "token_type_ids", "targets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Batch:
         offsets: row and column where each of the sequences begins, in their order.
         num_valid: labels that are not ``IGNORE_INDEX``, counted before they are on a GPU.
         class_weights: factor on the loss of each class, (C,), float32, where classes have one.
+        token_type_ids: which of a pair of texts each sub-word is of, (R, W), int64, where the model is told.
+        targets: numbers to learn in place of classes, (sequences, C), float32, where a task has such.
     """
 
     input_ids: Tensor
@@ -48,12 +51,14 @@ class Batch:
     offsets: list[tuple[int, int]]
     num_valid: int
     class_weights: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    targets: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
-        moved = replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
-        weights = self.class_weights
-        return moved if weights is None else replace(moved, class_weights=weights.to(device))
+        tensors = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **moved)
 
 
 def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | None = ROW_WIDTH) -> Batch:
@@ -78,6 +83,8 @@ def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | No
         "sequence_ids": np.zeros(shape, dtype=np.int64),
         "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),
     }
+    if any(sequence.segments for sequence in sequences):
+        arrays["token_type_ids"] = np.zeros(shape, dtype=np.int64)
     offsets = [(0, 0)] * len(sequences)
     for row, members in enumerate(rows):
         column = 0
@@ -87,10 +94,14 @@ def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | No
             arrays["position_ids"][row, span] = np.arange(lengths[i])
             arrays["sequence_ids"][row, span] = order
             arrays["labels"][row, span] = sequences[i].labels
+            if sequences[i].segments:
+                arrays["token_type_ids"][row, span] = sequences[i].segments
             offsets[i] = (row, column)
             column += lengths[i]
     num_valid = int((arrays["labels"] != IGNORE_INDEX).sum())
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if sequences and sequences[0].targets:
+        tensors["targets"] = torch.tensor([sequence.targets for sequence in sequences], dtype=torch.float32)
     return Batch(**tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
 
 
@@ -137,6 +148,10 @@ def _select(batch: Batch, rows: list[int], width: int) -> Batch:
     """Return some rows of a batch, cut to a width."""
     sequences = [batch.sequences[row] for row in rows]
     tensors = {name: getattr(batch, name)[rows, :width] for name in _TENSORS}
+    if batch.token_type_ids is not None:
+        tensors["token_type_ids"] = batch.token_type_ids[rows, :width]
+    if batch.targets is not None:
+        tensors["targets"] = batch.targets[rows]
     num_valid = sum(label != IGNORE_INDEX for sequence in sequences for label in sequence.labels)
     offsets = [(row, 0) for row in range(len(rows))]
     return replace(batch, **tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)

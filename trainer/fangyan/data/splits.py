@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from glob import glob
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,6 +32,8 @@ class DataConfig(Config, ABC):
     format: str
     # What the format's examples hold; a task needs some of them.
     fields: ClassVar[tuple[str, ...]]
+    # The recipe's field that chooses among these, where the format has more than one kind of example.
+    chooser: ClassVar[str] = "format"
     # For the model card: the corpus, its licence and its language as the Hub has them; None is the user's.
     corpus: ClassVar[str | None] = None
     licence: ClassVar[str | None] = None
@@ -80,6 +82,15 @@ class DataConfig(Config, ABC):
                 "test is given, and --folds (fold) takes a part of train for it; expected test: null"
             )
         return self
+
+    def choice(self, needed: Sequence[str]) -> str:
+        """Return what :attr:`chooser` is expected to be for a task that needs some fields, for messages."""
+        return f"one that has {' and '.join(needed)}"
+
+    @classmethod
+    def defaults(cls, needed: Collection[str]) -> dict[str, Any]:  # noqa: ARG003
+        """Return the fields that a task needs the format to have, where a recipe is silent."""
+        return {}
 
     @property
     def token_unit(self) -> Literal["words", "characters"]:

@@ -40,6 +40,8 @@ Tokenize = Callable[[Sequence[Example]], list[TokenizedSequence]]
 
 # Examples that a process tokenizes at once.
 _CHUNK = 2000
+# Lists of a sequence that most tasks have not.
+_OPTIONAL = ("segments", "targets")
 # Elements of an array that a digest reads at once.
 _PIECE = 1 << 20
 
@@ -72,7 +74,8 @@ class TokenStore(Rows[TokenizedSequence]):
         if self._alignment:
             alignment = WordAlignment(**{name: self._value(name, index) for name in self._alignment})
         input_ids, labels, example = (self._value(name, index) for name in ("input_ids", "labels", "example"))
-        return TokenizedSequence(input_ids, labels, example, alignment)
+        more = {name: self._value(name, index) for name in _OPTIONAL if name in self._arrays}
+        return TokenizedSequence(input_ids, labels, example, alignment, **more)
 
     def digest(self) -> str:
         """Return a digest of all sequences and their labels, short enough for a message."""
@@ -93,7 +96,10 @@ class TokenStore(Rows[TokenizedSequence]):
 
 
 def to_arrays(sequences: Sequence[TokenizedSequence]) -> dict[str, NDArray[Any]]:
-    """Return sequences as the arrays of a :class:`TokenStore`: 8 bytes per sub-word, 4 per word."""
+    """Return sequences as the arrays of a :class:`TokenStore`: 8 bytes per sub-word, 4 per word.
+
+    What the first sequence does not have, none has.
+    """
     rows = [_row(sequence) for sequence in sequences]
     arrays: dict[str, NDArray[Any]] = {}
     for name, first in (rows[0] if rows else _row(TokenizedSequence([], [], 0))).items():
@@ -101,7 +107,8 @@ def to_arrays(sequences: Sequence[TokenizedSequence]) -> dict[str, NDArray[Any]]
         if isinstance(first, int):
             arrays[name] = np.array(values, dtype=np.int32)
         else:
-            arrays[name] = np.fromiter(chain.from_iterable(values), np.int32)
+            dtype = np.float32 if name == "targets" else np.int32
+            arrays[name] = np.fromiter(chain.from_iterable(values), dtype)
             arrays[f"{name}.ends"] = np.array([len(row) for row in values], dtype=np.int64).cumsum()
     return arrays
 
@@ -113,6 +120,7 @@ def _row(sequence: TokenizedSequence) -> dict[str, Any]:
         "example": sequence.example,
         "num_valid": sum(label != IGNORE_INDEX for label in sequence.labels),
     }
+    row |= {name: values for name in _OPTIONAL if (values := getattr(sequence, name))}
     alignment = sequence.alignment
     if alignment is not None:
         row |= {field.name: getattr(alignment, field.name) for field in fields(alignment)}

@@ -73,13 +73,18 @@ class TokenizedSequence:
         input_ids: sub-words, with the model's special tokens around them.
         labels: class of every sub-word, ``IGNORE_INDEX`` where nothing is learned.
         example: index of the example that it is of.
-        alignment: its words, where a task works by words.
+        alignment: its words, where a task works by words; a text that is classified as a whole is one word.
+        segments: of a pair of texts, which of the two each sub-word is of (``token_type_ids``); empty where
+            the model is not told.
+        targets: numbers to learn in place of a class, one for each of the head's outputs; empty otherwise.
     """
 
     input_ids: list[int]
     labels: list[int]
     example: int
     alignment: WordAlignment | None = None
+    segments: list[int] = field(default_factory=list)
+    targets: list[float] = field(default_factory=list)
 
 
 # Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back.
@@ -102,7 +107,7 @@ class Tokenizer:
             raise UserError("model.path: its tokenizer has no padding token")
         self.pad_id: int = backend.pad_token_id
         self.mask_id: int | None = backend.mask_token_id
-        self._unknown: int = self.pad_id if backend.unk_token_id is None else backend.unk_token_id
+        self.unknown_id: int = self.pad_id if backend.unk_token_id is None else backend.unk_token_id
         self._plain = plain_encoder(backend)
         self._keeps_space = self._has_space_marks()
         self._subwords: dict[Before, dict[str, Subwords]] = {"start": {}, "space": {}, "word": {}}
@@ -150,7 +155,7 @@ class Tokenizer:
             ids = list(self.backend([word], is_split_into_words=True, add_special_tokens=False)["input_ids"])
         says_nothing = all(map(self._marks_space, ids))
         if says_nothing and (not ids or word.strip()):
-            return [self._unknown]
+            return [self.unknown_id]
         if before != "space" and not says_nothing:
             ids = ids[self.locate(ids).first :]
         return ids
@@ -261,3 +266,17 @@ def tokenize_text(
         labels += [IGNORE_INDEX] * (len(input_ids) - len(labels))
         sequences.append(TokenizedSequence(input_ids, labels, example))
     return sequences
+
+
+def whole_text(length: int, place: LabelPlace, last: int | None = None) -> WordAlignment:
+    """Return the alignment of a sequence that is classified as a whole: one word.
+
+    Args:
+        length: of the sequence, in sub-words.
+        place: of the sub-word that stands for it; ``mean`` of all.
+        last: index of the last sub-word that counts, by default of the last.
+    """
+    end = length - 1 if last is None else last
+    if place == "mean":
+        return WordAlignment([length - 1], 0, (0, 1), 1, [length])
+    return WordAlignment([0 if place == "first" else end], 0, (0, 1), 1)

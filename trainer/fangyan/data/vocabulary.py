@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from fangyan.data.example import Example
 
+# Fields of an example that a model reads.
+_READ = ("tokens", "text", "pair")
 # Examples whose characters are counted: a few seconds' worth.
 _COUNTED = 1_000_000
 _CHUNK = 10_000
@@ -65,9 +67,7 @@ def _count(examples: Sequence[Example]) -> NDArray[np.int64]:
     counts = np.zeros(0x110000, dtype=np.int64)
     stream = islice(iter(examples), _COUNTED)
     while chunk := list(islice(stream, _CHUNK)):
-        text = "".join(
-            "".join(example.fields.get("tokens", ())) + example.fields.get("text", "") for example in chunk
-        )
+        text = "".join("".join(example.fields.get(name, "")) for example in chunk for name in _READ)
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         counts += np.bincount(codes, minlength=len(counts))
     return counts

@@ -16,9 +16,12 @@ import torch
 from fangyan_kernels import linear_cross_entropy
 from torch import Tensor, nn
 
+from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.models.structure import evaluating, head_name
 
 Kernels = Literal["auto", "reference"]
+# As ``problem_type`` of a model's configuration has it.
+TargetLoss = Literal["multi_label_classification", "regression"]
 
 # Far below any cap, where tanh is linear, and far above any; powers of two, a quotient by which is exact.
 _SMALLEST, _LARGEST = 2.0**-20, 2.0**24
@@ -59,6 +62,9 @@ class LossOptions:
         label_smoothing: in [0, 1).
         transform: from the head's outputs to the model's logits.
         class_weights: factor on the loss of each class, (C,), or None.
+        targets: numbers to learn in place of classes, (..., C), where labels that count say that there are
+            some; or None.
+        target_loss: of these; see :func:`target_losses`.
     """
 
     labels: Tensor
@@ -67,6 +73,27 @@ class LossOptions:
     label_smoothing: float = 0.0
     transform: LogitTransform = LogitTransform()
     class_weights: Tensor | None = None
+    targets: Tensor | None = None
+    target_loss: TargetLoss = "regression"
+
+
+def target_losses(
+    logits: Tensor, targets: Tensor, kind: TargetLoss, class_weights: Tensor | None = None
+) -> Tensor:
+    """Return the loss of each row as transformers has it, the mean over its outputs: (...,).
+
+    Args:
+        logits: (..., C).
+        targets: (..., C), float32 or more.
+        kind: ``multi_label_classification``, by binary cross-entropy, or ``regression``, by squared errors.
+        class_weights: factor on the loss of a label that is there, (C,), or None.
+    """
+    if kind == "regression":
+        return nn.functional.mse_loss(logits.to(targets.dtype), targets, reduction="none").mean(-1)
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits.to(targets.dtype), targets, pos_weight=class_weights, reduction="none"
+    )
+    return losses.mean(-1)
 
 
 class LossHead(nn.Linear):
@@ -102,6 +129,10 @@ class LossHead(nn.Linear):
 
     def loss(self, hidden: Tensor, options: LossOptions) -> Tensor:
         """Return the loss of hidden states, (), for use within :meth:`computing`."""
+        if options.targets is not None:
+            logits = super().forward(hidden)
+            losses = target_losses(logits, options.targets, options.target_loss, options.class_weights)
+            return (losses * (options.labels != IGNORE_INDEX)).sum() / options.divisor
         return linear_cross_entropy(
             hidden,
             self.weight,

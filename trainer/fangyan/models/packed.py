@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fangyan.data.packing import ROW_WIDTH, Batch, split_by_length, word_segments
-from fangyan.data.tokenization import IGNORE_INDEX
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 from fangyan.errors import UserError
 from fangyan.models import attention
-from fangyan.models.loss_head import Kernels, LossOptions, find_logit_transform, install_loss_head
+from fangyan.models.loss_head import (
+    Kernels,
+    LogitTransform,
+    LossOptions,
+    find_logit_transform,
+    install_loss_head,
+)
 from fangyan.models.masks import packed_masks
+from fangyan.models.selection import HiddenStates, labelled, positions
 from fangyan.models.structure import is_causal, num_outputs, position_offset
 
 Layout = Literal["varlen", "rows", "padded", "unpadded"]
@@ -44,10 +52,14 @@ class PackedModel(nn.Module):
         self.head = install_loss_head(model, num_outputs(self.base), kernels)
         if self.base.config._attn_implementation == attention.NAME:  # packed before: it asks for boundaries
             self.base.set_attn_implementation("sdpa")
-        self.logit_transform = find_logit_transform(model, self.head)
+        self.logit_transform = self._find_logit_transform()
+        self._hidden = HiddenStates(self.base, self.head)
         self._position_offset = position_offset(self.base)
         self._causal = is_causal(self.base)
-        self._has_cache = "use_cache" in inspect.signature(self.base.forward).parameters
+        parameters = inspect.signature(self.base.forward).parameters
+        self._has_cache = "use_cache" in parameters
+        segments = getattr(self.base.config, "type_vocab_size", 2)
+        self._takes_segments = "token_type_ids" in parameters and segments > 1
         self._own_attention = self.base.config._attn_implementation
         self.use_layout(layout)
 
@@ -73,6 +85,9 @@ class PackedModel(nn.Module):
             self._choose_attention()
         elif self.base.config._attn_implementation != self._own_attention:
             self.base.set_attn_implementation(self._own_attention)
+
+    def _find_logit_transform(self) -> LogitTransform | None:
+        return find_logit_transform(self.model, self.head)
 
     def _choose_attention(self) -> None:
         model = self.base
@@ -147,7 +162,30 @@ class PackedModel(nn.Module):
         return joined
 
     def _logits(self, batch: Batch) -> Tensor:
-        return _averaged(self.model(**self._inputs(batch)).logits, batch, word_segments(batch))
+        return averaged(self.model(**self._inputs(batch)).logits, batch, word_segments(batch))
+
+    def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        """Return the logits of each of a batch's sequences, (T, C)."""
+        return [
+            logits[row, column : column + len(sequence.input_ids)]
+            for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True)
+        ]
+
+    # What :meth:`expected_loss` computes, for messages.
+    loss_name: ClassVar[str] = "cross-entropy"
+
+    def expected_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of a batch that follows from the logits of :meth:`split_logits`, joined, ()."""
+        labels = [label for sequence in batch.sequences for label in sequence.labels]
+        return nn.functional.cross_entropy(
+            logits, torch.tensor(labels, device=logits.device), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+
+    def random_labels(self, sequence: TokenizedSequence, generator: torch.Generator) -> TokenizedSequence:
+        """Return a sequence with labels of the model's kind, to try it."""
+        shape = (len(sequence.input_ids),)
+        labels = torch.randint(num_outputs(self.base), shape, generator=generator).tolist()
+        return replace(sequence, labels=labels)
 
     def loss(self, batch: Batch, divisor: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross-entropy of a batch, summed over its labels and divided by ``divisor``, ()."""
@@ -162,13 +200,34 @@ class PackedModel(nn.Module):
         # A mean of capped logits is not the capped one of a mean.
         if transform is None or (segments is not None and transform.softcap is not None):
             return self._plain_loss(batch, divisor, label_smoothing)
+        chosen = self._labelled_positions(batch) if segments is None else None
+        labels = batch.labels if chosen is None else batch.labels.flatten()[chosen]
         options = LossOptions(
-            batch.labels, batch.num_valid, divisor, label_smoothing, transform, batch.class_weights
+            labels, batch.num_valid, divisor, label_smoothing, transform, batch.class_weights
         )
-        with head.computing(lambda hidden: head.loss(_averaged(hidden, batch, segments), options)) as losses:
+        if chosen is None:
+            return self._head_loss(
+                batch, lambda hidden: head.loss(averaged(hidden, batch, segments), options)
+            )
+        width = batch.input_ids.shape[1]
+        with self._hidden.choosing(lambda hidden: hidden[:, -width:].flatten(0, 1)[chosen].unsqueeze(0)):
+            return self._head_loss(batch, lambda hidden: head.loss(hidden.squeeze(0), options))
+
+    def _head_loss(self, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what the head computes in a forward of a batch in place of its logits."""
+        with self.head.computing(compute) as losses:
             self.model(**self._inputs(batch))
         (loss,) = losses
         return loss
+
+    def _labelled_positions(self, batch: Batch) -> Tensor | None:
+        """Return where the labels of a batch are, (P,), if its model has layers that need no more; else None.
+
+        The head itself skips what has no label.
+        """
+        if not self._hidden.feeds_layers or 2 * batch.num_valid > batch.labels.numel():
+            return None
+        return positions(batch, labelled(batch.sequences))
 
     def _plain_loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
         """Return the loss of the model's own logits, whatever it does to them."""
@@ -186,6 +245,8 @@ class PackedModel(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
         if self._has_cache:
             inputs["use_cache"] = False
+        if batch.token_type_ids is not None and self._takes_segments:
+            inputs["token_type_ids"] = batch.token_type_ids
         if self.layout == "unpadded":
             return inputs
         if self.layout == "padded":
@@ -204,7 +265,7 @@ class PackedModel(nn.Module):
         return inputs
 
 
-def _averaged(values: Tensor, batch: Batch, segments: tuple[Tensor, Tensor] | None) -> Tensor:
+def averaged(values: Tensor, batch: Batch, segments: tuple[Tensor, Tensor] | None) -> Tensor:
     """Return, of a batch's sub-words, the means of those that are classified together, (R, W, D).
 
     A head is linear: the mean of its outputs is its output of the mean.

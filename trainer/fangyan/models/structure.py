@@ -225,7 +225,7 @@ def new_modules(model: Any, new_head: str | None) -> list[str]:
             f"model.path: its weight {names[0]} is missing, expected all of {type(model).__name__}"
         )
     heads = set() if new_head is None else {new_head}
-    return sorted(heads | {name.rpartition(".")[0] for name in names})
+    return sorted(heads | {module for name in names if not is_in(module := name.rpartition(".")[0], heads)})
 
 
 def is_in(name: str, modules: Collection[str]) -> bool:

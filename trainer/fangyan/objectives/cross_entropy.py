@@ -26,6 +26,12 @@ class CrossEntropy(Objective):
         0.0, description="Fraction of the target distribution spread over all classes, in training alone."
     )
 
+    @property
+    @override
+    def smooths_labels(self) -> bool:
+        """Return the recipe's choice."""
+        return self.label_smoothing > 0.0
+
     @override
     def loss(self, model: PackedModel, batch: Batch, divisor: float) -> Tensor:
         """Return the loss; see :class:`Objective`."""

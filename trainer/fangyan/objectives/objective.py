@@ -19,6 +19,11 @@ class Objective(Config, ABC):
 
     name: str
 
+    @property
+    def smooths_labels(self) -> bool:
+        """Return whether some of the target distribution is spread over all classes."""
+        return False
+
     @abstractmethod
     def loss(self, model: PackedModel, batch: Batch, divisor: float) -> Tensor:
         """Return the loss of a micro-batch, ().

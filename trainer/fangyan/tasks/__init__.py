@@ -8,12 +8,14 @@ from typing import Any
 from fangyan.config import OneOf
 from fangyan.errors import UserError
 from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.sequence_classification.task import SequenceClassificationConfig
 from fangyan.tasks.task import Task, TaskConfig
 from fangyan.tasks.token_classification.task import TokenClassificationConfig
 
 TASKS = OneOf(
     TokenClassificationConfig,
     CausalLMConfig,
+    SequenceClassificationConfig,
     default="token_classification",
 )
 

@@ -41,12 +41,12 @@ class Confusion(NamedTuple):
     Attributes:
         gold: what the data has.
         predicted: what the model says.
-        tokens: how many.
+        times: how often, in tokens or texts.
     """
 
     gold: str
     predicted: str
-    tokens: int
+    times: int
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Report:
     Attributes:
         unit: what a class is of, such as an entity.
         classes: the most frequent first.
-        confusions: of tokens, the most frequent first.
+        confusions: the most frequent first.
+        counted: what confusions are of.
     """
 
     unit: str
     classes: list[ClassScores]
     confusions: list[Confusion]
+    counted: str = "tokens"
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -84,8 +86,8 @@ class Report:
             table.add_row(escape(scores.name), *percents, f"{scores.support:,}")
         yield table
         if self.confusions:
-            table = Table("tag", "predicted as", title=f"{title}: most confused", title_justify="left")
-            table.add_column("tokens", justify="right")
-            for gold, predicted, tokens in self.confusions[:10]:
-                table.add_row(escape(gold), escape(predicted), f"{tokens:,}")
+            table = Table("gold", "predicted", title=f"{title}: most confused", title_justify="left")
+            table.add_column(self.counted, justify="right")
+            for gold, predicted, times in self.confusions[:10]:
+                table.add_row(escape(gold), escape(predicted), f"{times:,}")
             yield table

@@ -14,7 +14,7 @@ from fangyan.data.findings import Finding
 from fangyan.data.splits import DataConfig
 from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
-from fangyan.data.tokenization import TokenizedSequence, Tokenizer
+from fangyan.data.tokenization import LabelPlace, TokenizedSequence, Tokenizer
 from fangyan.errors import UserError
 from fangyan.tasks.report import Report
 
@@ -88,6 +88,9 @@ class Task(ABC):
         metric_names: all that :meth:`metrics` returns.
         metric_unit: of all metrics, or "".
         class_weights: factor on the training loss of each class, (C,), or None where all are 1.
+        pooling: which sub-word stands for a sequence that is classified as a whole, or the mean of all; None
+            where its sub-words are classified.
+        has_targets: whether numbers are learned, and no classes: :attr:`TokenizedSequence.targets`.
     """
 
     name: ClassVar[str]
@@ -99,6 +102,8 @@ class Task(ABC):
     greater_is_better: ClassVar[bool]
     metric_unit: ClassVar[str]
     class_weights: Sequence[float] | None = None
+    pooling: LabelPlace | None = None
+    has_targets: bool = False
 
     @property
     @abstractmethod
@@ -131,12 +136,27 @@ class Task(ABC):
     def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
         """Return how often each label occurs in each split, where examples have labels of their own."""
 
-    def use_model(self, model: Any) -> None:  # noqa: B027  (most tasks need nothing of it)
+    def use_model(self, model: Any, backend: Any) -> None:  # noqa: B027  (most tasks need nothing of it)
         """Choose what depends on the model, once it is loaded and before anything is tokenized for it.
 
         Args:
             model: of transformers.
+            backend: its tokenizer.
         """
+
+    def cut_findings(
+        self, name: str, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> Iterable[Finding]:
+        """Return what a sequence has no room for, and so is not read, of a split's examples.
+
+        Args:
+            name: of the split.
+            examples: of it.
+            tokenizer: of the model.
+            max_length: most sub-words of a sequence.
+        """
+        del name, examples, tokenizer, max_length  # most tasks make several sequences of what is long
+        return ()
 
     def notes(self, examples: Sequence[Example]) -> list[str]:  # noqa: ARG002
         """Return messages on examples that a trained model is evaluated on; by default there are none."""

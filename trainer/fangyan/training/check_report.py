@@ -56,7 +56,7 @@ def _labels(report: Report) -> Table:
     names = {name for counts in report.labels.values() for name in counts}
     train = report.labels["train"]
     ordered = sorted(names, key=lambda name: (-train.get(name, 0), name))
-    table = Table("tag", title=f"Tags: {len(ordered)}", title_justify="left")
+    table = Table("label", title=f"Labels: {len(ordered)}", title_justify="left")
     for split in report.labels:
         table.add_column(split, justify="right")
     for name in ordered[:_SHOWN]:

@@ -32,27 +32,13 @@ def longer_than_a_sequence(workload: Workload) -> Iterator[Finding]:
         )
 
 
-def cut_tokens(workload: Workload) -> Iterator[Finding]:
-    """Find tokens with more sub-words than a sequence has room for: the rest of them is not read."""
-    tokenizer = workload.tokenizer
-    room = workload.longest - len(tokenizer.prefix) - len(tokenizer.suffix)
+def cut_examples(workload: Workload) -> Iterator[Finding]:
+    """Find examples that are not read whole."""
     for name, examples in workload.splits.items():
-        for example in islice(examples, COMPARED):
-            for token in example.fields.get("tokens", ()):
-                # A sub-word is a byte at least.
-                if (
-                    len(token.encode("utf-8", "surrogatepass")) > room
-                    and (size := len(tokenizer.subwords(token).ids)) > room
-                ):
-                    yield Finding(
-                        "warning",
-                        example.source,
-                        f"token {token[:20]!r}… of {name} has {size:,} sub-words, expected at most "
-                        f"{room:,}: the rest is not read",
-                    )
+        yield from workload.task.cut_findings(name, examples, workload.tokenizer, workload.longest)
 
 
-WORKLOAD_CHECKS: tuple[WorkloadCheck, ...] = (longer_than_a_sequence, cut_tokens)
+WORKLOAD_CHECKS: tuple[WorkloadCheck, ...] = (longer_than_a_sequence, cut_examples)
 
 
 def workload_findings(workload: Workload) -> list[Finding]:

@@ -23,6 +23,7 @@ from fangyan.inference.export import Base
 from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.layout import choose_layout
 from fangyan.models.packed import PackedModel
+from fangyan.models.pooled import packed_model
 from fangyan.models.structure import (
     fingerprint,
     head_name,
@@ -114,8 +115,9 @@ class Workload:
             raise UserError(
                 f"model.path: {type(model).__name__} sees what follows a sub-word, expected a causal model"
             )
-        task.use_model(model)
-        head = head_name(model, num_outputs(model)) if task.has_new_head else None
+        task.use_model(model, backend)
+        self._check_task()
+        head = self._find_new_head(model)
         new = new_modules(model, head)
         self._fingerprint = fingerprint(model, new)
         self.base = self._describe_base(model, new)
@@ -133,6 +135,21 @@ class Workload:
         self.findings = [*data.findings, *workload_findings(self)]
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
 
+    def _check_task(self) -> None:
+        """Refuse what means nothing for the task."""
+        task = self.task
+        if task.has_targets and self.recipe.objective.smooths_labels:
+            raise UserError(
+                "objective.label_smoothing: is for one class per text, found "
+                f"{', '.join(task.metric_names)} as "
+                "metrics; expected 0"
+            )
+        if task.pooling is not None and self.recipe.train.token_masking:
+            raise UserError(
+                "train.token_masking: hides labelled sub-words, found a task that labels whole texts; "
+                "expected 0"
+            )
+
     def _choose_metric(self) -> str:
         metric = self.recipe.train.metric
         if metric == "auto":
@@ -143,6 +160,13 @@ class Workload:
                 f"{', '.join(self.task.metric_names)}"
             )
         return metric
+
+    def _find_new_head(self, model: Any) -> str | None:
+        """Return the module that is the task's own head, with all of its layers; None where it has none."""
+        if not self.task.has_new_head:
+            return None
+        name = head_name(model, num_outputs(model))
+        return name if self.task.pooling is None else name.partition(".")[0]
 
     def _room(self, requested: int, model: Any) -> int:
         """Return the most sub-words of a sequence beside the tokens that an adapter adds."""
@@ -224,7 +248,7 @@ class Workload:
         )
         if not on_gpu():
             use_byte_dropout(adapted)
-        packed = PackedModel(adapted, "padded", recipe.engine.kernels)
+        packed = packed_model(adapted, "padded", recipe.engine.kernels, task.pooling)
         if recipe.train.gradient_checkpointing:
             packed.use_gradient_checkpointing()
         return packed
@@ -257,7 +281,7 @@ class Workload:
             indices: of the step's sequences, over all ranks.
         """
         weights = self._class_weights
-        if weights is None:
+        if weights is None or self.task.has_targets:
             return float(self.num_valid[indices].sum())
         labels = torch.tensor([label for i in indices for label in self.sequences[i].labels])
         return float(weights.double()[labels[labels != IGNORE_INDEX]].sum())

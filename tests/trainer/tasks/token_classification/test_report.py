@@ -59,7 +59,7 @@ def test_report_is_written_whole_and_shown_in_part(tmp_path):
     report.write(tmp_path / "reports" / "dev.json")
     content = json.loads((tmp_path / "reports" / "dev.json").read_text(encoding="utf-8"))
     assert len(content["classes"]) == 25
-    assert content["confusions"] == [{"gold": "t24", "predicted": "t00", "tokens": 1}]
+    assert content["confusions"] == [{"gold": "t24", "predicted": "t00", "times": 1}]
     scores, confused = report.tables("dev")
     assert scores.row_count == 20
     assert scores.title == "dev by tag (percent), the 20 most frequent of 25"

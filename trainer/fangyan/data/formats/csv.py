@@ -88,7 +88,11 @@ class Csv(RecordsConfig):
 
     def _record(self, cells: dict[str, str], source: str) -> dict[str, Any]:
         lists = {self.column(name) for name in _LISTS}
-        return {name: _list(cell, source) if name in lists else cell for name, cell in cells.items()}
+        record = {name: _list(cell, source) if name in lists else cell for name, cell in cells.items()}
+        label = self.columns.get("label")
+        if label is not None and cells[label].lstrip().startswith("["):  # several
+            record[label] = _list(cells[label], source)
+        return record
 
 
 def _list(cell: str, source: str) -> Any:

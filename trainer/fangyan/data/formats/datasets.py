@@ -39,7 +39,7 @@ class Datasets(RecordsConfig):
     def _wanted(self, names: list[str]) -> list[str]:
         """Return the columns to read: not the others, which may be images."""
         if self.columns:
-            return [self.column(name) for name in ("tokens", "tags", "text", "spans", "label")]
+            return list(self.columns.values())
         return ["tokens", "tags"] if "tokens" in names else ["text", "spans"]
 
 

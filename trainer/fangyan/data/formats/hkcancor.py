@@ -9,6 +9,8 @@ tag set's own code for it, ``w``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,12 +18,13 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.config import PathName
-from fangyan.data.example import Splits
+from fangyan.data.example import Example, Splits
 from fangyan.data.formats.chat import ChatFiles
 from fangyan.errors import UserError
 from fangyan.packages import package_folder
 
 PUNCTUATION_TAG = "w"
+_SENTENCE_TYPES = {".": "statement", "?": "question"}
 
 
 class HKCanCor(ChatFiles):
@@ -31,11 +34,19 @@ class HKCanCor(ChatFiles):
     speech as one task.
     """
 
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "label")
+    chooser: ClassVar[str] = "label"
     format: Literal["hkcancor"] = "hkcancor"
     corpus: ClassVar[str | None] = "HKCanCor (Luke & Wong 2015), CC BY 4.0"
     licence: ClassVar[str | None] = "cc-by-4.0"
     language: ClassVar[str | None] = "yue"
 
+    label: Literal["sentence_type"] | None = Field(
+        None,
+        description="Reads whole utterances with a label, in place of words with tags. sentence_type: "
+        "question "
+        "or statement, by the mark at the end, which is cut off.",
+    )
     path: PathName | None = Field(None, description="Folder of the .cha files, if not the installed one.")
 
     @override
@@ -60,6 +71,28 @@ class HKCanCor(ChatFiles):
             for name, conversations in named.items()
         }
 
+    @override
+    def choice(self, needed: Sequence[str]) -> str:
+        """Return the label that a task of texts takes, or none."""
+        return "sentence_type" if "text" in needed else "null"
+
+    @property
+    @override
+    def provided(self) -> tuple[str, ...]:
+        """Return the fields of utterances with a label, or of words with tags."""
+        return ("tokens", "tags") if self.label is None else ("text", "label")
+
+    @override
+    def read(self, path: Path) -> Iterator[Example]:
+        """Yield the utterances of a conversation; with a label, those that end in one of two marks."""
+        for example in super().read(path):
+            if self.label is None:
+                yield example
+            elif (label := _SENTENCE_TYPES.get(example.fields["tokens"][-1])) is not None:
+                text = written(example.fields["tokens"][:-1])
+                if text:
+                    yield Example({"text": text, "label": label}, example.source, example.group)
+
     @property
     @override
     def tag_tier(self) -> str:
@@ -76,6 +109,16 @@ class HKCanCor(ChatFiles):
         """Return parts of speech, and the tag set's own code for punctuation."""
         items = (item.partition("|") for item in tier.split())
         return [tag if bar else PUNCTUATION_TAG for tag, bar, _ in items]
+
+
+def written(words: Sequence[str]) -> str:
+    """Return words as Cantonese is written: with a space between two of Latin letters alone."""
+    pieces = [words[0]] if words else []
+    for before, word in pairwise(words):
+        pieces += (
+            [" ", word] if before[-1:].isascii() and word[:1].isascii() and word[:1].isalnum() else [word]
+        )
+    return "".join(pieces)
 
 
 def corpus_folder() -> Path:

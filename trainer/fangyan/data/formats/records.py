@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -15,23 +16,27 @@ from fangyan.data.example import Annotation, Example
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
 
-Name = Literal["tokens", "tags", "text", "spans", "label"]
-_TEXTS: tuple[set[str], ...] = ({"text"}, {"text", "label"})
+Name = Literal["tokens", "tags", "text", "spans", "pair", "label"]
+# What examples of text hold, without and with labels.
+_TEXTS: tuple[set[str], ...] = ({"text"}, {"text", "label"}, {"text", "pair", "label"})
 
 
 class RecordsConfig(TaggedDataConfig, ABC):
     """A format whose examples are named values.
 
     Tokens and their tags; or a text with labelled spans of its characters, which become IOB2 tags; or a text,
-    alone or with a label.
+    alone or with a label, or two texts with one.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "label")
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "pair", "label")
+    chooser: ClassVar[str] = "columns"
 
     columns: dict[Name, str] = Field(
         {},
-        description="Where the file has tokens and tags, text and spans, or text alone under other names: "
-        "{tokens: words, tags: ner_tags}, {text: sentence}.",
+        description="What the file has under which names: {tokens: words, tags: ner_tags}, {text: sentence, "
+        "spans: entities}, {text: sentence}, {text: tweet, label: dialect} or {text: premise, pair: "
+        "hypothesis, "
+        "label: gold}. By default what the task needs, under our names.",
     )
 
     @pydantic.model_validator(mode="after")
@@ -39,8 +44,9 @@ class RecordsConfig(TaggedDataConfig, ABC):
         names = set(self.columns)
         if names not in _TEXTS and not names <= {"tokens", "tags"} and not names <= {"text", "spans"}:
             raise ValueError(
-                f"columns has {', '.join(self.columns)}; expected tokens and tags, text and spans, text, or "
-                "text and label"
+                f"columns has {', '.join(self.columns)}; expected tokens and tags, text and spans, text, "
+                "text and "
+                "label, or text, pair and label"
             )
         if names in _TEXTS and self.tokens != "words":
             raise ValueError("tokens is characters, but columns names a text that has no tags")
@@ -49,8 +55,19 @@ class RecordsConfig(TaggedDataConfig, ABC):
     @property
     @override
     def provided(self) -> tuple[str, ...]:
-        """Return ``text`` or ``tokens`` and ``tags``, by the recipe's columns."""
+        """Return what the recipe's columns name, or ``tokens`` and ``tags``."""
         return tuple(self.columns) if set(self.columns) in _TEXTS else ("tokens", "tags")
+
+    @override
+    def choice(self, needed: Sequence[str]) -> str:
+        """Return columns of the fields that are needed."""
+        return f"the file's columns of those, such as {{{', '.join(f'{name}: NAME' for name in needed)}}}"
+
+    @classmethod
+    @override
+    def defaults(cls, needed: Collection[str]) -> dict[str, Any]:
+        """Return columns of the names that a task of texts needs."""
+        return {"columns": {name: name for name in needed}} if set(needed) in _TEXTS else {}
 
     def column(self, name: Name) -> str:
         """Return a value's name in the file."""
@@ -68,8 +85,7 @@ class RecordsConfig(TaggedDataConfig, ABC):
             UserError: naming the source and the value that does not fit.
         """
         if set(self.columns) in _TEXTS:
-            values = {str(name): _string(record, key, source) for name, key in self.columns.items()}
-            return Example(values, source, values["text"]) if values["text"].strip() else None
+            return self._of_text(record, source)
         if self.has_spans(record):
             return self._of_spans(record, source, tagged)
         tokens = strings(record, self.column("tokens"), source)
@@ -81,6 +97,13 @@ class RecordsConfig(TaggedDataConfig, ABC):
                     f"{source}: {len(tokens)} tokens but {len(fields['tags'])} tags, expected as many"
                 )
         return Example(fields, source, " ".join(tokens)) if tokens else None
+
+    def _of_text(self, record: Mapping[str, Any], source: str) -> Example | None:
+        values: dict[str, Any] = {
+            str(name): label(record, key, source) if name == "label" else _string(record, key, source)
+            for name, key in self.columns.items()
+        }
+        return Example(values, source, values["text"]) if values["text"].strip() else None
 
     def has_spans(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record is a text with spans."""
@@ -132,6 +155,28 @@ def strings(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]
     if not isinstance(value, list) or not all(isinstance(part, str) and part for part in value):
         raise UserError(f"{source}: {key} is {str(value)[:60]!r}, expected a list of non-empty strings")
     return tuple(value)
+
+
+def label(record: Mapping[str, Any], key: str, source: str) -> str | float | tuple[str, ...]:
+    """Return a text's label: a class, a number, or several classes.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    value = record.get(key)
+    if isinstance(value, list) and all(isinstance(part, str) and part for part in value):
+        return tuple(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, bool | int):  # a class by its number, or true and false
+        return str(value).lower()
+    if isinstance(value, str) and value.strip():
+        return value
+    raise UserError(
+        f"{source}: {key} is {str(value)[:60]!r}, expected a class (text or an integer), a number, or a "
+        "list of "
+        "classes"
+    )
 
 
 def _string(record: Mapping[str, Any], key: str, source: str) -> str:

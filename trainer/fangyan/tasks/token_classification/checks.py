@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from fangyan.data.example import Example, Splits
 from fangyan.data.findings import Finding
+from fangyan.data.tokenization import Tokenizer
 from fangyan.tasks.checks import COMPARED
-
-# Tags of train that occur less often are hardly learned.
-RARE = 10
-# The most frequent tag over the rarest from which weights for the tags are worth a try.
-IMBALANCED = 100
-# Tags and places that a message names.
-_NAMED = 8
+from fangyan.tasks.label_checks import imbalanced, rare
 
 
 @dataclass(frozen=True)
@@ -52,25 +47,12 @@ def tag_findings(splits: Splits) -> Iterator[Finding]:
 
 def rare_tags(data: TaggedData) -> Iterator[Finding]:
     """Find tags with few examples."""
-    rare = sorted((count, tag) for tag, count in data.counts["train"].items() if count < RARE)
-    if rare:
-        named = ", ".join(f"{tag} {count}" for count, tag in rare[:_NAMED])
-        more = ", …" if len(rare) > _NAMED else ""
-        yield Finding("warning", "data.train", f"tags that occur less than {RARE} times: {named}{more}")
+    yield from rare(data.counts["train"], "tags")
 
 
 def imbalanced_tags(data: TaggedData) -> Iterator[Finding]:
     """Find a tag set of which some are far more frequent than others."""
-    ordered = data.counts["train"].most_common()
-    if not ordered or ordered[0][1] < IMBALANCED * ordered[-1][1]:
-        return
-    total = data.counts["train"].total()
-    most, least = (f"{tag} is {100 * count / total:.2g}%" for tag, count in (ordered[0], ordered[-1]))
-    yield Finding(
-        "warning",
-        "data.train",
-        f"tags are imbalanced: {most} of them, {least}; task.class_weights=balanced weighs rare ones more",
-    )
+    yield from imbalanced(data.counts["train"], "tags")
 
 
 def contradictions(data: TaggedData) -> Iterator[Finding]:
@@ -100,3 +82,24 @@ def _difference(left: Example, right: Example) -> str:
 
 
 TAG_CHECKS: tuple[TagCheck, ...] = (rare_tags, imbalanced_tags, contradictions)
+
+
+def cut_tokens(
+    name: str, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+) -> Iterator[Finding]:
+    """Find tokens with more sub-words than a sequence has room for: the rest of them is not read."""
+    room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
+    for example in islice(examples, COMPARED):
+        for token in example.fields["tokens"]:
+            # A sub-word is a byte at least.
+            if (
+                len(token.encode("utf-8", "surrogatepass")) > room
+                and (size := len(tokenizer.subwords(token).ids)) > room
+            ):
+                yield Finding(
+                    "warning",
+                    example.source,
+                    f"token {token[:20]!r}… of {name} has {size:,} sub-words, expected at most {room:,}: "
+                    "the rest "
+                    "is not read",
+                )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,10 @@ from fangyan.data.tokenization import (
     tokenize_words,
 )
 from fangyan.errors import UserError
+from fangyan.tasks.class_weights import ClassWeights, weigh
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
-from fangyan.tasks.token_classification.checks import count_tags, tag_findings
+from fangyan.tasks.token_classification.checks import count_tags, cut_tokens, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
@@ -76,7 +76,7 @@ class TokenClassificationConfig(TaskConfig):
         description="Which of a token's sub-words has its label, or the mean of all. auto: the last if the "
         "model is causal, since it has read the token only then, otherwise the first.",
     )
-    class_weights: dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] | Literal["balanced"] | None = Field(
+    class_weights: ClassWeights = Field(
         None,
         description="Factor on the training loss of each tag, 1 where none is given: {tag: factor}, or "
         "balanced, which is inversely proportional to its frequency in train.",
@@ -93,18 +93,8 @@ class TokenClassificationConfig(TaskConfig):
 
     def weights(self, task: TokenClassification, train: Sequence[Example]) -> list[float] | None:
         """Return the factor on each label's loss, (C,), or None."""
-        given = self.class_weights
-        if given is None:
-            return None
-        if given == "balanced":
-            return balanced_weights(task, train)
-        unknown = sorted(given.keys() - set(task.labels))
-        if unknown:
-            raise UserError(
-                f"task.class_weights: {unknown[0]!r} is not in the tag set of {len(task.labels)}, expected "
-                f"some of {', '.join(task.labels[:8])}{', …' if len(task.labels) > 8 else ''}"
-            )
-        return [given.get(label, 1.0) for label in task.labels]
+        labels = (label for example in train for label in task.read(example))
+        return weigh(self.class_weights, task.labels, labels, "the tag set")
 
     def fit(
         self, splits: Splits, token_unit: TokenUnit = "words", line_per_token: bool = False
@@ -209,7 +199,7 @@ class TokenClassification(Task):
         return {"num_labels": len(self.labels), "id2label": id2label, "label2id": dict(self._index)}
 
     @override
-    def use_model(self, model: Any) -> None:
+    def use_model(self, model: Any, backend: Any) -> None:
         """Choose which of a token's sub-words has its label."""
         from fangyan.models.structure import is_causal
 
@@ -254,6 +244,13 @@ class TokenClassification(Task):
     def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
         """Return how often each tag occurs."""
         return count_tags(splits)
+
+    @override
+    def cut_findings(
+        self, name: str, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> Iterable[Finding]:
+        """Return tokens with more sub-words than a sequence has room for."""
+        return cut_tokens(name, examples, tokenizer, max_length)
 
     @override
     def notes(self, examples: Sequence[Example]) -> list[str]:
@@ -336,7 +333,7 @@ class TokenClassification(Task):
         """Return the model as a tagger."""
         from fangyan.tasks.evaluation import run_batches
 
-        self.use_model(model.base)
+        self.use_model(model.base, tokenizer.backend)
         scoring = copy.copy(self)
         scoring._keep_scores = True
 
@@ -383,14 +380,3 @@ def _whole_scores(outputs: Iterable[SpanOutput]) -> dict[int, NDArray[np.float32
         example: np.concatenate([scores_TC for _, scores_TC in sorted(parts, key=lambda part: part[0])])
         for example, parts in spans.items()
     }
-
-
-def balanced_weights(task: TokenClassification, train: Sequence[Example]) -> list[float]:
-    """Return the factor on each label's loss that gives all labels of train the same total, (C,).
-
-    As ``balanced`` of scikit-learn's ``compute_class_weight`` (King & Zeng 2001); a label that train does not
-    have has a factor of 1.
-    """
-    counts = Counter(label for example in train for label in task.read(example))
-    mean = counts.total() / len(counts)
-    return [mean / counts[label] if label in counts else 1.0 for label in task.labels]

@@ -1,0 +1,140 @@
+"""A tiny model and a few examples for each task: what whole runs of it are tested with."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from model_families import BY_NAME, save
+from transformers import AutoTokenizer
+
+WORDS = 60
+
+
+@dataclass(frozen=True)
+class TaskCase:
+    """A task on a tiny model.
+
+    Attributes:
+        name: for people.
+        family: of the model; see :mod:`model_families`.
+        task: the recipe's section.
+        records: of the JSON lines that it is trained on.
+        check: compares what the trained model predicts with plain transformers, given the run's predictor,
+            and a model and a tokenizer of transformers.
+        auto_model: class of transformers that loads the export.
+        data: the recipe's section, beside the files.
+        train: more fields of the recipe's section.
+        ranks: of two ranks: the stage of ZeRO, and whether they train an adapter.
+    """
+
+    name: str
+    family: str
+    task: dict
+    records: Callable[[], list[dict]]
+    check: Callable
+    auto_model: str
+    data: dict
+    train: dict
+    ranks: tuple[int, bool]
+
+    def recipe(self, folder: Path, **sections):
+        """Write model and data into a folder; return a recipe of two epochs."""
+        if not (folder / "base").exists():
+            save(BY_NAME[self.family], folder / "base", num_labels=2, hidden_dropout_prob=0.1)
+            lines = [json.dumps(record, ensure_ascii=False) for record in self.records()]
+            (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+            (folder / "dev.jsonl").write_text("\n".join(lines[:10]), encoding="utf-8")
+        files = {name: str(folder / f"{name}.jsonl") for name in ("train", "dev")}
+        train = {
+            "epochs": 2,
+            "batch_tokens": 256,
+            "log_every": 1,
+            "checkpoint_every": 2,
+            "keep_checkpoints": 99,
+        }
+        recipe = {
+            "name": "tiny",
+            "task": self.task,
+            "data": {"format": "jsonl", **files, **self.data},
+            "model": {"path": str(folder / "base")},
+            # AdamW divides by a gradient's size: without this rounding alone grows in a few steps.
+            "optimizer": {"lr": 1e-2, "eps": 1e-4},
+            "schedule": {"warmup": 0.0},
+            "train": {**train, **self.train},
+        }
+        for name, fields in sections.items():
+            recipe[name] = {**recipe.get(name, {}), **fields} if isinstance(fields, dict) else fields
+        return recipe
+
+
+def words(draw, least=3, most=20):
+    return [f"w{draw.randint(10, WORDS)}" for _ in range(draw.randint(least, most))]
+
+
+def texts(label, pairs=False):
+    """Texts whose labels follow from a word in them."""
+    draw = random.Random(0)
+    records = []
+    for _ in range(120):
+        chosen = words(draw)
+        record = {"text": " ".join(chosen), "label": label(chosen)}
+        if pairs:
+            record["pair"] = " ".join(words(draw))
+        records.append(record)
+    return records
+
+
+def check_texts(predictor, model, tokenizer, probe=("w10 w11 w12 w13", "w50 w20")):
+    """The head's outputs of each text alone, by the tokenizer as it is."""
+    for text, found in zip(probe, predictor.predict(probe), strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(*text.split("\t"), return_tensors="pt")).logits[0].double()
+        kind = model.config.problem_type
+        if kind == "regression":
+            assert abs(found.label - float(logits)) < 1e-4
+            continue
+        probabilities = logits.softmax(-1) if kind == "single_label_classification" else logits.sigmoid()
+        for i, probability in enumerate(probabilities.tolist()):
+            assert abs(found.probabilities[model.config.id2label[i]] - probability) < 1e-4
+
+
+def check_pairs(predictor, model, tokenizer):
+    check_texts(predictor, model, tokenizer, ("w10 w11\tw12 w13", "w50\tw20 w31"))
+
+
+def _is_low(chosen):
+    return "low" if int(chosen[0][1:]) < (WORDS + 10) // 2 else "high"
+
+
+def _several(chosen):
+    return [name for name, word in (("a", 0), ("b", 1), ("c", -1)) if int(chosen[word][1:]) % 2]
+
+
+def _texts(name, family, label, ranks, task=None, **fields):
+    return TaskCase(
+        name,
+        family,
+        {"name": "sequence_classification", **(task or {})},
+        lambda: texts(label, pairs="pair" in fields.get("columns", {})),
+        check_pairs if "columns" in fields else check_texts,
+        "AutoModelForSequenceClassification",
+        fields,
+        {},
+        ranks,
+    )
+
+
+CASES = [
+    _texts("one class", "BERT", _is_low, (2, False)),
+    _texts("one class, causal", "Qwen 3", _is_low, (3, True), {"class_weights": "balanced"}),
+    _texts("several classes", "ELECTRA", _several, (3, False), {"class_weights": {"a": 2.0}}),
+    _texts("a number of pairs", "XLM-RoBERTa", lambda chosen: float(len(chosen)) / 20, (2, True),
+           columns={"text": "text", "pair": "pair", "label": "label"}),
+]  # fmt: skip
+
+
+def plain_tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,77 @@
+"""Whole runs of each task on a tiny model: on one rank and two, resumed, adapters, and their exports."""
+
+import json
+import shutil
+
+import fangyan
+import pytest
+import transformers
+import yaml
+from fangyan.adaptation.peft_model import without_peft_warnings
+from fangyan.recipe import Recipe
+from fangyan.training.train import train
+from peft import PeftModel
+from task_cases import CASES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param
+
+
+def run(case, folder, name="run", resume=None, **sections):
+    """Train in this process."""
+    recipe = case.recipe(folder, run_dir=str(folder / name), **sections)
+    return train(Recipe.model_validate(recipe), resume=resume)
+
+
+def losses(folder, name="run"):
+    lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+def test_run_learns_resumes_exactly_and_exports(case, tmp_path):
+    result = run(case, tmp_path)
+    whole = losses(tmp_path)
+    assert min(whole[-4:]) < whole[0]
+    metric = next(iter(result.after["dev"]))
+    assert result.after["dev"][metric] != result.before["dev"][metric]
+    # The same from the middle of an epoch on.
+    shutil.copytree(tmp_path / "run", tmp_path / "again", symlinks=True)
+    (checkpoint,) = (tmp_path / "again/checkpoints").glob("step-000002")
+    again = run(case, tmp_path, "again", resume=checkpoint)
+    assert losses(tmp_path, "again") == whole
+    assert again.after == result.after
+    # Alone, as plain transformers has it.
+    folder = tmp_path / "run" / "model"
+    model = getattr(transformers, case.auto_model).from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    case.check(fangyan.load(tmp_path / "run"), model, tokenizer)
+    found = fangyan.evaluate(tmp_path / "run")
+    assert found == {name: pytest.approx(value, rel=1e-4) for name, value in result.after["dev"].items()}
+
+
+def test_adapter_is_what_peft_loads(case, tmp_path):
+    run(case, tmp_path, adaptation={"name": "lora", "rank": 4})
+    folder = tmp_path / "run" / "model"
+    config = transformers.AutoConfig.from_pretrained(folder)
+    base = getattr(transformers, case.auto_model).from_pretrained(tmp_path / "base", config=config)
+    with without_peft_warnings():
+        model = PeftModel.from_pretrained(base, folder).eval()
+    case.check(fangyan.load(tmp_path / "run"), model, transformers.AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.ranks
+def test_two_ranks_are_one(case, cli):
+    """With full weights or an adapter, at a stage of ZeRO that shards them."""
+    stage, with_adapter = case.ranks
+    sections = {"model": {"hidden_dropout": 0.0}}
+    if with_adapter:
+        sections["adaptation"] = {"name": "lora", "rank": 4}
+    run(case, cli.folder, "one", **sections)
+    recipe = case.recipe(cli.folder, run_dir="run", engine={"zero_stage": stage}, **sections)
+    (cli.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    cli("train", "recipe.yaml", ranks=2)
+    assert losses(cli.folder) == pytest.approx(losses(cli.folder, "one"), rel=1e-5)

@@ -1,0 +1,101 @@
+"""A trained classifier of texts in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from fangyan.data.example import Example
+from fangyan.errors import UserError
+from fangyan.tasks.task import Prediction, Predictor
+
+if TYPE_CHECKING:
+    from fangyan.tasks.sequence_classification.task import SequenceClassification
+
+# Texts classified together: enough to fill a batch of evaluation.
+CHUNK = 256
+
+# From examples to the outputs of the head for each, (C,).
+Score = Callable[[Sequence[Example]], list[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Classified(Prediction):
+    """A classified text.
+
+    Attributes:
+        text: the text; of a pair, both with a tab between them.
+        label: its class, its classes, or its number.
+        probabilities: of each class; empty for a number.
+    """
+
+    text: str
+    label: str | tuple[str, ...] | float
+    probabilities: Mapping[str, float]
+
+    def __str__(self) -> str:
+        """Return the label alone: classes with commas between them, a number to four digits."""
+        if isinstance(self.label, float):
+            return f"{self.label:.4g}"
+        return self.label if isinstance(self.label, str) else ", ".join(self.label)
+
+    @override
+    def pieces(self) -> Iterator[str]:
+        """Yield the label."""
+        yield str(self)
+
+    @override
+    def record(self) -> dict[str, Any]:
+        """Return text, label and probabilities."""
+        record: dict[str, Any] = {"text": self.text, "label": self.label}
+        if self.probabilities:
+            record["probabilities"] = {name: round(value, 4) for name, value in self.probabilities.items()}
+        return record
+
+
+class TextClassifier(Predictor):
+    """A model that classifies texts; see :class:`fangyan.tasks.task.Predictor`.
+
+    Args:
+        task: what the model has learned.
+        score: the model.
+    """
+
+    def __init__(self, task: SequenceClassification, score: Score):
+        self.task = task
+        self._score = score
+
+    @override
+    def predict(self, texts: Iterable[str]) -> list[Classified]:
+        """Classify each text; a pair of texts has a tab between them."""
+        return list(self.stream(texts))
+
+    @override
+    def stream(
+        self, texts: Iterable[str], *, interactive: bool = False, options: Mapping[str, Any] | None = None
+    ) -> Iterator[Classified]:
+        """Yield classified texts; see :class:`fangyan.tasks.task.Predictor`. There are no options."""
+        for name in options or {}:
+            raise UserError(f"{name}: is for models that write text, found a classifier")
+        source = iter(texts)
+        while chunk := list(islice(source, 1 if interactive else CHUNK)):
+            examples = [self._example(text) for text in chunk]
+            for text, scores_C in zip(chunk, self._score(examples), strict=True):
+                yield Classified(text, self.task.label(scores_C), self.task.probabilities(scores_C))
+
+    def _example(self, text: str) -> Example:
+        if not self.task.has_pairs:
+            return Example({"text": text}, "", "")
+        first, tab, second = text.partition("\t")
+        if not tab or "\t" in second:
+            raise UserError(
+                f"predict: {text[:60]!r} has {text.count(chr(9))} tabs, expected a pair of texts with one "
+                "between"
+            )
+        return Example({"text": first, "pair": second}, "", "")
