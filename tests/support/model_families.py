@@ -251,7 +251,7 @@ FAMILIES = [
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
-def save(family, folder, **fields):
+def save(family, folder, auto_model=None, **fields):
     """Write a family's tiny model and a tokenizer of words ``w0``, ``w1``, … to a folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -263,16 +263,20 @@ def save(family, folder, **fields):
     for key, value in fields.items():
         setattr(config, key, value)
     torch.manual_seed(0)
-    model = family.auto_model.from_config(config, dtype=torch.float32)
+    model = (auto_model or family.auto_model).from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     padding = getattr(config.get_text_config(), "pad_token_id", None) or 0
     words = [f"w{i}" for i in range(VOCABULARY)]
     words[padding] = "[PAD]"
-    words[2:4] = "[UNK]", "[EOS]"
+    words[2:5] = "[UNK]", "[EOS]", "[MASK]"
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        eos_token="[EOS]",
+        mask_token="[MASK]",
     )
     tokenizer.save_pretrained(folder)
     return model.eval()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from model_families import BY_NAME, save
-from transformers import AutoTokenizer
 
 WORDS = 60
 
@@ -28,6 +28,7 @@ class TaskCase:
         data: the recipe's section, beside the files.
         train: more fields of the recipe's section.
         ranks: of two ranks: the stage of ZeRO, and whether they train an adapter.
+        saved_as: class of transformers whose weights training begins with, by default a tagger's.
     """
 
     name: str
@@ -39,11 +40,13 @@ class TaskCase:
     data: dict
     train: dict
     ranks: tuple[int, bool]
+    saved_as: str | None = None
 
     def recipe(self, folder: Path, **sections):
         """Write model and data into a folder; return a recipe of two epochs."""
         if not (folder / "base").exists():
-            save(BY_NAME[self.family], folder / "base", num_labels=2, hidden_dropout_prob=0.1)
+            saved = self.saved_as and getattr(transformers, self.saved_as)
+            save(BY_NAME[self.family], folder / "base", saved, num_labels=2, hidden_dropout_prob=0.1)
             lines = [json.dumps(record, ensure_ascii=False) for record in self.records()]
             (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
             (folder / "dev.jsonl").write_text("\n".join(lines[:10]), encoding="utf-8")
@@ -127,14 +130,40 @@ def _texts(name, family, label, ranks, task=None, **fields):
     )
 
 
+def sentences():
+    """Texts in which each word says what comes next."""
+    draw = random.Random(0)
+    firsts = [draw.randint(10, WORDS) for _ in range(120)]
+    return [{"text": " ".join(f"w{10 + (first + i) % 50}" for i in range(9))} for first in firsts]
+
+
+def check_gaps(predictor, model, tokenizer):
+    text = "w20 [MASK] w22 w23 [MASK] w25"
+    (found,) = predictor.predict([text])
+    encoded = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**encoded).logits[0].double()
+    places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
+    assert len(found.candidates) == len(places) == 2
+    for place, candidates in zip(places, found.candidates, strict=True):
+        shares = logits[place].softmax(-1)
+        for token, share in candidates:
+            assert abs(share - float(shares[tokenizer.convert_tokens_to_ids(token)])) < 1e-4
+    first, second = (candidates[0][0] for candidates in found.candidates)
+    assert found.filled == f"w20 {first} w22 w23 {second} w25"
+
+
+def _gaps(name, family, ranks, saved_as=None):
+    auto_model, task = "AutoModelForMaskedLM", {"name": "masked_lm", "mask_rate": 0.2}
+    return TaskCase(name, family, task, sentences, check_gaps, auto_model, {}, {}, ranks, saved_as)
+
+
 CASES = [
+    _gaps("hidden words", "BERT", (3, True), "AutoModelForMaskedLM"),
+    _gaps("hidden words, new head", "ELECTRA", (2, False)),
     _texts("one class", "BERT", _is_low, (2, False)),
     _texts("one class, causal", "Qwen 3", _is_low, (3, True), {"class_weights": "balanced"}),
     _texts("several classes", "ELECTRA", _several, (3, False), {"class_weights": {"a": 2.0}}),
     _texts("a number of pairs", "XLM-RoBERTa", lambda chosen: float(len(chosen)) / 20, (2, True),
            columns={"text": "text", "pair": "pair", "label": "label"}),
 ]  # fmt: skip
-
-
-def plain_tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)

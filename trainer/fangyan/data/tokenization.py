@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fangyan.data.prefix_space import plain_encoder
 from fangyan.errors import UserError
 
@@ -107,12 +110,21 @@ class Tokenizer:
             raise UserError("model.path: its tokenizer has no padding token")
         self.pad_id: int = backend.pad_token_id
         self.mask_id: int | None = backend.mask_token_id
+        self._ordinary: NDArray[np.int64] | None = None
         self.unknown_id: int = self.pad_id if backend.unk_token_id is None else backend.unk_token_id
         self._plain = plain_encoder(backend)
         self._keeps_space = self._has_space_marks()
         self._subwords: dict[Before, dict[str, Subwords]] = {"start": {}, "space": {}, "word": {}}
         self._is_space: dict[int, bool] = {}
         self.prefix, self.suffix = self._special_tokens()
+
+    @property
+    def ordinary_ids(self) -> NDArray[np.int64]:
+        """Return the ids of all sub-words that are no special tokens, (V,)."""
+        if self._ordinary is None:
+            special = set(self.backend.all_special_ids)
+            self._ordinary = np.array([i for i in range(len(self.backend)) if i not in special])
+        return self._ordinary
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """Return the special tokens before and after a sequence."""

@@ -224,8 +224,9 @@ def new_modules(model: Any, new_head: str | None) -> list[str]:
         raise UserError(
             f"model.path: its weight {names[0]} is missing, expected all of {type(model).__name__}"
         )
-    heads = set() if new_head is None else {new_head}
-    return sorted(heads | {module for name in names if not is_in(module := name.rpartition(".")[0], heads)})
+    modules = {name.rpartition(".")[0] for name in names} | ({new_head} if new_head else set())
+    # Not those inside another.
+    return sorted(module for module in modules if not is_in(module, modules - {module}))
 
 
 def is_in(name: str, modules: Collection[str]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from fangyan.config import OneOf
 from fangyan.errors import UserError
 from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.masked_lm.task import MaskedLMConfig
 from fangyan.tasks.sequence_classification.task import SequenceClassificationConfig
 from fangyan.tasks.task import Task, TaskConfig
 from fangyan.tasks.token_classification.task import TokenClassificationConfig
@@ -15,6 +16,7 @@ from fangyan.tasks.token_classification.task import TokenClassificationConfig
 TASKS = OneOf(
     TokenClassificationConfig,
     CausalLMConfig,
+    MaskedLMConfig,
     SequenceClassificationConfig,
     default="token_classification",
 )

@@ -41,7 +41,7 @@ def evaluate(
     See :func:`run_batches` for ``forward``, :meth:`Task.tokenize_all` for ``cache``. ``on_report`` is called
     with the scores of each class, where the task has classes.
     """
-    sequences = task.tokenize_all(examples, tokenizer, max_length, cache)
+    sequences = task.tokenize_all(examples, tokenizer, max_length, cache, scored=True)
     outputs = run_batches(task, model, sequences, tokenizer.pad_id, forward)
     report = None if on_report is None else task.report(examples, outputs)
     if on_report is not None and report is not None:

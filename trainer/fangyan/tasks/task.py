@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fangyan.config import Config
 from fangyan.data.example import Annotation, Example, Splits
 from fangyan.data.findings import Finding
@@ -90,6 +93,9 @@ class Task(ABC):
         class_weights: factor on the training loss of each class, (C,), or None where all are 1.
         pooling: which sub-word stands for a sequence that is classified as a whole, or the mean of all; None
             where its sub-words are classified.
+        head_may_be_missing: whether a model may come without the head, which is then new.
+        takes_token_masking: whether the recipe's ``train.token_masking`` hides what the task can do without.
+        corrupts: whether sequences change for each step; see :meth:`corrupt`.
         has_targets: whether numbers are learned, and no classes: :attr:`TokenizedSequence.targets`.
     """
 
@@ -101,6 +107,9 @@ class Task(ABC):
     tokenizer_kwargs: ClassVar[Mapping[str, Any]]
     greater_is_better: ClassVar[bool]
     metric_unit: ClassVar[str]
+    head_may_be_missing: ClassVar[bool] = False
+    takes_token_masking: ClassVar[bool] = True
+    corrupts: ClassVar[bool] = False
     class_weights: Sequence[float] | None = None
     pooling: LabelPlace | None = None
     has_targets: bool = False
@@ -177,8 +186,31 @@ class Task(ABC):
             UserError: naming the line of a label that cannot be learned.
         """
 
+    def tokenize_scored(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> list[TokenizedSequence]:
+        """Return the sequences that examples are evaluated by; see :meth:`tokenize`."""
+        return self.tokenize(examples, tokenizer, max_length)
+
+    def corrupt(
+        self, sequences: Sequence[TokenizedSequence], drawn: NDArray[np.uint64], tokenizer: Tokenizer
+    ) -> list[TokenizedSequence]:
+        """Return sequences as a step trains on them, where :attr:`corrupts`; of the same lengths.
+
+        Args:
+            sequences: of :meth:`tokenize`.
+            drawn: a random number for each, which everything random has to follow from, (S,).
+            tokenizer: of the model.
+        """
+        raise NotImplementedError
+
     def tokenize_all(
-        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, cache: Path | None = None
+        self,
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        max_length: int,
+        cache: Path | None = None,
+        scored: bool = False,
     ) -> TokenStore:
         """Return the sequences of examples that may be larger than memory.
 
@@ -187,14 +219,16 @@ class Task(ABC):
             tokenizer: of the model.
             max_length: most sub-words of a sequence.
             cache: folder for what is larger than memory; see :func:`fangyan.data.store.cache_folder`.
+            scored: whether they are evaluated, and not trained on.
         """
+        tokenize = self.tokenize_scored if scored else self.tokenize
         backend = tokenizer.backend
         how = [
-            *(self.name, self.export_config(), self.model_kwargs(), max_length),
+            *(self.name, self.export_config(), self.model_kwargs(), max_length, scored),
             *(backend.backend_tokenizer.to_str(), str(backend.special_tokens_map)),
         ]
         return tokenize_all(
-            lambda chosen: self.tokenize(chosen, tokenizer, max_length),
+            lambda chosen: tokenize(chosen, tokenizer, max_length),
             examples,
             json.dumps(how),
             cache or cache_folder(),

@@ -236,7 +236,9 @@ def measure_evaluation(workload: Workload) -> float:
     """Return the bytes that the largest batch of evaluation takes."""
     model, task = workload.model, workload.task
     examples = max((workload.splits[name] for name in workload.splits if name != "train"), key=len)
-    sequences = task.tokenize_all(examples, workload.tokenizer, workload.max_length, workload.cache)
+    sequences = task.tokenize_all(
+        examples, workload.tokenizer, workload.max_length, workload.cache, scored=True
+    )
     batches = bucket_by_length(sequences.lengths, BATCH_TOKENS)
     largest = max(batches, key=lambda members: int(sequences.lengths[members].sum()))
     model.eval()

@@ -270,7 +270,7 @@ class Trainer(Workload):
         accumulation = self.accumulation
         split = micro_batches(indices, self.lengths, ranks * accumulation)
         # DeepSpeed divides by ranks and micro-batches; the loss is divided by all their labels already.
-        divisor = (self.total_weight(indices) or 1.0) / (ranks * accumulation)
+        divisor = (self.total_weight(indices, str(step)) or 1.0) / (ranks * accumulation)
         total = torch.zeros((), device=device())
         skipped = self.engine.skipped_steps
         for micro_step in range(accumulation):

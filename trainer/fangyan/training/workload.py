@@ -12,9 +12,10 @@ from fangyan_kernels.capability import bfloat16_missing
 from fangyan.data.batching import Epochs
 from fangyan.data.example import Splits
 from fangyan.data.findings import Finding
+from fangyan.data.masking import draws
 from fangyan.data.packing import Batch, collate, mask_tokens
 from fangyan.data.store import cache_folder
-from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
 from fangyan.data.vocabulary import characters_without_subword, unknown_characters
 from fangyan.device import device, on_gpu
 from fangyan.distributed.agreement import digest_of
@@ -144,9 +145,10 @@ class Workload:
                 f"{', '.join(task.metric_names)} as "
                 "metrics; expected 0"
             )
-        if task.pooling is not None and self.recipe.train.token_masking:
+        if self.recipe.train.token_masking and not task.takes_token_masking:
             raise UserError(
-                "train.token_masking: hides labelled sub-words, found a task that labels whole texts; "
+                f"train.token_masking: is {self.recipe.train.token_masking}, which means nothing for "
+                f"{task.name}; "
                 "expected 0"
             )
 
@@ -162,9 +164,16 @@ class Workload:
         return metric
 
     def _find_new_head(self, model: Any) -> str | None:
-        """Return the module that is the task's own head, with all of its layers; None where it has none."""
-        if not self.task.has_new_head:
+        """Return the module that is a new head, with all of its layers; None where the model has its own."""
+        has_new: list[str] = getattr(model, "new_weights", []) if self.task.head_may_be_missing else []
+        if not self.task.has_new_head and not has_new:
             return None
+        if has_new:
+            self.messages.append(
+                f"model.path: {type(model).__name__} has no head in its files: {len(has_new):,} weights are "
+                "new and "
+                f"random, such as {has_new[0]}"
+            )
         name = head_name(model, num_outputs(model))
         return name if self.task.pooling is None else name.partition(".")[0]
 
@@ -274,24 +283,35 @@ class Workload:
         weights = self._fingerprint if self.recipe.model.pretrained else ""
         return found | {"model.path": digest_of(f"{shapes} {weights}")}
 
-    def total_weight(self, indices: list[int]) -> float:
+    def total_weight(self, indices: list[int], step: str = "0") -> float:
         """Return what the loss of a step is divided by: how many labels it has, or the sum of their weights.
 
         Args:
             indices: of the step's sequences, over all ranks.
+            step: number of the step, by which sequences change.
         """
+        if self.task.corrupts:
+            changed = self._training_sequences(indices, step)
+            return float(sum(label != IGNORE_INDEX for sequence in changed for label in sequence.labels))
         weights = self._class_weights
         if weights is None or self.task.has_targets:
             return float(self.num_valid[indices].sum())
         labels = torch.tensor([label for i in indices for label in self.sequences[i].labels])
         return float(weights.double()[labels[labels != IGNORE_INDEX]].sum())
 
+    def _training_sequences(self, indices: list[int], step: str) -> list[TokenizedSequence]:
+        """Return sequences as a step trains on them."""
+        chosen = [self.sequences[i] for i in indices]
+        if not self.task.corrupts:
+            return chosen
+        return self.task.corrupt(chosen, draws(self.recipe.seed, step, indices), self.tokenizer)
+
     def micro_batch(self, indices: list[int], key: str) -> Batch:
-        """Return sequences as a batch on the device; ``key`` seeds its dropout and masking."""
+        """Return sequences as a batch on the device; ``key``, ``step/micro-batch``, seeds what is random."""
         # Dropout follows the micro-batch, not the rank: one rank with two of them and two ranks with one
         # draw the same masks, and a resumed run needs no generator's state.
         torch.manual_seed(zlib.crc32(f"{self.recipe.seed}/{key}".encode()))
-        chosen = [self.sequences[i] for i in indices]
+        chosen = self._training_sequences(indices, key.partition("/")[0])
         batch = collate(chosen, self.tokenizer.pad_id, self.model.row_width)
         if self._class_weights is not None:
             batch = replace(batch, class_weights=self._class_weights)

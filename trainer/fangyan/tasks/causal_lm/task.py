@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +11,7 @@ from fangyan.data.example import Example, Splits
 from fangyan.data.findings import Finding
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer, tokenize_text
+from fangyan.tasks.perplexity import perplexities
 from fangyan.tasks.task import Metrics, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -110,16 +110,7 @@ class CausalLM(Task):
     @override
     def metrics(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Metrics:
         """Return perplexities, over all sub-words and the end of each document."""
-        loss = sum(loss for loss, _ in outputs)
-        subwords = sum(count for _, count in outputs)
-        characters = sum(len(example.fields["text"]) for example in examples)
-        if not subwords or not characters:
-            return dict.fromkeys(self.metric_names, math.inf)
-        return {
-            "character_perplexity": _exp(loss / characters),
-            "subword_perplexity": _exp(loss / subwords),
-            "bits_per_character": loss / characters / math.log(2),
-        }
+        return perplexities(self.metric_names, examples, outputs)
 
     @override
     def report(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> None:
@@ -136,7 +127,3 @@ class CausalLM(Task):
     def export_config(self) -> dict[str, Any]:
         """Return nothing: the model says all."""
         return {}
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -142,6 +142,8 @@ class SequenceClassification(Task):
     peft_task_type: ClassVar[str] = "SEQ_CLS"
     pipeline_tag: ClassVar[str] = "text-classification"
     has_new_head: ClassVar[bool] = True
+    # It hides labelled sub-words, of which a text has one that stands for it.
+    takes_token_masking: ClassVar[bool] = False
     tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
     greater_is_better: ClassVar[bool] = True
     metric_unit: ClassVar[str] = "percent"

@@ -1,0 +1,1 @@
+"""Raw text for encoders: the words that are hidden in it."""
