@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from fangyan.data.tokenization import IGNORE_INDEX
 from model_families import BY_NAME, save
 
 WORDS = 60
@@ -27,6 +28,7 @@ class TaskCase:
         auto_model: class of transformers that loads the export.
         data: the recipe's section, beside the files.
         train: more fields of the recipe's section.
+        labels: makes what transformers' class takes for labels, of sequences, by a function that pads rows.
         ranks: of two ranks: the stage of ZeRO, and whether they train an adapter.
         saved_as: class of transformers whose weights training begins with, by default a tagger's.
     """
@@ -39,6 +41,7 @@ class TaskCase:
     auto_model: str
     data: dict
     train: dict
+    labels: Callable
     ranks: tuple[int, bool]
     saved_as: str | None = None
 
@@ -108,6 +111,15 @@ def check_pairs(predictor, model, tokenizer):
     check_texts(predictor, model, tokenizer, ("w10 w11\tw12 w13", "w50\tw20 w31"))
 
 
+def _labels_of_texts(sequences, rows):
+    del rows
+    return torch.tensor([sequence.targets or max(sequence.labels) for sequence in sequences])
+
+
+def _labels_of_subwords(sequences, rows):
+    return rows([sequence.labels for sequence in sequences], IGNORE_INDEX)
+
+
 def _is_low(chosen):
     return "low" if int(chosen[0][1:]) < (WORDS + 10) // 2 else "high"
 
@@ -126,6 +138,7 @@ def _texts(name, family, label, ranks, task=None, **fields):
         "AutoModelForSequenceClassification",
         fields,
         {},
+        _labels_of_texts,
         ranks,
     )
 
@@ -155,10 +168,63 @@ def check_gaps(predictor, model, tokenizer):
 
 def _gaps(name, family, ranks, saved_as=None):
     auto_model, task = "AutoModelForMaskedLM", {"name": "masked_lm", "mask_rate": 0.2}
-    return TaskCase(name, family, task, sentences, check_gaps, auto_model, {}, {}, ranks, saved_as)
+    return TaskCase(
+        name, family, task, sentences, check_gaps, auto_model, {}, {}, _labels_of_subwords, ranks, saved_as
+    )
+
+
+def conversations():
+    """Two turns each; the answer repeats the question's words backwards."""
+    draw = random.Random(0)
+    records = []
+    for _ in range(80):
+        messages = []
+        for _ in range(2):
+            question = words(draw, 2, 4)
+            messages.append({"role": "user", "content": " ".join(question)})
+            messages.append({"role": "assistant", "content": " ".join(reversed(question))})
+        records.append({"messages": messages})
+    return records
+
+
+def check_answers(predictor, model, tokenizer):
+    """Greedy answers to a question, by the exported tokenizer's chat template and generation settings."""
+    for question in ("w20 w30", "w44 w12 w13"):
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        ids = encoded["input_ids"]
+        ends = predictor._end_ids  # of an adapter, the base's generation settings know nothing
+        written = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        expected = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        (found,) = predictor.predict([question], max_new_tokens=6)
+        assert found.strip() == expected.strip()
+        several = predictor.answer_all([[{"role": "user", "content": question}]] * 2, 6)
+        assert [text.strip() for text in several] == [expected.strip()] * 2
+
+
+def _answers(name, family, ranks, task=None):
+    task = {"name": "instruction", **(task or {})}
+    auto_model = "AutoModelForCausalLM"
+    return TaskCase(
+        name, family, task, conversations, check_answers, auto_model, {}, {}, _labels_of_next_subwords, ranks
+    )
+
+
+def _labels_of_next_subwords(sequences, rows):
+    """What transformers shifts by itself."""
+    return rows([[IGNORE_INDEX, *sequence.labels[:-1]] for sequence in sequences], IGNORE_INDEX)
 
 
 CASES = [
+    _answers("answers", "Qwen 3", (2, False), {"system": "w70 w71"}),
+    _answers("answers, learned positions", "GPT-2", (3, True)),
     _gaps("hidden words", "BERT", (3, True), "AutoModelForMaskedLM"),
     _gaps("hidden words, new head", "ELECTRA", (2, False)),
     _texts("one class", "BERT", _is_low, (2, False)),

@@ -5,11 +5,13 @@ import shutil
 
 import fangyan
 import pytest
+import torch
 import transformers
 import yaml
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.recipe import Recipe
 from fangyan.training.train import train
+from fangyan.training.workload import Workload
 from peft import PeftModel
 from task_cases import CASES
 
@@ -49,8 +51,51 @@ def test_run_learns_resumes_exactly_and_exports(case, tmp_path):
     model = getattr(transformers, case.auto_model).from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     case.check(fangyan.load(tmp_path / "run"), model, tokenizer)
-    found = fangyan.evaluate(tmp_path / "run")
+    found = fangyan.evaluate(tmp_path / "run", answers=0)
     assert found == {name: pytest.approx(value, rel=1e-4) for name, value in result.after["dev"].items()}
+
+
+def test_losses_are_those_of_a_plain_loop(case, tmp_path):
+    """Padded rows, the loss of transformers' own class, torch's AdamW: as one would write it by hand."""
+    task = {name: value for name, value in case.task.items() if name != "class_weights"}
+    sections = {"optimizer": {"weight_decay": 0.0}, "model": {"hidden_dropout": 0.0}}
+    recipe = {**case.recipe(tmp_path, run_dir=str(tmp_path / "run"), **sections), "task": task}
+    recipe = Recipe.model_validate(recipe)
+    train(recipe)
+    workload = Workload(recipe)
+    model, backend = recipe.model.load(workload.task.auto_model, recipe.seed, workload.task.model_kwargs())
+    workload.task.use_model(model, backend)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2, eps=1e-4, weight_decay=0.0)
+    batches = [batch for epoch in workload.batches for batch in epoch]
+    schedule = transformers.get_scheduler("linear", optimizer, 0, len(batches))
+    expected = []
+    for step, indices in enumerate(batches):
+        chosen = workload.micro_batch(indices, f"{step}/0").sequences
+        loss = model(**padded(chosen, backend.pad_token_id, case.labels)).loss
+        expected.append(float(loss.detach()))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def padded(sequences, pad_id, labels):
+    """Return a batch as transformers' own classes take it."""
+    width = max(len(sequence.input_ids) for sequence in sequences)
+
+    def rows(values, empty):
+        return torch.tensor([value + [empty] * (width - len(value)) for value in values])
+
+    batch = {
+        "input_ids": rows([s.input_ids for s in sequences], pad_id),
+        "attention_mask": rows([[1] * len(s.input_ids) for s in sequences], 0),
+        "labels": labels(sequences, rows),
+    }
+    if sequences[0].segments:
+        batch["token_type_ids"] = rows([s.segments for s in sequences], 0)
+    return batch
 
 
 def test_adapter_is_what_peft_loads(case, tmp_path):

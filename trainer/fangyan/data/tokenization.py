@@ -143,6 +143,10 @@ class Tokenizer:
             return False
         return str(self.backend.convert_ids_to_tokens(spaced[0])).startswith(tuple(_SPACE_MARKS))
 
+    def continuation(self, text: str) -> list[int]:
+        """Return the sub-words of text that follows other text without a space."""
+        return self._plain(text)
+
     def subwords(self, word: str, before: Before = "start") -> Subwords:
         """Return the sub-words of one word; of what normalizes to nothing, the unknown token."""
         known = self._subwords[before]

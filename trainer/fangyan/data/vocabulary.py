@@ -67,10 +67,16 @@ def _count(examples: Sequence[Example]) -> NDArray[np.int64]:
     counts = np.zeros(0x110000, dtype=np.int64)
     stream = islice(iter(examples), _COUNTED)
     while chunk := list(islice(stream, _CHUNK)):
-        text = "".join("".join(example.fields.get(name, "")) for example in chunk for name in _READ)
+        text = "".join(_text_of(example) for example in chunk)
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         counts += np.bincount(codes, minlength=len(counts))
     return counts
+
+
+def _text_of(example: Example) -> str:
+    """Return everything of an example that a model reads."""
+    parts = ["".join(example.fields.get(name, "")) for name in _READ]
+    return "".join([*parts, *(message["content"] for message in example.fields.get("messages", ()))])
 
 
 def unknown_characters(characters: Sequence[Character]) -> str | None:

@@ -35,6 +35,8 @@ from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Predictor, Task
 from fangyan.yaml_text import read_yaml
 
+# Answers that a model writes for an evaluation: some minutes' worth on a CPU.
+ANSWERS = 100
 # Sub-words, as of a recipe's model.max_length.
 _LEAST_LENGTH = 8
 
@@ -84,6 +86,7 @@ def evaluate(
     data: Sequence[str] | None = None,
     say: Callable[[str], None] = warnings.warn,
     on_report: Callable[[Report], None] | None = None,
+    answers: int = ANSWERS,
 ) -> Metrics:
     """Return the metrics of a run's model.
 
@@ -91,7 +94,8 @@ def evaluate(
         run: a run folder.
         data: files of the run's format; by default the run's own test split, else its dev split.
         say: called with a message on each thing in the data that the model has not learned, such as a tag.
-        on_report: called with the scores of each tag, if the model is a tagger.
+        on_report: called with the scores of each class, if the task has such.
+        answers: how many of the examples an assistant answers itself, to be scored.
 
     Raises:
         UserError: if it is no run folder, or a file is not of its format.
@@ -103,7 +107,9 @@ def evaluate(
         say(note)
     tokenizer = Tokenizer(exported.backend)
     model, longest = exported.packed(), exported.max_length
-    return evaluation.evaluate(exported.task, model, examples, tokenizer, longest, on_report=on_report)
+    task = exported.task
+    metrics = evaluation.evaluate(task, model, examples, tokenizer, longest, on_report=on_report)
+    return metrics | task.generated_metrics(examples[:answers], model, tokenizer, longest)
 
 
 def _examples(folder: Path, data: Sequence[str] | None) -> Sequence[Example]:

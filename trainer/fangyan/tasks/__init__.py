@@ -8,6 +8,7 @@ from typing import Any
 from fangyan.config import OneOf
 from fangyan.errors import UserError
 from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.instruction.task import InstructionConfig
 from fangyan.tasks.masked_lm.task import MaskedLMConfig
 from fangyan.tasks.sequence_classification.task import SequenceClassificationConfig
 from fangyan.tasks.task import Task, TaskConfig
@@ -16,6 +17,7 @@ from fangyan.tasks.token_classification.task import TokenClassificationConfig
 TASKS = OneOf(
     TokenClassificationConfig,
     CausalLMConfig,
+    InstructionConfig,
     MaskedLMConfig,
     SequenceClassificationConfig,
     default="token_classification",

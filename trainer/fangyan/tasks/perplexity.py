@@ -19,9 +19,16 @@ def perplexities(
         examples: with ``text``, whose characters count.
         outputs: summed losses in nats, and how many sub-words they are of.
     """
+    characters = sum(len(example.fields["text"]) for example in examples)
+    return summed_perplexities(names, characters, outputs)
+
+
+def summed_perplexities(
+    names: Sequence[str], characters: int, outputs: Sequence[tuple[float, int]]
+) -> Metrics:
+    """Return :func:`perplexities` of texts of so many characters."""
     loss = sum(loss for loss, _ in outputs)
     subwords = sum(count for _, count in outputs)
-    characters = sum(len(example.fields["text"]) for example in examples)
     if not subwords or not characters:
         return dict.fromkeys(names, math.inf)
     values = (_exp(loss / characters), _exp(loss / subwords), loss / characters / math.log(2))

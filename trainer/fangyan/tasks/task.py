@@ -63,6 +63,22 @@ class Predictor(ABC):
             UserError: for an option that it does not have, or that is out of bounds.
         """
 
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 512, temperature: float = 0.0
+    ) -> Iterator[str]:
+        """Answer the last of some messages, a piece at a time; assistants only.
+
+        Args:
+            messages: with role and content, the last of the user's; the system's is put before them.
+            max_new_tokens: most sub-words; the model may end before.
+            temperature: 0 takes the most likely sub-word each time; more samples from all of them.
+
+        Raises:
+            UserError: if the model has learned something else, or for an option out of bounds.
+        """
+        del messages, max_new_tokens, temperature
+        raise UserError("chat: is for models of the task instruction, found one that answers nothing")
+
     def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:  # noqa: ARG002
         """Yield the tags of each example, in order, for input of any length; taggers only.
 
@@ -248,6 +264,13 @@ class Task(ABC):
     @abstractmethod
     def report(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Report | None:
         """Return scores of each class from the outputs of all batches; None if the task has no classes."""
+
+    def generated_metrics(
+        self, examples: Sequence[Example], model: PackedModel, tokenizer: Tokenizer, max_length: int
+    ) -> Metrics:
+        """Return metrics of what a model writes for examples, which takes a while; nothing if it does not."""
+        del examples, model, tokenizer, max_length
+        return {}
 
     @abstractmethod
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> Predictor:

@@ -22,7 +22,7 @@ from fangyan.errors import UserError
 LARGEST_CELL = 1 << 24
 # Characters of a cell up to which it is looked at for a list as Python prints it.
 _PARSED = 100_000
-_LISTS: tuple[Name, ...] = ("tokens", "tags", "spans")
+_LISTS: tuple[Name, ...] = ("tokens", "tags", "spans", "messages")
 
 
 class Csv(RecordsConfig):

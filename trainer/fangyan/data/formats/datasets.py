@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fangyan.data.compression import suffix
 from fangyan.data.example import Example
+from fangyan.data.formats.messages import ALPACA, SHAREGPT
 from fangyan.data.formats.records import RecordsConfig
 from fangyan.errors import UserError
 
@@ -39,7 +40,8 @@ class Datasets(RecordsConfig):
     def _wanted(self, names: list[str]) -> list[str]:
         """Return the columns to read: not the others, which may be images."""
         if self.columns:
-            return list(self.columns.values())
+            more = (SHAREGPT, *ALPACA) if "messages" in self.columns else ()
+            return [*self.columns.values(), *more]
         return ["tokens", "tags"] if "tokens" in names else ["text", "spans"]
 
 

@@ -6,29 +6,51 @@ import math
 import re
 from abc import ABC
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
 from typing_extensions import override
 
 from fangyan.data.example import Annotation, Example
+from fangyan.data.formats.messages import Message, check_prompt, conversation, instruction, translation
+from fangyan.data.formats.messages import text as text_of
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
 
-Name = Literal["tokens", "tags", "text", "spans", "pair", "label"]
+Name = Literal[
+    "tokens",
+    "tags",
+    "text",
+    "spans",
+    "pair",
+    "label",
+    "messages",
+    "instruction",
+    "input",
+    "output",
+    "source",
+    "target",
+]
 # What examples of text hold, without and with labels.
 _TEXTS: tuple[set[str], ...] = ({"text"}, {"text", "label"}, {"text", "pair", "label"})
+# What conversations are made of.
+_TALKS: tuple[set[str], ...] = (
+    {"messages"},
+    {"instruction", "output"},
+    {"instruction", "input", "output"},
+    {"source", "target"},
+)
 
 
 class RecordsConfig(TaggedDataConfig, ABC):
     """A format whose examples are named values.
 
     Tokens and their tags; or a text with labelled spans of its characters, which become IOB2 tags; or a text,
-    alone or with a label, or two texts with one.
+    alone or with a label, or two texts with one; or a conversation.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "pair", "label")
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "pair", "label", "messages")
     chooser: ClassVar[str] = "columns"
 
     columns: dict[Name, str] = Field(
@@ -39,23 +61,38 @@ class RecordsConfig(TaggedDataConfig, ABC):
         "label: gold}. By default what the task needs, under our names.",
     )
 
+    prompt: Annotated[str, pydantic.AfterValidator(check_prompt)] | None = Field(
+        None,
+        description="Of source and target: the question that a sentence becomes, such as 'Say it in "
+        "Cantonese: "
+        "{source}'. By default the sentence alone.",
+    )
+
     @pydantic.model_validator(mode="after")
     def _of_one_kind(self) -> RecordsConfig:
         names = set(self.columns)
-        if names not in _TEXTS and not names <= {"tokens", "tags"} and not names <= {"text", "spans"}:
+        if (
+            names not in (*_TEXTS, *_TALKS)
+            and not names <= {"tokens", "tags"}
+            and not names <= {"text", "spans"}
+        ):
             raise ValueError(
                 f"columns has {', '.join(self.columns)}; expected tokens and tags, text and spans, text, "
                 "text and "
-                "label, or text, pair and label"
+                "label, text, pair and label, messages, instruction, input and output, or source and target"
             )
-        if names in _TEXTS and self.tokens != "words":
+        if names in (*_TEXTS, *_TALKS) and self.tokens != "words":
             raise ValueError("tokens is characters, but columns names a text that has no tags")
+        if self.prompt is not None and names != {"source", "target"}:
+            raise ValueError("prompt is given, but columns has no source and target; expected none")
         return self
 
     @property
     @override
     def provided(self) -> tuple[str, ...]:
         """Return what the recipe's columns name, or ``tokens`` and ``tags``."""
+        if set(self.columns) in _TALKS:
+            return ("messages",)
         return tuple(self.columns) if set(self.columns) in _TEXTS else ("tokens", "tags")
 
     @override
@@ -67,7 +104,8 @@ class RecordsConfig(TaggedDataConfig, ABC):
     @override
     def defaults(cls, needed: Collection[str]) -> dict[str, Any]:
         """Return columns of the names that a task of texts needs."""
-        return {"columns": {name: name for name in needed}} if set(needed) in _TEXTS else {}
+        known = set(needed) in (*_TEXTS, {"messages"})
+        return {"columns": {name: name for name in needed}} if known else {}
 
     def column(self, name: Name) -> str:
         """Return a value's name in the file."""
@@ -86,6 +124,8 @@ class RecordsConfig(TaggedDataConfig, ABC):
         """
         if set(self.columns) in _TEXTS:
             return self._of_text(record, source)
+        if set(self.columns) in _TALKS:
+            return self._of_talk(record, source)
         if self.has_spans(record):
             return self._of_spans(record, source, tagged)
         tokens = strings(record, self.column("tokens"), source)
@@ -100,10 +140,24 @@ class RecordsConfig(TaggedDataConfig, ABC):
 
     def _of_text(self, record: Mapping[str, Any], source: str) -> Example | None:
         values: dict[str, Any] = {
-            str(name): label(record, key, source) if name == "label" else _string(record, key, source)
+            str(name): label(record, key, source) if name == "label" else text_of(record, key, source)
             for name, key in self.columns.items()
         }
         return Example(values, source, values["text"]) if values["text"].strip() else None
+
+    def _of_talk(self, record: Mapping[str, Any], source: str) -> Example | None:
+        columns: dict[str, str] = {str(name): key for name, key in self.columns.items()}
+        if "messages" in columns:
+            talk: tuple[Message, ...] | None = conversation(record, columns["messages"], source)
+        elif "target" in columns:
+            talk = translation(record, columns, self.prompt or "{source}", source)
+        else:
+            talk = instruction(record, columns, source)
+        if talk is None:
+            return None
+        # Copies of a question stay together, whatever their answers.
+        question = next((message["content"] for message in talk if message["role"] == "user"), "")
+        return Example({"messages": talk}, source, question)
 
     def has_spans(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record is a text with spans."""
@@ -112,7 +166,7 @@ class RecordsConfig(TaggedDataConfig, ABC):
         return "tokens" not in record and "text" in record
 
     def _of_spans(self, record: Mapping[str, Any], source: str, tagged: bool) -> Example | None:
-        text = _string(record, self.column("text"), source)
+        text = text_of(record, self.column("text"), source)
         bounds = self.bounds(text)
         if not bounds:
             return None
@@ -177,13 +231,6 @@ def label(record: Mapping[str, Any], key: str, source: str) -> str | float | tup
         "list of "
         "classes"
     )
-
-
-def _string(record: Mapping[str, Any], key: str, source: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise UserError(f"{source}: {key} is {str(value)[:60]!r}, expected a string")
-    return value
 
 
 def _span_tags(

@@ -67,7 +67,7 @@ class TextGenerator(Predictor):
     @override
     def stream(
         self, texts: Iterable[str], *, interactive: bool = False, options: Mapping[str, Any] | None = None
-    ) -> Iterator[Continuation]:
+    ) -> Iterator[Prediction]:
         """Yield continuations; see :class:`fangyan.tasks.task.Predictor`. Options are :meth:`generate`'s."""
         del interactive  # it always is
         for text in texts:
@@ -85,6 +85,11 @@ class TextGenerator(Predictor):
         Raises:
             UserError: for an option out of bounds, or no text where the model needs one.
         """
+        self.check(max_new_tokens, temperature)
+        return self._generate(self._encode(text), max_new_tokens, temperature)
+
+    def check(self, max_new_tokens: int, temperature: float) -> None:
+        """Refuse options out of bounds; see :meth:`generate`."""
         if not 1 <= max_new_tokens <= _MOST_NEW_TOKENS:
             raise UserError(
                 f"max_new_tokens: {max_new_tokens}, expected at least 1, and {_MOST_NEW_TOKENS:,} at most"
@@ -94,7 +99,12 @@ class TextGenerator(Predictor):
             raise UserError(
                 f"temperature: {temperature:g}, expected 0, or at least {lowest:g} and {highest:g} at most"
             )
-        return self._generate(self._encode(text), max_new_tokens, temperature)
+
+    @property
+    def _end_ids(self) -> list[int] | int | None:
+        """Return the tokens that end what is written."""
+        ends: int | None = self._tokenizer.eos_token_id
+        return ends
 
     def _encode(self, text: str) -> Tensor:
         tokenizer = self._tokenizer
@@ -116,7 +126,7 @@ class TextGenerator(Predictor):
             "max_new_tokens": max_new_tokens,
             "do_sample": temperature > 0.0,
             "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
+            "eos_token_id": self._end_ids,
             "streamer": streamer,
             "stopping_criteria": StoppingCriteriaList([_StopOn(stopped)]),
         }

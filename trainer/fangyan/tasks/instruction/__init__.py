@@ -1,0 +1,1 @@
+"""Conversations: a model learns the assistant's answers."""

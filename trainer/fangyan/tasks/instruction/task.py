@@ -1,0 +1,285 @@
+"""Instruction tuning: the answers of conversations, by a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+from typing_extensions import override
+
+from fangyan.data.example import Example, Splits
+from fangyan.data.findings import Finding
+from fangyan.data.splits import DataConfig
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
+from fangyan.errors import UserError
+from fangyan.tasks.checks import COMPARED, counted
+from fangyan.tasks.instruction.template import ChatTemplate, Piece
+from fangyan.tasks.perplexity import summed_perplexities
+from fangyan.tasks.task import Metrics, Task, TaskConfig
+
+if TYPE_CHECKING:
+    from fangyan.data.formats.messages import Message
+    from fangyan.data.packing import Batch
+    from fangyan.models.packed import PackedModel
+    from fangyan.tasks.instruction.predictor import Assistant
+
+# Sub-words of a prompt that an answer too long for a sequence leaves room for.
+_LEAST_PROMPT = 8
+
+
+class Cut(NamedTuple):
+    """How much of a conversation is not read.
+
+    Attributes:
+        prompt: sub-words at the beginning of a prompt.
+        answer: sub-words at the end of an answer.
+    """
+
+    prompt: int = 0
+    answer: int = 0
+
+
+class InstructionConfig(TaskConfig):
+    """The assistant's answers in conversations, by any causal language model."""
+
+    name: Literal["instruction"] = "instruction"
+    fields: ClassVar[tuple[str, ...]] = ("messages",)
+
+    system: str | None = Field(
+        None, description="A system message for conversations without one, and for those to come."
+    )
+
+    @override
+    def build(self, splits: Splits, data: DataConfig) -> Instruction:
+        """Return the task."""
+        return Instruction(self.system)
+
+    @classmethod
+    @override
+    def from_export(cls, config: Mapping[str, Any], model_config: Any) -> Instruction:
+        """Return the task."""
+        system = config.get("system")
+        if system is not None and not isinstance(system, str):
+            raise ValueError(f"system is {str(system)[:60]!r}, expected text")
+        return Instruction(system)
+
+
+class Instruction(Task):
+    """Answers of conversations; see :class:`fangyan.tasks.task.Task`.
+
+    Args:
+        system: message for conversations without one.
+    """
+
+    name: ClassVar[str] = "instruction"
+    is_causal: ClassVar[bool] = True
+    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    pipeline_tag: ClassVar[str] = "text-generation"
+    has_new_head: ClassVar[bool] = False
+    takes_token_masking: ClassVar[bool] = False
+    tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
+    greater_is_better: ClassVar[bool] = False
+    metric_unit: ClassVar[str] = ""
+
+    def __init__(self, system: str | None = None):
+        self.system = system
+        self._template: tuple[Tokenizer, ChatTemplate] | None = None
+
+    @property
+    @override
+    def primary_metric(self) -> str:
+        """Return perplexity of the answers per character, whatever sub-words a tokenizer makes of them."""
+        return "character_perplexity"
+
+    @property
+    @override
+    def metric_names(self) -> Sequence[str]:
+        return ("character_perplexity", "subword_perplexity", "bits_per_character")
+
+    @property
+    @override
+    def auto_model(self) -> Any:
+        """Return ``AutoModelForCausalLM``."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    @override
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return nothing: the model stays as it is."""
+        return {}
+
+    @override
+    def use_model(self, model: Any, backend: Any) -> None:
+        """Tell the model what ends an answer, in whose export ``generate`` then stops there."""
+        ends = sorted(self.template(Tokenizer(backend)).end_ids)
+        if model.generation_config is not None:
+            model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
+        """Return the tokenizer's template."""
+        if self._template is None or self._template[0] is not tokenizer:
+            self._template = tokenizer, ChatTemplate(tokenizer)
+        return self._template[1]
+
+    def messages(self, example: Example) -> list[Message]:
+        """Return an example's messages, with the system's before them."""
+        messages: Sequence[Message] = example.fields["messages"]
+        if self.system is None or messages[0]["role"] == "system":
+            return list(messages)
+        return [{"role": "system", "content": self.system}, *messages]
+
+    @override
+    def inputs(self, example: Example) -> str:
+        """Return all messages."""
+        return "\n".join(message["content"] for message in example.fields["messages"])
+
+    @override
+    def findings(self, splits: Splits) -> Iterable[Finding]:
+        """Return nothing: any answer can be learned."""
+        return ()
+
+    @override
+    def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
+        """Return nothing: answers are no classes."""
+        return {}
+
+    @override
+    def tokenize(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> list[TokenizedSequence]:
+        """Return a sequence for each conversation, whose labels are the sub-words of its answers.
+
+        Where the whole is longer than a sequence, or written otherwise than each answer was given, there is
+        one for each answer with what is before it.
+        """
+        return [
+            _sequence(pieces, i)
+            for i, example in enumerate(examples)
+            for pieces, _ in self._sequences(example, tokenizer, max_length)
+        ]
+
+    def _sequences(
+        self, example: Example, tokenizer: Tokenizer, max_length: int
+    ) -> Iterator[tuple[list[Piece], Cut]]:
+        """Yield the pieces of each sequence of an example, and what is missing of it."""
+        template, messages = self.template(tokenizer), self.messages(example)
+        try:
+            pieces = template.pieces(messages)
+            if pieces is not None and _length(pieces) <= max_length:
+                yield pieces, Cut()
+                return
+            for i, message in enumerate(messages):
+                if message["role"] == "assistant":
+                    yield _fitted(template.turn(messages[:i], message), max_length)
+        except UserError as error:
+            raise UserError(f"{example.source}: {error}") from None
+
+    @override
+    def cut_findings(
+        self, name: str, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> Iterable[Finding]:
+        """Return how many prompts and answers are longer than a sequence has room for."""
+        cut: dict[str, list[str]] = {"prompts": [], "answers": []}
+        for example in islice(examples, COMPARED):
+            # A sub-word is a byte at least; a template writes no more than some around each message.
+            size = len(self.inputs(example).encode("utf-8", "surrogatepass"))
+            if size + 64 * len(example.fields["messages"]) <= max_length:
+                continue
+            for _, missing in self._sequences(example, tokenizer, max_length):
+                for what, number in (("prompts", missing.prompt), ("answers", missing.answer)):
+                    if number:
+                        cut[what].append(example.source)
+        where = {"prompts": "beginning", "answers": "end"}
+        for what, sources in cut.items():
+            if sources:
+                yield Finding(
+                    "warning",
+                    f"data.{name}",
+                    f"{len(sources):,} {what} of its {counted(len(examples), COMPARED)} are longer than "
+                    f"{max_length:,} sub-words leave room for, and their {where[what]} is not read, such as "
+                    "in "
+                    f"{sources[0]}",
+                )
+
+    @override
+    def outputs(self, model: PackedModel, batch: Batch) -> list[tuple[float, int]]:
+        """Return the summed loss of the batch in nats, and how many sub-words it is of."""
+        return [(float(model.loss(batch).double()), batch.num_valid)]
+
+    @override
+    def metrics(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Metrics:
+        """Return perplexities over the answers and their ends."""
+        characters = sum(
+            len(message["content"])
+            for example in examples
+            for message in example.fields["messages"]
+            if message["role"] == "assistant"
+        )
+        return summed_perplexities(self.metric_names, characters, outputs)
+
+    @override
+    def report(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> None:
+        """Return nothing: sub-words are too many to report on."""
+
+    @override
+    def generated_metrics(
+        self, examples: Sequence[Example], model: PackedModel, tokenizer: Tokenizer, max_length: int
+    ) -> Metrics:
+        """Return scores of the answers that the model writes itself, against each conversation's last."""
+        from fangyan.tasks.instruction.scores import answer_scores
+
+        if not examples:
+            return {}
+        questions, references = [], []
+        for example in examples:
+            messages = self.messages(example)
+            last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+            questions.append(messages[:last])
+            references.append(messages[last]["content"])
+        longest = max(len(tokenizer.backend(text)["input_ids"]) for text in references)
+        assistant = self.predictor(model, tokenizer, max_length)
+        return answer_scores(assistant.answer_all(questions, min(2 * longest + 16, 1024)), references)
+
+    @override
+    def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> Assistant:
+        """Return the model as an assistant."""
+        from fangyan.tasks.instruction.predictor import Assistant
+
+        return Assistant(model, tokenizer, self.template(tokenizer), self.system)
+
+    @override
+    def export_config(self) -> dict[str, Any]:
+        """Return the system message; the template is the tokenizer's."""
+        return {"system": self.system}
+
+
+def _length(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.ids) for piece in pieces)
+
+
+def _fitted(pieces: list[Piece], max_length: int) -> tuple[list[Piece], Cut]:
+    """Return a prompt and its answer within a sequence: without the one's beginning, or the other's end."""
+    over = _length(pieces) - max_length
+    if over <= 0:
+        return pieces, Cut()
+    at = next(i for i, piece in enumerate(pieces) if piece.is_answer)
+    before = [i for piece in pieces[:at] for i in piece.ids]
+    answer = pieces[at].ids
+    behind = _length(pieces[at + 1 :])  # what is learned of nothing goes first
+    over -= min(behind, over)
+    dropped = min(over, max(len(before) - _LEAST_PROMPT, 0))
+    kept = answer[: len(answer) - (over - dropped)]
+    fitted = [Piece(before[dropped:], False), Piece(kept, True)]
+    return [piece for piece in fitted if piece.ids], Cut(dropped, over - dropped)
+
+
+def _sequence(pieces: Sequence[Piece], example: int) -> TokenizedSequence:
+    """Return pieces as a sequence, in which each label is the next sub-word, if that is an answer's."""
+    ids = [i for piece in pieces for i in piece.ids]
+    learned = [piece.is_answer for piece in pieces for _ in piece.ids]
+    following = zip(ids[1:], learned[1:], strict=True)
+    labels = [i if is_answer else IGNORE_INDEX for i, is_answer in following]
+    return TokenizedSequence(ids, [*labels, IGNORE_INDEX], example)
