@@ -3,7 +3,7 @@
 import io
 import os
 
-from fangyan.cli import _write
+from fangyan.cli_output import write_pieces
 from fangyan.terminal import Terminal, printable
 from rich.table import Table
 
@@ -31,9 +31,9 @@ def test_predictions_are_escaped_for_a_terminal_alone(monkeypatch, capfd):
     read_end, write_end = os.openpty()
     with os.fdopen(write_end, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
-        _write([TAG, "\n"], None)
+        write_pieces([TAG, "\n"], None)
     assert os.read(read_end, 100).decode().rstrip() == printable(TAG)
     os.close(read_end)
     monkeypatch.undo()
-    _write([TAG, "\n"], None)
+    write_pieces([TAG, "\n"], None)
     assert capfd.readouterr().out == TAG + "\n"

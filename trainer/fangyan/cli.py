@@ -26,8 +26,10 @@ from fangyan.cli_options import (
     RestartsOption,
     RunArgument,
     TrainCommand,
+    TrialsOption,
 )
-from fangyan.errors import Stopped, UserError, disk_error, shorten
+from fangyan.cli_output import write_pieces
+from fangyan.errors import Stopped, UserError, shorten
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
@@ -123,6 +125,24 @@ def _train_here(
 
 
 @app.command()
+def tune(recipe: RecipeArgument, overrides: Overrides = None, trials: TrialsOption = 20) -> None:
+    """Search for better values of the fields in the recipe's section tune, by the dev metric.
+
+    The same command again goes on where it was interrupted. Several ranks: deepspeed --module fangyan tune.
+    """
+    from fangyan.recipe import load_recipe
+    from fangyan.training.tune.fields import check_spaces
+
+    loaded = load_recipe(recipe, overrides)
+    check_spaces(loaded)  # before torch is imported
+    from fangyan.distributed.process_group import stop_distributed
+    from fangyan.training.tune.search import tune as run
+
+    run(loaded, trials)
+    stop_distributed()
+
+
+@app.command()
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -154,7 +174,7 @@ def check(
     start_distributed()
     report = run(loaded, meant)
     if as_json:
-        _write([json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2), "\n"], None)
+        write_pieces([json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2), "\n"], None)
     else:
         console = Terminal(highlight=False)
         for table in check_report.tables(report, loaded, ranks):
@@ -248,14 +268,14 @@ def predict(
     if data is not None and input is not None:
         for name in (*options, *(["json"] if as_json else [])):
             raise UserError(f"--{name.replace('_', '-')}: is for text, found a file of format {data.format}")
-        _write(annotate(run, input, data, probabilities), output)
+        write_pieces(annotate(run, input, data, probabilities), output)
         return
     for option, value in (("--probabilities", probabilities), ("--format", format)):
         if value:
             raise UserError(f"{option}: is for --input with a file of tokens, found text")
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or _lines(input)
-    _write(_predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)
+    write_pieces(_predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)
 
 
 def _predictions(
@@ -270,36 +290,6 @@ def _predictions(
         else:
             yield from prediction.pieces()
         yield "\n"
-
-
-def _write(pieces: Iterable[str], output: Path | None) -> None:
-    """Write pieces as they come to standard output, or to a file that is there once it is whole."""
-    from fangyan.data.compression import open_file
-    from fangyan.files import REPEAT
-
-    if output is None:
-        show = printable if sys.stdout.isatty() else str  # a file or a program gets what was predicted
-        for piece in pieces:
-            print(show(piece), end="", flush=True)
-        return
-    if output.is_dir():
-        raise UserError(f"--output {output}: a folder, expected a file")
-    # A device or a pipe takes what comes, as /dev/stdout does; of a link, what it leads to is replaced.
-    is_stream = output.exists() and not output.is_file()
-    target = output if is_stream else output.resolve()
-    partial = target if is_stream else target.with_name(f".partial-{target.name}")
-    try:
-        with open_file(partial, "wt", encoding="utf-8") as file:
-            file.writelines(pieces)
-        if not is_stream:
-            partial.replace(target)
-    except OSError as error:
-        if error.filename is not None:  # it could not be opened, or another could not be read
-            raise
-        raise disk_error(output, error, REPEAT) from error
-    finally:
-        if not is_stream:
-            partial.unlink(missing_ok=True)
 
 
 def _lines(path: Path | None) -> Iterable[str]:

@@ -73,3 +73,6 @@ RestartsOption = Annotated[
         "that are left, so many times.",
     ),
 ]
+TrialsOption = Annotated[
+    int, typer.Option(min=1, max=10_000, help="How many in all, those of earlier calls included.")
+]

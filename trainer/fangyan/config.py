@@ -149,8 +149,10 @@ def _walk(location: Iterable[int | str], section: type[Config]) -> tuple[str, ty
     for step in steps:
         info = section.model_fields.get(str(step))
         if info is None:
-            # An unknown key, or the index of a list; a plain union adds its branch to the location.
-            if isinstance(step, int) or (step.isidentifier() and step not in ("int", "str", "float", "list")):
+            # An unknown key, the key of a mapping, which may be a dotted field, or the index of a list; a
+            # plain union adds its branch to the location.
+            is_name = isinstance(step, int) or all(part.isidentifier() for part in step.split("."))
+            if is_name and step not in ("int", "str", "float", "list"):
                 names.append(_shown(step))
             continue
         names.append(str(step))

@@ -49,6 +49,10 @@ class RankLost(UserError):
         self.exit_code = exit_code
 
 
+class Diverged(UserError):
+    """Report a loss or weights that are not finite. Every rank of a run raises it, at the same step."""
+
+
 class Stopped(UserError):
     """Report that a signal ended the run at a checkpoint. Exit code 0, or 130 for Ctrl-C."""
 

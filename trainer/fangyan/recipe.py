@@ -26,6 +26,7 @@ from fangyan.optimizers.optimizer import OptimizerConfig
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
 from fangyan.training.config import EngineConfig, ScheduleConfig, TrainConfig
+from fangyan.training.tune.space import Space
 from fangyan.yaml_text import dump_yaml, parse_yaml, read_yaml, yaml_error
 
 # Recipes that come with the package, by name.
@@ -51,6 +52,11 @@ class Recipe(Config):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    tune: dict[str, Space] | None = Field(
+        None,
+        description="What fangyan tune tries, by field: {optimizer.lr: {log: [1.0e-5, 1.0e-3]}}; or uniform, "
+        "int, log_int, choice. A run is not changed by it.",
+    )
 
     @pydantic.field_validator("run_dir")
     @classmethod
@@ -186,11 +192,26 @@ def _override(content: dict[str, Any], override: str) -> None:
         value = parse_yaml(match[2])
     except yaml.YAMLError as error:
         raise UserError(f"override {short(override)}{yaml_error(error)}") from None
-    *sections, key = match[1].split(".")
+    set_field(content, match[1], value, f"override {short(override)}")
+
+
+def set_field(content: dict[str, Any], field: str, value: Any, source: str) -> None:
+    """Set one field of a recipe's tree.
+
+    Args:
+        content: the tree.
+        field: dotted.
+        value: for it.
+        source: of the value, for the message.
+
+    Raises:
+        UserError: if it is within what is no section.
+    """
+    *sections, key = field.split(".")
     for section in sections:
         inner = content.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UserError(f"override {short(override)}: {section} is {short(inner)}, expected a section")
+            raise UserError(f"{source}: {section} is {short(inner)}, expected a section")
         content = inner
     content[key] = value
 

@@ -14,6 +14,7 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
+from typing_extensions import Self
 
 from fangyan.config import Config, PathName
 from fangyan.data.annotated import Annotator
@@ -160,6 +161,10 @@ class DataConfig(Config, ABC):
     def load_named(self) -> Splits:
         """Return the splits that the recipe names files for; fractions come out of train afterwards."""
         return {name: self.read_files(files) for name, files in self.named().items()}
+
+    def without_test(self) -> Self:
+        """Return the data with the same train and dev splits, but no files of a test split to read."""
+        return self.model_copy(update={"test": None}) if "test" in self.named() else self
 
     def named(self) -> dict[str, list[str]]:
         """Return the files of each split that is not a fraction."""

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fangyan.device import memory_in_use
-from fangyan.errors import UserError
+from fangyan.errors import Diverged
 from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
 from fangyan.tasks.task import Metrics
@@ -177,7 +177,7 @@ class StepLog:
         """Record the pending steps and return their mean loss, or None if there is none. Collective.
 
         Raises:
-            UserError: if a loss is not finite.
+            Diverged: if a loss is not finite.
         """
         if not self._pending:
             return None
@@ -195,7 +195,7 @@ class StepLog:
                     f"step {step}: elements skipped, whose gradient is not finite: {count:,.0f}"
                 )
             if not math.isfinite(loss):
-                raise UserError(
+                raise Diverged(
                     f"optimizer.lr: the loss is {loss} at step {step} with a learning rate of {rate:.2g}, "
                     "expected a finite number; start a new run with a smaller one or a longer "
                     "schedule.warmup; earlier checkpoints are whole"

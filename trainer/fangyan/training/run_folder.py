@@ -207,8 +207,11 @@ def _is_run(folder: Path) -> bool:
 
 
 def check_same_recipe(recipe: Recipe, path: Path) -> None:
-    """Refuse to resume with another recipe than the run began with: nothing else would be exact."""
-    old, new = (_flat(r.model_dump(mode="json")) for r in (load_recipe(path), recipe))
+    """Refuse to resume with another recipe than the run began with: nothing else would be exact.
+
+    What is searched by ``fangyan tune`` is no part of the run.
+    """
+    old, new = (_flat(r.model_dump(mode="json", exclude={"tune"})) for r in (load_recipe(path), recipe))
     for field in (*new, *old):
         if field not in _MAY_DIFFER and old.get(field) != new.get(field):
             raise UserError(

@@ -13,11 +13,18 @@ from fangyan.errors import UserError
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.training.checkpoint import Checkpoints
 from fangyan.training.engine import choose_precision
+from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.run_folder import RunFolder
 from fangyan.training.trainer import Result, Trainer
 
 
-def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile: bool = False) -> Result:
+def train(
+    recipe: Recipe | str | Path,
+    resume: str | Path | None = None,
+    profile: bool = False,
+    on_epoch: OnEpoch = go_on,
+    score_test: bool = True,
+) -> Result:
     """Run a recipe: evaluate, train, evaluate, export.
 
     Args:
@@ -25,6 +32,8 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
         resume: ``auto`` resumes from the newest whole checkpoint of the run folder, and starts afresh if
             there is none; or a checkpoint's path.
         profile: write a Chrome trace of a few steps into the run folder, and say what they cost.
+        on_epoch: follows the run, and may end it.
+        score_test: false leaves the test split alone, which is held out all the same.
 
     Raises:
         UserError: with one sentence on what to change.
@@ -36,28 +45,30 @@ def train(recipe: Recipe | str | Path, resume: str | Path | None = None, profile
     with StopSignals() as signals, watching_ranks():
         recipe = choose_precision(recipe)
         assert_agreement({"recipe": digest_of(recipe.to_yaml()), "--resume": str(resume), **versions()})
-        return _train(recipe, resume, profile, signals)
+        with _run_folder(recipe) as folder:
+            # Before anything is loaded: what cannot be resumed is known at once.
+            start = folder.find_start(recipe, resume)
+            if start.checkpoint is None:
+                _check_inputs(recipe)
+            trainer = Trainer(recipe)
+            if not score_test:
+                trainer.splits.pop("test", None)
+            assert_agreement(trainer.digests())
+            trainer.start_engine(start.state)
+            try:
+                return trainer.fit(folder, start, profile, signals, on_epoch)
+            finally:
+                trainer.engine.destroy()  # for the next run of this process
 
 
-def _train(recipe: Recipe, resume: str | Path | None, profile: bool, signals: StopSignals) -> Result:
-    config = recipe.train
+def _run_folder(recipe: Recipe) -> RunFolder:
     checkpoints = Checkpoints(
         recipe.folder / "checkpoints",
-        config.keep_checkpoints,
+        recipe.train.keep_checkpoints,
         trained_only=not recipe.adaptation.trains_base_weights,
         disks=find_disks(recipe.folder),
     )
-    with RunFolder(recipe.folder, checkpoints) as folder:
-        # Before anything is loaded: what cannot be resumed is known at once.
-        start = folder.find_start(recipe, resume)
-        if start.checkpoint is None:
-            _check_inputs(recipe)
-        trainer = Trainer(recipe)
-        assert_agreement(trainer.digests())
-        trainer.start_engine(start.state)
-        result = trainer.fit(folder, start, profile, signals)
-        trainer.engine.destroy()  # for the next run of this process
-        return result
+    return RunFolder(recipe.folder, checkpoints)
 
 
 def _check_inputs(recipe: Recipe) -> None:

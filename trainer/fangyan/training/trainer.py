@@ -20,7 +20,7 @@ from fangyan.distributed.process_group import (
     report_step,
 )
 from fangyan.distributed.signals import StopSignals, Votes, exit_code
-from fangyan.errors import Stopped, UserError
+from fangyan.errors import Diverged, Stopped
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
@@ -29,6 +29,7 @@ from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
+from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
 from fangyan.training.state import State
@@ -42,7 +43,7 @@ class Result:
     Attributes:
         folder: the run folder.
         before: metrics per split before training.
-        after: metrics per split of the best checkpoint.
+        after: metrics per split of the best checkpoint; none where ``on_epoch`` has ended the run.
         steps: optimizer steps taken.
         tokens_per_second: sub-words trained on, over the time of the steps alone.
     """
@@ -86,8 +87,11 @@ class Trainer(Workload):
         start: Start,
         profile: bool = False,
         signals: StopSignals | None = None,
+        on_epoch: OnEpoch = go_on,
     ) -> Result:
         """Train from where ``start`` says to the end, and export the best checkpoint.
+
+        Nothing is exported where ``on_epoch`` ends the run.
 
         Raises:
             Stopped: if a signal ended the run, which can be resumed.
@@ -103,7 +107,8 @@ class Trainer(Workload):
             with StepProfile(trace, self.logger) as profiler:
                 while self._has_steps(self.state):
                     self._train_epoch(profiler)
-                    self._end_epoch()
+                    if not self._end_epoch(on_epoch):
+                        return self._result({})
             return self._finish()
 
     def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
@@ -286,15 +291,18 @@ class Trainer(Workload):
             self.recipe.adaptation.after_optimizer_step(self.model.model, step - skipped)
         return total / (ranks * accumulation)
 
-    def _end_epoch(self) -> None:
-        """Evaluate, and tell the checkpoint how good it is."""
+    def _end_epoch(self, on_epoch: OnEpoch) -> bool:
+        """Evaluate, and tell the checkpoint how good it is; return whether the run goes on, or is through."""
         state = self.state
         metrics = self.evaluate("dev", report_as=f"step-{state.step:06d}")["dev"]
         self.logger.metrics("evaluation", state.step, state.epoch + 1, metrics, "dev")
         self.logger.info(f"epoch {state.epoch + 1:2}  dev   {format_metrics(metrics)}")
         score = metrics[self.metric] * (1 if self.task.greater_is_better else -1)
         state.end_epoch(score, self.recipe.train.early_stopping)
+        if not on_epoch(state.epoch, metrics) and self._has_steps(state):
+            return False
         self.folder.checkpoints.amend(state)
+        return True
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this step. Collective."""
@@ -316,7 +324,7 @@ class Trainer(Workload):
         finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all().float()
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if not finite:
-            raise UserError(
+            raise Diverged(
                 f"optimizer.lr: the weights are not finite after step {self.state.step}, expected finite "
                 "numbers; start a new run with a smaller learning rate; earlier checkpoints are whole"
             )
@@ -342,7 +350,11 @@ class Trainer(Workload):
             f"{speed:,.0f} tokens/s, peak memory {largest_peak_memory() / 1e9:.2f} GB"
         )
         logger.info(f"run folder: {folder.path}")
-        return Result(folder.path, state.before, after, state.step, speed)
+        return self._result(after)
+
+    def _result(self, after: dict[str, Metrics]) -> Result:
+        state, speed = self.state, self.throughput.tokens_per_second
+        return Result(self.folder.path, state.before, after, state.step, speed)
 
     def _load_best(self) -> None:
         """Load the best checkpoint; if it is gone or damaged, the last weights stay."""

@@ -74,6 +74,23 @@ def load_data(recipe: Recipe) -> LoadedData:
     return LoadedData(splits, task, data_findings(splits, task))
 
 
+def choose_metric(recipe: Recipe, task: Task) -> str:
+    """Return the dev metric that says which of two models is better.
+
+    Raises:
+        UserError: if the task does not have the recipe's.
+    """
+    metric = recipe.train.metric
+    if metric == "auto":
+        return task.primary_metric
+    if metric not in task.metric_names:
+        raise UserError(
+            f"train.metric: {metric!r} is no metric of this task, expected one of "
+            f"{', '.join(task.metric_names)}"
+        )
+    return metric
+
+
 class Workload:
     """A recipe's data and model, and every step laid out.
 
@@ -106,7 +123,7 @@ class Workload:
         check_precision(recipe.engine)
         data = data or load_data(recipe)
         self.splits, self.task = data.splits, data.task
-        self.metric = self._choose_metric()
+        self.metric = choose_metric(recipe, self.task)
         self.messages = slow_precision(recipe.engine)
         task = self.task
         model, backend = recipe.model.load(
@@ -141,27 +158,14 @@ class Workload:
         task = self.task
         if task.has_targets and self.recipe.objective.smooths_labels:
             raise UserError(
-                "objective.label_smoothing: is for one class per text, found "
-                f"{', '.join(task.metric_names)} as "
-                "metrics; expected 0"
+                "objective.label_smoothing: is for one class per text, found a task of several or of numbers; "
+                "expected 0"
             )
         if self.recipe.train.token_masking and not task.takes_token_masking:
             raise UserError(
                 f"train.token_masking: is {self.recipe.train.token_masking}, which means nothing for "
-                f"{task.name}; "
-                "expected 0"
+                f"{task.name}; expected 0"
             )
-
-    def _choose_metric(self) -> str:
-        metric = self.recipe.train.metric
-        if metric == "auto":
-            return self.task.primary_metric
-        if metric not in self.task.metric_names:
-            raise UserError(
-                f"train.metric: {metric!r} is no metric of this task, expected one of "
-                f"{', '.join(self.task.metric_names)}"
-            )
-        return metric
 
     def _find_new_head(self, model: Any) -> str | None:
         """Return the module that is a new head, with all of its layers; None where the model has its own."""
@@ -171,8 +175,7 @@ class Workload:
         if has_new:
             self.messages.append(
                 f"model.path: {type(model).__name__} has no head in its files: {len(has_new):,} weights are "
-                "new and "
-                f"random, such as {has_new[0]}"
+                f"new and random, such as {has_new[0]}"
             )
         name = head_name(model, num_outputs(model))
         return name if self.task.pooling is None else name.partition(".")[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from fangyan.config import PathName
 from fangyan.data.example import Example, Splits
@@ -52,7 +52,26 @@ class HKCanCor(ChatFiles):
     @override
     def load_named(self) -> Splits:
         """Return the named conversations; train is every one that is not held out, unless named too."""
-        folder = Path(self.path) if self.path else corpus_folder()
+        folder = self._folder
+        return {
+            name: self.read_files([str(folder / f"{conversation}.cha") for conversation in conversations])
+            for name, conversations in self._conversations().items()
+        }
+
+    @override
+    def without_test(self) -> Self:
+        """Return the data without test; train, which is all that is held out nowhere, has to be named."""
+        if "test" not in self.named():
+            return self
+        return self.model_copy(update={"train": self._conversations()["train"], "test": None})
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path) if self.path else corpus_folder()
+
+    def _conversations(self) -> dict[str, list[str]]:
+        """Return the names of each split's conversations."""
+        folder = self._folder
         known = sorted(path.stem for path in folder.glob("*.cha"))
         if not known:
             raise UserError(f"{folder}: no .cha file in it, expected the conversations of HKCanCor")
@@ -66,10 +85,7 @@ class HKCanCor(ChatFiles):
         shared = held_out & set(named["train"])
         if shared:
             raise UserError(f"data.train: conversation {min(shared)!r} is also held out")
-        return {
-            name: self.read_files([str(folder / f"{conversation}.cha") for conversation in conversations])
-            for name, conversations in named.items()
-        }
+        return named
 
     @override
     def choice(self, needed: Sequence[str]) -> str:

@@ -1,0 +1,40 @@
+"""Where the command line writes what it has predicted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fangyan.errors import UserError, disk_error
+from fangyan.terminal import printable
+
+
+def write_pieces(pieces: Iterable[str], output: Path | None) -> None:
+    """Write pieces as they come to standard output, or to a file that is there once it is whole."""
+    from fangyan.data.compression import open_file
+    from fangyan.files import REPEAT
+
+    if output is None:
+        show = printable if sys.stdout.isatty() else str  # a file or a program gets what was predicted
+        for piece in pieces:
+            print(show(piece), end="", flush=True)
+        return
+    if output.is_dir():
+        raise UserError(f"--output {output}: a folder, expected a file")
+    # A device or a pipe takes what comes, as /dev/stdout does; of a link, what it leads to is replaced.
+    is_stream = output.exists() and not output.is_file()
+    target = output if is_stream else output.resolve()
+    partial = target if is_stream else target.with_name(f".partial-{target.name}")
+    try:
+        with open_file(partial, "wt", encoding="utf-8") as file:
+            file.writelines(pieces)
+        if not is_stream:
+            partial.replace(target)
+    except OSError as error:
+        if error.filename is not None:  # it could not be opened, or another could not be read
+            raise
+        raise disk_error(output, error, REPEAT) from error
+    finally:
+        if not is_stream:
+            partial.unlink(missing_ok=True)

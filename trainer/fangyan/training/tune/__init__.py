@@ -1,0 +1,1 @@
+"""Search of a recipe's fields for the best dev metric."""
