@@ -102,3 +102,14 @@ def test_hkcancor_label_utterances_by_the_mark_that_ends_them():
 def test_words_of_latin_letters_keep_a_space():
     words = ["搭", "MTR", "station", ",", "OK", "啦", "3", "個"]
     assert written(words) == "搭MTR station, OK啦3個"
+
+
+def test_hkcancor_without_test_trains_on_the_same():
+    dev = ["FC-005b_v2", "FC-033_v2"]
+    apart = hkcancor(dev=dev, test=TEST).without_test()
+    assert apart.test is None
+    known = {path.stem for path in corpus_folder().glob("*.cha")}
+    assert set(apart.train) == known - {*dev, *TEST}
+    assert apart.load(0).keys() == {"train", "dev"}
+    fraction = hkcancor(dev=dev, test=0.1)
+    assert fraction.without_test() == fraction

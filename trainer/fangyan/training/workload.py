@@ -158,8 +158,7 @@ class Workload:
         task = self.task
         if task.has_targets and self.recipe.objective.smooths_labels:
             raise UserError(
-                "objective.label_smoothing: is for one class per text, found a task of several or of numbers; "
-                "expected 0"
+                "objective.label_smoothing: is for one class per text, found several or numbers; expected 0"
             )
         if self.recipe.train.token_masking and not task.takes_token_masking:
             raise UserError(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from fangyan.config import short
 from fangyan.device import reset_peak_memory
 from fangyan.distributed.process_group import on_rank_zero, start_distributed
-from fangyan.errors import Diverged, UserError
+from fangyan.errors import Diverged, Stopped, UserError
 from fangyan.files import whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.task import Metrics
@@ -96,6 +96,8 @@ class Search:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let others have it."""
+        if kind is Stopped:
+            _say("the same command goes on with the search")
         for study in self._studies:
             study.close()
         for lock in self._locks:
@@ -158,7 +160,7 @@ class Search:
         try:
             return self._train(recipe), ""
         except Diverged as error:
-            return False, str(error)
+            return False, str(error).partition(", expected")[0]
         except torch.OutOfMemoryError as error:
             if dist.get_world_size() > 1:  # the others wait for this one
                 raise
