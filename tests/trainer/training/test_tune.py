@@ -164,15 +164,31 @@ def test_tune_goes_on_where_a_trial_cannot_train(tmp_path, monkeypatch):
     spaces = "tune={engine.zero_stage: {choice: [0, 1]}, engine.offload: {choice: [none, optimizer]}}"
     recipe = load_recipe("cantonese-pos", [*SMALL, "data.test=null", "engine.zero_stage=1", spaces])
     with pytest.raises(UserError, match="tune: no trial of runs/cantonese-pos came to its last epoch"):
-        tune(recipe, 8)
+        tune(recipe, 6)
     found = json.loads((tmp_path / "runs/cantonese-pos/trials.json").read_text(encoding="utf-8"))["trials"]
-    assert len(found) == 8
+    assert len(found) == 6
     for trial in found:
         stage, offload = trial["values"].values()
         together = f"tune.engine.zero_stage={stage}, tune.engine.offload='{offload}': engine.zero_stage is 0"
         is_refused = (stage, offload) == (0, "optimizer")
         assert trial["reason"].startswith(together if is_refused else f"CUDA out of memory at stage {stage}")
     assert len({trial["reason"] for trial in found}) == 3
+
+
+def test_tune_takes_no_folder_of_others_and_a_recipe_may_change_until_it_trains(tmp_path, monkeypatch):
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.db").write_text("mine", encoding="utf-8")
+    recipe = load_recipe("cantonese-pos", [*SMALL, "data.test=null", TUNE, "model.path=absent"])
+    with pytest.raises(
+        UserError, match="run_dir: mine holds files but no search, expected an empty or a new"
+    ):
+        tune(recipe.model_copy(update={"run_dir": "mine"}), 1)
+    assert (tmp_path / "mine" / "study.db").read_text(encoding="utf-8") == "mine"
+    for model in ("absent", "missing"):
+        with pytest.raises(UserError, match=f"model.path: .*'{model}'"):
+            tune(recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model})}), 1)
 
 
 def test_study_of_a_damaged_file(tmp_path):

@@ -13,7 +13,7 @@ class OnEpoch(Protocol):
     def __call__(self, epoch: int, dev: Metrics, /) -> bool:
         """Take an epoch's number, from 1, and its dev metrics; return on all ranks whether the run goes on.
 
-        It is called again, with the same metrics, where a kill came before the next step's checkpoint.
+        After a kill an epoch may come again, with the same metrics.
         """
 
 

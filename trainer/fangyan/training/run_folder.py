@@ -157,7 +157,7 @@ class RunFolder:
 
     def _claim(self) -> list[str]:
         folder = self.path
-        if not folder.exists() or _is_empty(folder):
+        if not folder.exists() or is_empty(folder):
             return []
         if not _is_run(folder):
             raise UserError(f"run_dir: {folder} holds files but no run, expected an empty or a new folder")
@@ -194,7 +194,7 @@ def _resolved(checkpoint: Path, folder: Path) -> tuple[Path | None, str] | None:
     return None if path.parent == folder.resolve() else path.parent, path.name
 
 
-def _is_empty(folder: Path) -> bool:
+def is_empty(folder: Path) -> bool:
     """Return whether a folder has nothing but what a run makes at first: dotted names, empty folders."""
     names = (path for path in folder.iterdir() if not path.name.startswith("."))
     return all(path.is_dir() and not any(path.iterdir()) for path in names)

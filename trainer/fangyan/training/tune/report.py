@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from fangyan.files import whole_file
+from fangyan.files import REPEAT, whole_file
 from fangyan.recipe import Recipe
 from fangyan.training.tune.fields import best_recipe
 from fangyan.training.tune.space import Space
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from fangyan.training.tune.study import Study, Trial
 
+# In a search's folder.
+TRIALS = "trials.json"
 # Trials in the table.
 _SHOWN = 10
 
@@ -35,11 +37,11 @@ def write_files(recipe: Recipe, study: Study, folder: Path, metric: str) -> None
         "best": None if best is None else best.number,
         "trials": [asdict(trial) for trial in study.trials()],
     }
-    with whole_file(folder / "trials.json") as partial:
+    with whole_file(folder / TRIALS, REPEAT) as partial:
         partial.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
     if best is not None:
         head = f"# Trial {best.number} of {folder}, the best on dev: {_of(metric, best.score)}\n"
-        with whole_file(folder / "best.yaml") as partial:
+        with whole_file(folder / "best.yaml", REPEAT) as partial:
             partial.write_text(head + best_recipe(recipe, best.values, folder / "best"), encoding="utf-8")
 
 
@@ -59,9 +61,10 @@ def table(study: Study, fields: Sequence[str], metric: str) -> Table:
     trials = study.order(study.trials())
     title = f"The best {_SHOWN} of {len(trials)} trials" if len(trials) > _SHOWN else "All trials"
     found = Table(title=title)
-    for name in ("trial", metric.replace("_", " "), *fields, "state", "minutes"):
-        head = name.replace(".", ".\n")  # narrow
-        found.add_column(head, justify="left" if name == "state" else "right", overflow="fold")
+    short = [field.rpartition(".")[2] for field in fields]
+    names = short if len(set(short)) == len(short) else fields
+    for i, head in enumerate(("trial", metric.replace("_", " "), *names, "state", "minutes")):
+        found.add_column(head, justify="left" if i == len(fields) + 2 else "right", overflow="fold")
     for trial in trials[:_SHOWN]:
         values = (show(trial.values.get(field, "")) for field in fields)
         score = "" if trial.score is None else f"{trial.score:.2f}"
@@ -100,7 +103,7 @@ def plot(study: Study, spaces: Mapping[str, Space], metric: str, path: Path) -> 
             axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in others[len(spaces) :]:
         axes.remove()
-    with whole_file(path) as partial, warnings.catch_warnings():
+    with whole_file(path, REPEAT) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that its font lacks
         figure.savefig(partial, format="png", dpi=120)
 

@@ -17,16 +17,16 @@ from fangyan.config import short
 from fangyan.device import reset_peak_memory
 from fangyan.distributed.process_group import on_rank_zero, start_distributed
 from fangyan.errors import Diverged, Stopped, UserError
-from fangyan.files import whole_file, writing
+from fangyan.files import REPEAT, whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
-from fangyan.training.run_folder import check_same_recipe
+from fangyan.training.run_folder import check_same_recipe, is_empty
 from fangyan.training.run_lock import RunLock
 from fangyan.training.train import train
 from fangyan.training.tune import report
 from fangyan.training.tune.fields import check_spaces, trial_recipe
-from fangyan.training.tune.report import show
+from fangyan.training.tune.report import TRIALS, show
 from fangyan.training.tune.space import Space
 from fangyan.training.workload import choose_metric, load_data
 
@@ -88,8 +88,13 @@ class Search:
         Raises:
             UserError: if the folder is not this search's.
         """
+        on_rank_zero(self._check_folder)
         self.metric, greater_is_better = on_rank_zero(self._score)
-        on_rank_zero(lambda: self._open(greater_is_better))
+        try:
+            on_rank_zero(lambda: self._open(greater_is_better))
+        except UserError:
+            self._close()
+            raise
         return self
 
     def __exit__(
@@ -98,6 +103,9 @@ class Search:
         """Let others have it."""
         if kind is Stopped:
             _say("the same command goes on with the search")
+        self._close()
+
+    def _close(self) -> None:
         for study in self._studies:
             study.close()
         for lock in self._locks:
@@ -113,20 +121,28 @@ class Search:
         task = load_data(recipe).task
         return choose_metric(recipe, task), task.greater_is_better
 
+    def _check_folder(self) -> None:
+        """Refuse a folder with anything but a search, and a search of another recipe."""
+        folder, recipe = self.folder, self.folder / RECIPE
+        if self._has_trials():
+            check_same_recipe(self.recipe, recipe)
+            _check_same_spaces(self.spaces, load_recipe(recipe).tune or {}, recipe)
+        elif folder.is_dir() and not recipe.is_file() and not is_empty(folder):
+            raise UserError(f"run_dir: {folder} holds files but no search, expected an empty or a new folder")
+
+    def _has_trials(self) -> bool:
+        """Return whether a trial has come to a checkpoint or to its end; before that, a recipe may change."""
+        over, begun = self.folder / TRIALS, self.folder.glob("trial-*/checkpoints/last")
+        return (self.folder / RECIPE).is_file() and (over.is_file() or any(begun))
+
     def _open(self, greater_is_better: bool) -> None:
         from fangyan.training.tune.study import Study
 
-        recipe = self.folder / RECIPE
-        if (self.folder / "recipe.yaml").is_file():
-            raise UserError(
-                f"run_dir: {self.folder} holds a single run, expected another folder for a search"
-            )
-        with writing(self.folder):
+        with writing(self.folder, REPEAT):
             self._locks.append(RunLock(self.folder))
-        if recipe.is_file():
-            check_same_recipe(self.recipe, recipe)
-            _check_same_spaces(self.spaces, load_recipe(recipe).tune or {}, recipe)
-        with whole_file(recipe) as partial:
+            if not self._has_trials():
+                (self.folder / DATABASE).unlink(missing_ok=True)
+        with whole_file(self.folder / RECIPE, REPEAT) as partial:
             partial.write_text(self.recipe.to_yaml(), encoding="utf-8")
         self._studies.append(Study(self.folder / DATABASE, self.spaces, self.recipe.seed, greater_is_better))
 
@@ -190,7 +206,7 @@ class Search:
         best = on_rank_zero(self._report)
         if best is None:
             raise UserError(
-                f"tune: no trial of {self.folder} came to its last epoch, as {self.folder}/trials.json says; "
+                f"tune: no trial of {self.folder} came to its last epoch, as {self.folder / TRIALS} says; "
                 "expected values that train, such as smaller learning rates, and another run_dir"
             )
         return best
