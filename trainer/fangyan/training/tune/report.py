@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from fangyan.files import REPEAT, whole_file
@@ -58,7 +60,7 @@ def outcome(number: int, study: Study, metric: str) -> str:
 
 def table(study: Study, fields: Sequence[str], metric: str) -> Table:
     """Return the best trials, the best first."""
-    trials = study.order(study.trials())
+    trials = study.order([trial for trial in study.trials() if trial.state != "running"])
     title = f"The best {_SHOWN} of {len(trials)} trials" if len(trials) > _SHOWN else "All trials"
     found = Table(title=title)
     short = [field.rpartition(".")[2] for field in fields]
@@ -66,15 +68,18 @@ def table(study: Study, fields: Sequence[str], metric: str) -> Table:
     for i, head in enumerate(("trial", metric.replace("_", " "), *names, "state", "minutes")):
         found.add_column(head, justify="left" if i == len(fields) + 2 else "right", overflow="fold")
     for trial in trials[:_SHOWN]:
-        values = (show(trial.values.get(field, "")) for field in fields)
+        values = (escape(show(trial.values[field])) for field in fields)
         score = "" if trial.score is None else f"{trial.score:.2f}"
         found.add_row(str(trial.number), score, *values, trial.state, f"{trial.minutes:.1f}")
     return found
 
 
 def show(value: Any) -> str:
-    """Return a value as tables and messages have it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Return a value as tables and messages have it: numbers rounded, all else as a recipe has it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("\n...\n").strip()
 
 
 def plot(study: Study, spaces: Mapping[str, Space], metric: str, path: Path) -> None:
@@ -96,7 +101,7 @@ def plot(study: Study, spaces: Mapping[str, Space], metric: str, path: Path) -> 
     first.legend(fontsize="small")
     for axes, (field, space) in zip(others, spaces.items(), strict=False):
         values = [trial.values[field] for trial in trials]
-        _draw(axes, trials, list(map(str, values)) if space.kind == "choice" else values, field, metric)
+        _draw(axes, trials, list(map(show, values)) if space.kind == "choice" else values, field, metric)
         if space.is_log:
             axes.set_xscale("log")
         elif space.kind == "int":
