@@ -1,10 +1,12 @@
 """A search: what is refused, what is tried and pruned, what a kill leaves, and what is never read."""
 
+import gc
 import importlib.util
 import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from fangyan.recipe import load_recipe
 from fangyan.training.run_folder import check_same_recipe
 from fangyan.training.tune import study
 from fangyan.training.tune.fields import best_recipe, check_spaces, trial_recipe
-from fangyan.training.tune.search import tune
+from fangyan.training.tune.search import Search, tune
 from fangyan.training.tune.study import Study
 from forked_command import ForkedCommand
 
@@ -32,12 +34,25 @@ def prune_early():
     study.UNPRUNED = 1
 
 
+def count_tensors():
+    """Let a search in this process write down the numbers that it holds before each trial."""
+    train = Search._train
+
+    def counted(search, recipe):
+        numbers = sum(item.numel() for item in gc.get_objects() if isinstance(item, torch.Tensor))
+        with Path("numbers").open("a", encoding="utf-8") as file:
+            file.write(f"{numbers}\n")
+        return train(search, recipe)
+
+    Search._train = counted
+
+
 def arguments(*overrides, trials, run="run"):
     return ["tune", "cantonese-pos", *SMALL, f"run_dir={run}", TUNE, *overrides, "--trials", str(trials)]
 
 
-def start(cli, *arguments):
-    return ForkedCommand(cli.server, cli.folder, arguments, before=[prune_early])
+def start(cli, *arguments, before=prune_early):
+    return ForkedCommand(cli.server, cli.folder, arguments, before=[before])
 
 
 def write_data(folder):
@@ -337,3 +352,16 @@ def test_tune_of_values_that_do_not_train(cli):
     (trial,) = trials_of(cli)
     assert trial["state"] == "pruned"
     assert trial["reason"].startswith("optimizer.lr: the loss is nan at step")
+
+
+@pytest.mark.slow
+def test_tune_lets_each_model_go(cli):
+    """At ZeRO stage 3, of which DeepSpeed keeps the engine and all that it holds."""
+    write_data(cli.folder)
+    options = ("data.test=null", "train.epochs=1", "engine.zero_stage=3")
+    process = start(cli, *arguments(*options, trials=2), before=count_tensors)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    numbers = [int(line) for line in (cli.folder / "numbers").read_text(encoding="utf-8").split()]
+    assert len(numbers) == 2
+    assert max(numbers) < 10_000

@@ -12,7 +12,7 @@ from fangyan.environment import versions
 from fangyan.errors import UserError
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.training.checkpoint import Checkpoints
-from fangyan.training.engine import choose_precision
+from fangyan.training.engine import choose_precision, release
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.run_folder import RunFolder
 from fangyan.training.trainer import Result, Trainer
@@ -58,7 +58,7 @@ def train(
             try:
                 return trainer.fit(folder, start, profile, signals, on_epoch)
             finally:
-                trainer.engine.destroy()  # for the next run of this process
+                release(trainer.engine)
 
 
 def _run_folder(recipe: Recipe) -> RunFolder:
