@@ -152,6 +152,12 @@ def write_data(folder):
     records = [{"text": line, "label": ["praise", "complaint"][i % 2]} for i, line in enumerate(numbered)]
     tweets = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     (folder / "tweets.jsonl").write_text(tweets, encoding="utf-8")
+    talks = [
+        {"messages": [{"role": "user", "content": line}, {"role": "assistant", "content": line[::-1]}]}
+        for line in numbered
+    ]
+    lines = "\n".join(json.dumps(talk, ensure_ascii=False) for talk in talks)
+    (folder / "talks.jsonl").write_text(lines, encoding="utf-8")
     (folder / "stories.txt").write_text(text, encoding="utf-8")
 
 

@@ -62,7 +62,7 @@ def test_to_yaml_reads_back(tmp_path, overrides):
 def test_load_recipe_by_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    assert names == ["cantonese-lm", "cantonese-pos", "cantonese-questions"]
+    assert {"cantonese-lm", "cantonese-pos"} <= set(names)
     for name in names:
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -242,8 +242,8 @@ def test_load_recipe_with_an_adapter_to_train_further(tmp_path, quantization):
         ),
         (
             ["task.name=causal_lm"],
-            "data.label makes tokens and tags of a hkcancor file, but causal_lm needs text; expected "
-            "sentence_type",
+            "data.content makes tokens and tags of a hkcancor file, but causal_lm needs text; expected "
+            "sentence_types",
         ),
         (
             ["task.name=causal_lm", "data={format: conll, train: a.conll}"],

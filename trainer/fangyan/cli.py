@@ -17,18 +17,21 @@ from rich.table import Table
 
 from fangyan.cli_options import (
     MOST_RANKS,
+    AnswersOption,
     FormatOption,
     HostfileOption,
     InputOption,
+    MaxNewTokensOption,
     Overrides,
     RanksOption,
     RecipeArgument,
     RestartsOption,
     RunArgument,
+    TemperatureOption,
     TrainCommand,
     TrialsOption,
 )
-from fangyan.cli_output import write_pieces
+from fangyan.cli_output import user_lines, write_pieces
 from fangyan.errors import Stopped, UserError, shorten
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
@@ -208,6 +211,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
     ] = None,
+    answers: AnswersOption = 100,
 ) -> None:
     """Evaluate a run's model: a tagger's metrics are in percent."""
     from fangyan.inference.load import evaluate as measure
@@ -218,6 +222,7 @@ def evaluate(
         data,
         say=lambda message: print(f"fangyan: {printable(message)}", file=sys.stderr),
         on_report=reports.append,
+        answers=answers,
     )
     table = Table("metric", "value")
     for name, value in metrics.items():
@@ -245,17 +250,8 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines: tokens and tags, or text and continuation.")
     ] = False,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Most sub-words that a language model writes; by default 64.", show_default=False),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Of a language model: 0, the default, takes the most likely sub-word each time.",
-            show_default=False,
-        ),
-    ] = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
 ) -> None:
     """Tag sentences or continue them, one line each as they come in; or tag a file in its own format."""
     from fangyan.inference.annotate import annotate, format_of
@@ -298,6 +294,23 @@ def _lines(path: Path | None) -> Iterable[str]:
     assert path is not None
     numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
     return (line for _, line in numbered)
+
+
+@app.command()
+def chat(
+    run: RunArgument,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+) -> None:
+    """Talk with a model of the task instruction: a line asks, and knows all before it.
+
+    /reset forgets them, /quit ends.
+    """
+    from fangyan.inference.chat import chat as talk
+
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    options = {name: value for name, value in given.items() if value is not None}
+    talk(run, user_lines(), lambda piece: write_pieces([piece], None), options)
 
 
 @app.command()

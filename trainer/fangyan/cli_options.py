@@ -76,3 +76,23 @@ RestartsOption = Annotated[
 TrialsOption = Annotated[
     int, typer.Option(min=1, max=10_000, help="How many in all, those of earlier calls included.")
 ]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Most sub-words that a model writes; by default 64 after a text, 512 as an answer.",
+        show_default=False,
+    ),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Of a model that writes: 0, the default, takes the most likely sub-word each time.",
+        show_default=False,
+    ),
+]
+AnswersOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Of the task instruction: how many answers to write, for chrF, BLEU and exact match."
+    ),
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fangyan.errors import UserError, disk_error
@@ -38,3 +38,18 @@ def write_pieces(pieces: Iterable[str], output: Path | None) -> None:
     finally:
         if not is_stream:
             partial.unlink(missing_ok=True)
+
+
+def user_lines() -> Iterator[str]:
+    """Yield lines as a user types them, after a prompt where there is a terminal."""
+    from fangyan.data.example import read_stream
+
+    if not sys.stdin.isatty():
+        yield from (line for _, line in read_stream(sys.stdin.buffer, "standard input"))
+        return
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return

@@ -86,7 +86,7 @@ def test_hkcancor_read_damaged(tmp_path, text, message):
 
 def test_hkcancor_label_utterances_by_the_mark_that_ends_them():
     path = corpus_folder() / "FC-005b_v2.cha"
-    examples = list(hkcancor(label="sentence_type").read(path))
+    examples = list(hkcancor(content="sentence_types").read(path))
     assert len(examples) == len(list(HKCanCor().read(path)))
     assert examples[4].fields == {"text": "搞錯啊", "label": "question"}
     assert examples[5].fields == {"text": "一個", "label": "statement"}
@@ -94,7 +94,7 @@ def test_hkcancor_label_utterances_by_the_mark_that_ends_them():
     counts = Counter(
         example.fields["label"]
         for path in corpus_folder().glob("*.cha")
-        for example in hkcancor(label="sentence_type").read(path)
+        for example in hkcancor(content="sentence_types").read(path)
     )
     assert counts == {"statement": 13_251, "question": 2_911}
 
@@ -113,3 +113,16 @@ def test_hkcancor_without_test_trains_on_the_same():
     assert apart.load(0).keys() == {"train", "dev"}
     fraction = hkcancor(dev=dev, test=0.1)
     assert fraction.without_test() == fraction
+
+
+def test_hkcancor_jyutping_and_replies_are_conversations():
+    path = corpus_folder() / "FC-005b_v2.cha"
+    (first, *_) = hkcancor(content="jyutping").read(path)
+    question, answer = first.fields["messages"]
+    assert question["content"].startswith("daap3 di1 , loeng5 saam1 hou4zi2 sin1zi3 daap3 gau3")
+    assert answer["content"].startswith("搭啲,兩三毫子先至搭夠再寄啲新嘅,")
+    replies = list(hkcancor(content="replies").read(path))
+    assert [message["content"] for message in replies[0].fields["messages"]] == ["搞錯啊?", "一個."]
+    assert replies[0].source == "FC-005b_v2.cha:30"
+    for example in replies:
+        assert example.fields["messages"][0]["content"].endswith("?")

@@ -88,7 +88,9 @@ def test_sections_that_mean_nothing_are_refused(tmp_path, labels, sections, mess
 
 def test_recipe_of_the_wrong_format_says_what_chooses():
     content = {"name": "x", "task": {"name": "sequence_classification"}, "data": {"format": "hkcancor"}}
-    with pytest.raises(UserError, match="data.label makes tokens and tags of a hkcancor file.*sentence_type"):
+    with pytest.raises(
+        UserError, match="data.content makes tokens and tags of a hkcancor file.*sentence_types"
+    ):
         parse_recipe(content)
 
 

@@ -15,7 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 from typing_extensions import override
@@ -33,6 +33,46 @@ _EXCLUDING = ("/", "//", "///", "/-", "/?", "e")
 _NO_WORD = re.compile(r"""&.*|0.*|(?:xxx|yyy|www)(?:@.*)?|\([\d.:]+\)|\+["^,+≈≋]""")
 # Marks within a word: how it is said, and what kind of word it is.
 _MARKS = re.compile(r"@[\w:$&*]+$|[()^]|(?<=\w):+")
+
+
+class Turn(NamedTuple):
+    """What somebody says.
+
+    Attributes:
+        speaker: their code.
+        speech: the speaker line.
+        tier: what one of the tiers below has on it.
+        line: number of the speaker line.
+        tier_line: of the tier's.
+    """
+
+    speaker: str
+    speech: str
+    tier: str
+    line: int
+    tier_line: int
+
+
+def turns(path: Path, prefix: str) -> Iterator[Turn]:
+    """Yield the turns of a file that have a tier.
+
+    Args:
+        path: of the file.
+        prefix: of the tier's lines, such as ``%mor:``.
+
+    Raises:
+        UserError: naming a line of the tier that follows no speaker line.
+    """
+    speech: tuple[int, str, str] | None = None
+    for number, line in _joined_lines(path):
+        head, _, content = line.partition("\t")
+        if line.startswith("*"):
+            speech = number, head[1:].rstrip(":"), content
+        elif line.startswith(prefix):
+            if speech is None:
+                raise UserError(f"{path}:{number}: a {prefix} line with no speaker line before it")
+            yield Turn(speech[1], speech[2], content, speech[0], number)
+            speech = None
 
 
 class ChatFiles(TaggedDataConfig, ABC):
@@ -59,22 +99,14 @@ class ChatFiles(TaggedDataConfig, ABC):
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the turns of a file that have the tier; see :class:`DataConfig`."""
         prefix = f"%{self.tag_tier}:"
-        speech: tuple[int, str] | None = None
-        for number, line in _joined_lines(path):
-            if line.startswith("*"):
-                speech = number, line.partition("\t")[2]
-            elif line.startswith(prefix):
-                if speech is None:
-                    raise UserError(f"{path}:{number}: a {prefix} line with no speaker line before it")
-                first, words = speech[0], self.words(speech[1])
-                tags = self.tags(line.partition("\t")[2], f"{path}:{number}")
-                if len(words) != len(tags):
-                    raise UserError(
-                        f"{path}:{first}: {len(words)} words but {len(tags)} tags on the {prefix} line"
-                    )
-                speech = None
-                if words:
-                    yield self._example(words, tags, f"{path.name}:{first}", stem(path))
+        for turn in turns(path, prefix):
+            words, tags = self.words(turn.speech), self.tags(turn.tier, f"{path}:{turn.tier_line}")
+            if len(words) != len(tags):
+                raise UserError(
+                    f"{path}:{turn.line}: {len(words)} words but {len(tags)} tags on the {prefix} line"
+                )
+            if words:
+                yield self._example(words, tags, f"{path.name}:{turn.line}", stem(path))
 
     def _example(self, words: list[str], tags: list[str], source: str, group: str) -> Example:
         tokens = words

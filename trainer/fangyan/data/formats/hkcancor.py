@@ -19,12 +19,19 @@ from typing_extensions import Self, override
 
 from fangyan.config import PathName
 from fangyan.data.example import Example, Splits
-from fangyan.data.formats.chat import ChatFiles
+from fangyan.data.formats.chat import ChatFiles, Turn, turns
 from fangyan.errors import UserError
 from fangyan.packages import package_folder
 
 PUNCTUATION_TAG = "w"
 _SENTENCE_TYPES = {".": "statement", "?": "question"}
+# What the examples of each content have.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "words": ("tokens", "tags"),
+    "sentence_types": ("text", "label"),
+    "jyutping": ("messages",),
+    "replies": ("messages",),
+}
 
 
 class HKCanCor(ChatFiles):
@@ -34,18 +41,18 @@ class HKCanCor(ChatFiles):
     speech as one task.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "label")
-    chooser: ClassVar[str] = "label"
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "label", "messages")
+    chooser: ClassVar[str] = "content"
     format: Literal["hkcancor"] = "hkcancor"
     corpus: ClassVar[str | None] = "HKCanCor (Luke & Wong 2015), CC BY 4.0"
     licence: ClassVar[str | None] = "cc-by-4.0"
     language: ClassVar[str | None] = "yue"
 
-    label: Literal["sentence_type"] | None = Field(
-        None,
-        description="Reads whole utterances with a label, in place of words with tags. sentence_type: "
-        "question "
-        "or statement, by the mark at the end, which is cut off.",
+    content: Literal["words", "sentence_types", "jyutping", "replies"] = Field(
+        "words",
+        description="words: with their tags. sentence_types: utterances as text, labelled as question or "
+        "statement by the mark at their end, which is cut off. jyutping: conversations of an utterance in "
+        "Jyutping and its characters. replies: of each question and what another speaker answers.",
     )
     path: PathName | None = Field(None, description="Folder of the .cha files, if not the installed one.")
 
@@ -89,25 +96,47 @@ class HKCanCor(ChatFiles):
 
     @override
     def choice(self, needed: Sequence[str]) -> str:
-        """Return the label that a task of texts takes, or none."""
-        return "sentence_type" if "text" in needed else "null"
+        """Return the contents that have what a task needs."""
+        fitting = [name for name, fields in _FIELDS.items() if set(needed) <= set(fields)]
+        return " or ".join(fitting) or "another format"
 
     @property
     @override
     def provided(self) -> tuple[str, ...]:
-        """Return the fields of utterances with a label, or of words with tags."""
-        return ("tokens", "tags") if self.label is None else ("text", "label")
+        """Return the fields of the recipe's content."""
+        return _FIELDS[self.content]
 
     @override
     def read(self, path: Path) -> Iterator[Example]:
-        """Yield the utterances of a conversation; with a label, those that end in one of two marks."""
+        """Yield the examples of a conversation; see :attr:`content`."""
+        if self.content == "words":
+            return super().read(path)
+        readers = {
+            "sentence_types": self._sentence_types,
+            "jyutping": self._jyutping,
+            "replies": self._replies,
+        }
+        return readers[self.content](path)
+
+    def _sentence_types(self, path: Path) -> Iterator[Example]:
         for example in super().read(path):
-            if self.label is None:
-                yield example
-            elif (label := _SENTENCE_TYPES.get(example.fields["tokens"][-1])) is not None:
-                text = written(example.fields["tokens"][:-1])
-                if text:
-                    yield Example({"text": text, "label": label}, example.source, example.group)
+            *words, mark = example.fields["tokens"]
+            if mark in _SENTENCE_TYPES and words:
+                fields = {"text": written(words), "label": _SENTENCE_TYPES[mark]}
+                yield Example(fields, example.source, example.group)
+
+    def _jyutping(self, path: Path) -> Iterator[Example]:
+        for turn in turns(path, f"%{self.tag_tier}:"):
+            words = self.words(turn.speech)
+            items = [item.rpartition("|")[2] for item in turn.tier.split()]
+            if words:
+                yield _conversation(path, turn, " ".join(items), written(words))
+
+    def _replies(self, path: Path) -> Iterator[Example]:
+        for question, reply in pairwise(turns(path, f"%{self.tag_tier}:")):
+            asked, said = self.words(question.speech), self.words(reply.speech)
+            if asked[-1:] == ["?"] and said and question.speaker != reply.speaker:
+                yield _conversation(path, question, written(asked), written(said))
 
     @property
     @override
@@ -125,6 +154,11 @@ class HKCanCor(ChatFiles):
         """Return parts of speech, and the tag set's own code for punctuation."""
         items = (item.partition("|") for item in tier.split())
         return [tag if bar else PUNCTUATION_TAG for tag, bar, _ in items]
+
+
+def _conversation(path: Path, turn: Turn, question: str, answer: str) -> Example:
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Example({"messages": messages}, f"{path.name}:{turn.line}", path.stem)
 
 
 def written(words: Sequence[str]) -> str:
