@@ -16,7 +16,7 @@ from fangyan_bench.harness.steps import StepMeasurements, StepResult, StepSpec, 
 from fangyan_bench.harness.suite import Suite
 
 try:
-    from fangyan_bench.steps import common, largest_model, launch_ranks, lora_lm, masked_lm, tagger
+    from fangyan_bench.steps import common, largest_model, launch_ranks, lora_lm, masked_lm, recipes, tagger
     from fangyan_bench.trainer_access import RECIPE, load_setup
 except ImportError as error:
     pytest.skip(f"whole steps need the trainer's dependencies: {error}", allow_module_level=True)
@@ -98,6 +98,14 @@ def _lora_lm_group(size: str) -> Group:
     return Group(title, model, lora_lm, spec, names, baseline, lora_lm.OURS, (baseline,))
 
 
+def _recipe_group(recipe: str) -> Group:
+    precision = "bf16" if device() == "cuda" else "fp32"
+    spec = StepSpec("recipes", recipe, (f"engine.precision={precision}",), recipe)
+    names = tuple(recipes.implementations(recipe))
+    said = tuple(name for name in names if name != recipes.OURS)
+    return Group(recipe, recipes.MODELS[recipe], recipes, spec, names, recipes.BASELINE, recipes.OURS, said)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test per model and implementation."""
     quick = metafunc.config.getoption("quick")
@@ -108,6 +116,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "masked_size" in metafunc.fixturenames:
         cells = [(size, name) for size in masked_lm.SIZES for name in masked_lm.implementations(size)]
         metafunc.parametrize(("masked_size", "name"), [] if quick else cells)
+    if "recipe" in metafunc.fixturenames:
+        cells = [(recipe, name) for recipe in recipes.MODELS for name in recipes.implementations(recipe)]
+        metafunc.parametrize(("recipe", "name"), [] if quick else cells)
     if "lora_size" in metafunc.fixturenames:
         cells = [(size, name) for size in lora_lm.sizes() for name in lora_lm.implementations(size)]
         metafunc.parametrize(("lora_size", "name"), [] if quick else cells)
@@ -136,6 +147,12 @@ def heads_agree() -> None:
 
 
 @pytest.fixture(scope="session")
+def recipes_agree() -> set[str]:
+    """Return the recipes whose losses were found to be transformers' own, before they are timed."""
+    return set()
+
+
+@pytest.fixture(scope="session")
 def adapters_agree() -> None:
     """Check the adapted models before they are timed."""
     masked = tagger_spec()
@@ -161,6 +178,16 @@ def test_tagger_step(
 def test_masked_lm_step(masked_size: str, name: str, suite: Suite, benchmark: BenchmarkFixture) -> None:
     """Time the whole step of a masked language model: less is gained than of its head alone."""
     _record(_masked_lm_group(masked_size), name, suite, benchmark)
+
+
+def test_recipe_step(
+    recipe: str, name: str, recipes_agree: set[str], suite: Suite, benchmark: BenchmarkFixture
+) -> None:
+    """Time the whole step of a recipe's own task."""
+    if recipe not in recipes_agree:
+        recipes.check_agreement(load_setup(recipe, (), common.PADDED_LENGTH))
+        recipes_agree.add(recipe)
+    _record(_recipe_group(recipe), name, suite, benchmark)
 
 
 @pytest.mark.usefixtures("adapters_agree")

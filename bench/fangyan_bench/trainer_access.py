@@ -14,11 +14,13 @@ from fangyan.adaptation.lora import Lora
 from fangyan.adaptation.quantization import quantize
 from fangyan.data.example import Example
 from fangyan.data.formats.hkcancor import PUNCTUATION_TAG, HKCanCor, corpus_folder
+from fangyan.data.masking import draws
 from fangyan.data.packing import Batch, collate
-from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
 from fangyan.distributed.process_group import start_distributed
 from fangyan.models.loss_head import Kernels, LossHead, LossOptions, install_loss_head
 from fangyan.models.packed import Layout, PackedModel
+from fangyan.models.pooled import packed_model
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Task
@@ -37,6 +39,7 @@ __all__ = [
     "RecipeSteps",
     "TokenizedSequence",
     "add_lora",
+    "as_trained",
     "has_fast_bfloat16",
     "head_loss",
     "hkcancor_lengths",
@@ -45,6 +48,7 @@ __all__ = [
     "load_setup",
     "packed_loss",
     "quantize_nf4",
+    "recipe_loss",
     "start_distributed",
     "word_metrics",
 ]
@@ -149,7 +153,7 @@ def load_setup(path: str, overrides: Sequence[str], longest: int) -> BenchmarkSe
     trainer = Trainer(load_recipe(path, list(overrides)))
     sequences = [sequence for sequence in trainer.sequences if len(sequence.input_ids) <= longest]
     examples = trainer.splits["dev"]
-    dev = examples, trainer.task.tokenize(examples, trainer.tokenizer, trainer.max_length)
+    dev = examples, trainer.task.tokenize_scored(examples, trainer.tokenizer, trainer.max_length)
     backend = trainer.tokenizer.backend
     return BenchmarkSetup(path, tuple(overrides), trainer.recipe, trainer.task, backend, sequences, dev)
 
@@ -188,6 +192,21 @@ def packed_loss(model: nn.Module, layout: Layout, pad_id: int) -> Callable[[list
     packed = PackedModel(model, layout)
     device = next(model.parameters()).device
     return lambda sequences: packed.loss(collate(sequences, pad_id, packed.row_width).to(device))
+
+
+def recipe_loss(setup: BenchmarkSetup, model: nn.Module, sequences: list[TokenizedSequence]) -> Tensor:
+    """Return the mean loss of sequences as the trainer computes it for the recipe's task, packed."""
+    setup.task.use_model(model, setup.tokenizer)
+    packed = packed_model(model, "varlen", pooling=setup.task.pooling)
+    batch = collate(sequences, setup.tokenizer.pad_token_id, packed.row_width)
+    return packed.loss(batch, float(batch.num_valid))
+
+
+def as_trained(setup: BenchmarkSetup, sequences: list[TokenizedSequence]) -> list[TokenizedSequence]:
+    """Return sequences as a step trains on them: of a masked language model, with some words hidden."""
+    if not setup.task.corrupts:
+        return sequences
+    return setup.task.corrupt(sequences, draws(0, "0", range(len(sequences))), Tokenizer(setup.tokenizer))
 
 
 def head_loss(head: LossHead, labels: Tensor, num_valid: int) -> AbstractContextManager[list[Tensor]]:

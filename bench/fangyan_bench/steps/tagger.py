@@ -141,15 +141,22 @@ class HfTrainer:
         setup = self._setup
         total = steps + 1 if steps else len(setup.sequences) // self._batch * setup.epochs
         batches = [[setup.sequences[i] for i in next(self._batches)] for _ in range(total)]
-        rows = [{"input_ids": s.input_ids, "labels": s.labels} for batch in batches for s in batch]
         Trainer(
             self.model,
             self._arguments(total),
-            data_collator=DataCollatorForTokenClassification(setup.tokenizer),
-            train_dataset=rows,
-            callbacks=[_Watch(observe, list(map(_num_tokens, batches)), self._batch, steps is not None)],
+            data_collator=self.collator(),
+            train_dataset=[self.row(s) for batch in batches for s in batch],
+            callbacks=[Watch(observe, list(map(_num_tokens, batches)), self._batch, steps is not None)],
         ).train()
         gc.collect()  # a Trainer and its states refer to each other
+
+    def row(self, sequence: TokenizedSequence) -> dict[str, Any]:
+        """Return a sequence as the collator takes it."""
+        return {"input_ids": sequence.input_ids, "labels": sequence.labels}
+
+    def collator(self) -> Any:
+        """Return what pads the sequences of a batch."""
+        return DataCollatorForTokenClassification(self._setup.tokenizer)
 
     def score(self) -> float:
         """Return the dev score."""
@@ -173,7 +180,7 @@ class HfTrainer:
         )
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Observes a Trainer's steps."""
 
     def __init__(self, observe: Observe, num_tokens: list[int], batch: int, warms_up: bool):
@@ -189,13 +196,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         control.should_training_stop = control.should_training_stop or done
 
 
-def _equal_batch(setup: BenchmarkSetup) -> int:
+def equal_batch(setup: BenchmarkSetup) -> int:
     """Return how many sentences hold as many tokens as one of the recipe's steps."""
     return round(setup.batch_tokens * len(setup.sequences) / setup.num_tokens)
 
 
 def _hf_equal_tokens(setup: BenchmarkSetup) -> HfTrainer:
-    return HfTrainer(setup, _equal_batch(setup))
+    return HfTrainer(setup, equal_batch(setup))
 
 
 def _recipe_with(*overrides: str) -> StepImplementation:
