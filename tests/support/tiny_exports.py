@@ -1,8 +1,10 @@
 """Folders of tiny models as fangyan exports them, made without training."""
 
+import torch
 from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.tasks.causal_lm.task import CausalLM
+from fangyan.tasks.instruction.task import Instruction
 from fangyan.tasks.token_classification.task import TokenClassification
 from transformers import (
     BertConfig,
@@ -42,8 +44,21 @@ def writer(folder):
     return _write(folder, Qwen3ForCausalLM(config), CausalLM())
 
 
-def _write(folder, model, task):
+def assistant(folder, system=None):
+    """An assistant at random weights, with the plain chat template."""
+    backend = tokenizer()
+    backend.add_special_tokens({"eos_token": "[SEP]"})
+    config = Qwen3Config(
+        vocab_size=len(backend), num_key_value_heads=1, head_dim=8, max_position_embeddings=64, **_SIZES
+    )
+    torch.manual_seed(0)
+    model, task = Qwen3ForCausalLM(config), Instruction(system)
+    task.use_model(model, backend)
+    return _write(folder, model, task, backend)
+
+
+def _write(folder, model, task, backend=None):
     inference = {"task": task.name, **task.export_config(), "layout": "padded", "max_length": 64}
     start_distributed()
-    export(folder, model, tokenizer(), inference, "")
+    export(folder, model, backend or tokenizer(), inference, "")
     return folder
