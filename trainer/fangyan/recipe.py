@@ -100,6 +100,10 @@ class Recipe(Config):
             raise ValueError("engine.zero_stage is 0, which offloads nothing; expected 1, 2 or 3")
         if self.model.extend_vocabulary:
             self._check_new_tokens()
+        if self.model.is_scratch and not self.adaptation.trains_base_weights:
+            raise ValueError(
+                f"model.path is scratch, which has nothing that {method} could leave as it is; expected full"
+            )
         missing = [field for field in self.task.fields if field not in self.data.provided]
         if missing and set(missing) <= set(self.data.fields):  # by other columns
             raise ValueError(

@@ -63,7 +63,8 @@ def test_losses_are_those_of_a_plain_loop(case, tmp_path):
     recipe = Recipe.model_validate(recipe)
     train(recipe)
     workload = Workload(recipe)
-    model, backend = recipe.model.load(workload.task.auto_model, recipe.seed, workload.task.model_kwargs())
+    arguments = workload.task.auto_model, recipe.seed, workload.task.model_kwargs()
+    model, backend = recipe.model.load(*arguments, train=workload.splits["train"])
     workload.task.use_model(model, backend)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2, eps=1e-4, weight_decay=0.0)
     batches = [batch for epoch in workload.batches for batch in epoch]
@@ -98,6 +99,7 @@ def padded(sequences, pad_id, labels):
     return batch
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.family], ids=lambda case: case.name)
 def test_adapter_is_what_peft_loads(case, tmp_path):
     run(case, tmp_path, adaptation={"name": "lora", "rank": 4})
     folder = tmp_path / "run" / "model"

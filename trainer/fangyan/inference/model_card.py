@@ -75,7 +75,11 @@ def model_card(
         front=yaml.safe_dump(front, sort_keys=False).strip(),
         name=name,
         model_class=type(model).__name__,
-        work="an adapter of it trained" if is_adapter else "fine-tuned",
+        work="an adapter of it trained"
+        if is_adapter
+        else "trained"
+        if model_config.is_scratch
+        else "fine-tuned",
         path=model_config.path,
         random="" if model_config.pretrained else " (random weights)",
         source=data.corpus or f"{data.format} files of the recipe",

@@ -61,6 +61,8 @@ def read_config(path: str | Path, **fields: Any) -> Any:
     """
     from transformers import AutoConfig
 
+    import fangyan.models.word_form  # noqa: F401  (registers its classes)
+
     with reading("config.json"):
         # Left to itself, transformers asks on standard input whether to run it: a line of data would answer.
         return AutoConfig.from_pretrained(path, trust_remote_code=False, **fields)

