@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -46,6 +46,7 @@ def model_card(
     data: DataConfig,
     task: Task,
     is_adapter: bool,
+    floor: Mapping[str, Metrics],
     before: Mapping[str, Metrics],
     after: Mapping[str, Metrics],
     recipe_yaml: str,
@@ -59,8 +60,9 @@ def model_card(
         data: what it was trained on.
         task: what it learned.
         is_adapter: whether an adapter was trained.
-        before: metrics per split before training.
-        after: metrics per split after it.
+        floor: metrics per split of a guess.
+        before: of the model before training.
+        after: of it afterwards.
         recipe_yaml: the whole recipe.
     """
     front = {
@@ -85,7 +87,7 @@ def model_card(
         source=data.corpus or f"{data.format} files of the recipe",
         split="\n".join(f"- {split}: {_describe(value)}" for split, value in splits.items() if value),
         unit=f" in {task.metric_unit}" if task.metric_unit else "",
-        table=_table(before, after),
+        table=_table(floor, before, after),
         note=f"\n{task.usage_note}\n" if task.usage_note else "",
         usage=_usage(task, model.config.num_labels, is_adapter, model_config),
         version=transformers.__version__,
@@ -99,9 +101,14 @@ def _describe(split: Any) -> str:
     return ", ".join(split) if isinstance(split, list) else str(split)
 
 
-def metrics_rows(before: Mapping[str, Metrics], after: Mapping[str, Metrics]) -> list[list[str]]:
-    """Return a table of metrics before and after training, per split; its head is the first row."""
-    columns = [(split, when, metrics) for split in after for when, metrics in _when(before, after)]
+def metrics_rows(
+    floor: Mapping[str, Metrics], before: Mapping[str, Metrics], after: Mapping[str, Metrics]
+) -> list[list[str]]:
+    """Return a table of metrics of a guess, and before and after training, per split; its head first."""
+    whens = (("floor", floor), ("before", before), ("after", after))
+    columns = [
+        (split, when, metrics) for split in after for when, metrics in whens if metrics or when != "floor"
+    ]
     rows = [["metric", *(f"{split} {when}" for split, when, _ in columns)]]
     for name in next(iter(after.values())):
         values = [metrics.get(split, {}).get(name) for split, _, metrics in columns]
@@ -109,13 +116,10 @@ def metrics_rows(before: Mapping[str, Metrics], after: Mapping[str, Metrics]) ->
     return rows
 
 
-def _when(*metrics: Mapping[str, Metrics]) -> Iterable[tuple[str, Mapping[str, Metrics]]]:
-    return zip(("before", "after"), metrics, strict=True)
-
-
-def _table(before: Mapping[str, Metrics], after: Mapping[str, Metrics]) -> str:
-    head, *rows = (f"| {' | '.join(row)} |" for row in metrics_rows(before, after))
-    return "\n".join([head, "|---|" + "---:|" * 2 * len(after), *rows])
+def _table(*metrics: Mapping[str, Metrics]) -> str:
+    rows = metrics_rows(*metrics)
+    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 1), *lines])
 
 
 def _usage(task: Task, num_labels: int, is_adapter: bool, model_config: ModelConfig) -> str:

@@ -111,9 +111,10 @@ class ModelConfig(Config):
         except (OSError, ValueError) as error:
             source = "folder" if Path(self.path).exists() else "hub name or folder"
             reason = " ".join(str(error).split())[:300]
+            hint = "; model.pretrained=false starts it at random" if "no file named" in reason else ""
             raise UserError(
                 f"model.path: {auto_model.__name__} cannot be loaded from the {source} {self.path!r}: "
-                f"{reason}"
+                f"{reason}{hint}"
             ) from None
         if not as_stored:
             cast_weights(model, torch.float32)
@@ -170,6 +171,8 @@ class ModelConfig(Config):
         tokenizer = read_tokenizer(self.path, **tokenizer_kwargs)
         if not tokenizer.is_fast:
             raise ValueError("it has no fast tokenizer, expected a tokenizer.json")
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise ValueError("it has no tokenizer of its own, expected a tokenizer.json beside the model")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._set_dropout(config.get_text_config())

@@ -261,6 +261,11 @@ class Task(ABC):
     def metrics(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Metrics:
         """Return every metric from the outputs of all batches of ``examples``, in any order."""
 
+    def floor(self, splits: Splits) -> dict[str, Metrics]:
+        """Return what a model has to be better than: the metrics of a guess, per split, if there is one."""
+        del splits
+        return {}
+
     @abstractmethod
     def report(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Report | None:
         """Return scores of each class from the outputs of all batches; None if the task has no classes."""

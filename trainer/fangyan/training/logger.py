@@ -228,10 +228,12 @@ class Throughput:
         return self._tokens / self._seconds if self._seconds else 0.0
 
 
-def metrics_table(before: Mapping[str, Metrics], after: Mapping[str, Metrics], unit: str) -> Table:
-    """Return a table of metrics before and after training, per split."""
+def metrics_table(
+    floor: Mapping[str, Metrics], before: Mapping[str, Metrics], after: Mapping[str, Metrics], unit: str
+) -> Table:
+    """Return a table of metrics of a guess, and before and after training, per split."""
     table = Table(title=f"Before and after ({unit})" if unit else "Before and after")
-    head, *rows = metrics_rows(before, after)
+    head, *rows = metrics_rows(floor, before, after)
     for i, column in enumerate(head):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:

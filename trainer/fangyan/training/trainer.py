@@ -28,6 +28,7 @@ from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
 from fangyan.training.engine import backward, build_engine
+from fangyan.training.floor import below_the_floor
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
@@ -343,7 +344,9 @@ class Trainer(Workload):
             split, report = self._latest
             for table in report.tables(split):
                 logger.table(table)
-        logger.table(metrics_table(state.before, after, self.task.metric_unit))
+        logger.table(metrics_table(self.floor, state.before, after, self.task.metric_unit))
+        if sentence := below_the_floor(self.floor, after, self.metric, self.task.greater_is_better):
+            logger.info(sentence)
         speed = self.throughput.tokens_per_second
         logger.info(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
@@ -387,6 +390,7 @@ class Trainer(Workload):
             data=recipe.data,
             task=self.task,
             is_adapter=self.base is not None,
+            floor=self.floor,
             before=before,
             after=after,
             recipe_yaml=recipe.to_yaml(),

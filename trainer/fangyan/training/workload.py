@@ -44,6 +44,8 @@ from fangyan.training.engine import activation_dtype, check_precision, choose_pr
 
 # The shortest sequence that a document is cut into, however small a batch.
 _SHORTEST = 8
+# Sequences that are looked at for unknown sub-words, and the most of these.
+_SAMPLED, _MOST_UNKNOWN = 2000, 0.2
 # What checks of a model take, and so the least that an adapter leaves of its length.
 _LEAST_ROOM = 64
 
@@ -114,6 +116,7 @@ class Workload:
         model: what is trained.
         base: of an adapter's export; None where the model's own weights learn.
         num_frozen: parameters that do not learn.
+        floor: metrics of a guess, per split.
         messages: for the user, on the model.
         findings: on the data.
     """
@@ -153,8 +156,10 @@ class Workload:
         weights = task.class_weights
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self.batches = self._lay_out_steps()
+        self._check_known()
         self.model = self._adapt(model, head)
         self._choose_layout()
+        self.floor = task.floor(self.splits)
         self.findings = [*data.findings, *workload_findings(self)]
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
 
@@ -183,6 +188,22 @@ class Workload:
             )
         name = head_name(model, num_outputs(model))
         return name if self.task.pooling is None else name.partition(".")[0]
+
+    def _check_known(self) -> None:
+        """Refuse a tokenizer that does not know the data: a model learns nothing of what is unknown to it."""
+        sample = [self.sequences[i] for i in range(min(len(self.sequences), _SAMPLED))]
+        around = len(self.tokenizer.prefix) + len(self.tokenizer.suffix)
+        total = sum(len(sequence.input_ids) - around for sequence in sample)
+        unknown = self.tokenizer.backend.unk_token_id
+        count = sum(sequence.input_ids.count(unknown) for sequence in sample)
+        if count > _MOST_UNKNOWN * total:
+            raise UserError(
+                f"model.path: {self.recipe.model.path} knows too little of the data: "
+                f"{100 * count / total:.0f}% of the "
+                f"sub-words of train are unknown to it, expected {100 * _MOST_UNKNOWN:.0f}% at most; a "
+                "model of its "
+                "script, model.extend_vocabulary, or for taggers model.path: scratch"
+            )
 
     def _room(self, requested: int, model: Any) -> int:
         """Return the most sub-words of a sequence beside the tokens that an adapter adds."""

@@ -325,6 +325,20 @@ class SequenceClassification(Task):
         return label_metrics(self.kind, *self._both(examples, outputs))
 
     @override
+    def floor(self, splits: Splits) -> dict[str, Metrics]:
+        """Return the metrics of the most frequent class; of several classes or numbers there is none."""
+        if self.kind != "single_label_classification":
+            return {}
+        ((most, _),) = Counter(map(self._read, splits["train"])).most_common(1)
+        return {
+            name: label_metrics(
+                self.kind, [self._read(example) for example in examples], [most] * len(examples)
+            )
+            for name, examples in splits.items()
+            if name != "train"
+        }
+
+    @override
     def report(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> Report | None:
         """Return scores of each class; None of numbers."""
         return label_report(self.kind, *self._both(examples, outputs))

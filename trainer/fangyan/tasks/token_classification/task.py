@@ -28,6 +28,7 @@ from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.checks import count_tags, cut_tokens, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
+from fangyan.tasks.token_classification.floor import MostFrequentTags
 from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
 from fangyan.tasks.token_classification.predictor import Tagged, TokenClassifier
@@ -321,6 +322,18 @@ class TokenClassification(Task):
         """Return all metrics of the scheme, in percent."""
         gold = [self.read(example) for example in examples]
         return tag_metrics(gold, self.join(outputs, len(examples)), self.scheme)
+
+    @override
+    def floor(self, splits: Splits) -> dict[str, Metrics]:
+        """Return the metrics of each word's most frequent tag."""
+        pairs = ((example.fields["tokens"], self.read(example)) for example in splits["train"])
+        baseline = MostFrequentTags(pairs)
+        found = {}
+        for name in splits.keys() - {"train"}:
+            predicted = [baseline.tag(example.fields["tokens"]) for example in splits[name]]
+            gold = [self.read(example) for example in splits[name]]
+            found[name] = tag_metrics(gold, predicted, self.scheme)
+        return found
 
     @override
     def report(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Report:
