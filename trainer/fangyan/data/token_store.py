@@ -41,7 +41,7 @@ Tokenize = Callable[[Sequence[Example]], list[TokenizedSequence]]
 # Examples that a process tokenizes at once.
 _CHUNK = 2000
 # Lists of a sequence that most tasks have not.
-_OPTIONAL = ("segments", "targets")
+_OPTIONAL = ("segments", "targets", "characters")
 # Elements of an array that a digest reads at once.
 _PIECE = 1 << 20
 

@@ -79,7 +79,10 @@ class TokenizedSequence:
         alignment: its words, where a task works by words; a text that is classified as a whole is one word.
         segments: of a pair of texts, which of the two each sub-word is of (``token_type_ids``); empty where
             the model is not told.
-        targets: numbers to learn in place of a class, one for each of the head's outputs; empty otherwise.
+        targets: numbers to learn in place of a class, one for each of the head's outputs: values, or the
+            places of sub-words; empty otherwise.
+        characters: where in the example's text each sub-word begins and ends, two numbers for each, -1 for
+            one that stands for nothing of it; empty where a task does not ask.
     """
 
     input_ids: list[int]
@@ -88,6 +91,7 @@ class TokenizedSequence:
     alignment: WordAlignment | None = None
     segments: list[int] = field(default_factory=list)
     targets: list[float] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
 
 
 # Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back.

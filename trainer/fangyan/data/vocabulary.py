@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fangyan.data.example import Example
 
 # Fields of an example that a model reads.
-_READ = ("tokens", "text", "pair")
+_READ = ("tokens", "text", "pair", "question", "context")
 # Examples whose characters are counted: a few seconds' worth.
 _COUNTED = 1_000_000
 _CHUNK = 10_000

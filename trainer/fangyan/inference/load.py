@@ -27,7 +27,6 @@ from fangyan.models.files import read_config, read_tokenizer, read_weights, read
 from fangyan.models.layout import keep_layout
 from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
 from fangyan.models.packed import Layout, PackedModel
-from fangyan.models.pooled import packed_model
 from fangyan.models.structure import fingerprint
 from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
 from fangyan.tasks import evaluation, task_of_export
@@ -65,7 +64,7 @@ class ExportedModel:
         Raises:
             UserError: if what it computes of a batch is not what it computes of each sequence.
         """
-        model = packed_model(self.model, "padded", pooling=self.task.pooling).to(device()).eval()
+        model = self.task.pack(self.model, "padded").to(device()).eval()
         for message in keep_layout(model, self.layout):
             warnings.warn(message, stacklevel=2)
         return model

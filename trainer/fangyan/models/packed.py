@@ -162,7 +162,11 @@ class PackedModel(nn.Module):
         return joined
 
     def _logits(self, batch: Batch) -> Tensor:
-        return averaged(self.model(**self._inputs(batch)).logits, batch, word_segments(batch))
+        return averaged(self._run(batch).logits, batch, word_segments(batch))
+
+    def _run(self, batch: Batch) -> Any:
+        """Return the model's outputs for a batch."""
+        return self.model(**self._inputs(batch))
 
     def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         """Return the logits of each of a batch's sequences, (T, C)."""
@@ -216,7 +220,7 @@ class PackedModel(nn.Module):
     def _head_loss(self, batch: Batch, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the head computes in a forward of a batch in place of its logits."""
         with self.head.computing(compute) as losses:
-            self.model(**self._inputs(batch))
+            self._run(batch)
         (loss,) = losses
         return loss
 

@@ -90,13 +90,13 @@ class PooledModel(PackedModel):
     @override
     def _logits(self, batch: Batch) -> Tensor:
         if self._pools_by_itself:
-            logits: Tensor = self.model(**self._inputs(batch)).logits
+            logits: Tensor = self._run(batch).logits
             return logits
         outputs: list[Tensor] = []
         handle = self.head.register_forward_hook(lambda _head, _inputs, output: outputs.append(output))
         try:
             with self._reading(batch):
-                self.model(**self._inputs(batch))
+                self._run(batch)
         finally:
             handle.remove()
         (found,) = outputs
@@ -160,19 +160,3 @@ def _taking_the_first(config: Any) -> Iterator[None]:
         yield
     finally:
         config.classifier_pooling = chosen
-
-
-def packed_model(
-    model: Any, layout: Layout, kernels: Kernels = "auto", pooling: LabelPlace | None = None
-) -> PackedModel:
-    """Return a model that takes packed batches.
-
-    Args:
-        model: of transformers, or PEFT's around one.
-        layout: see :meth:`PackedModel.use_layout`.
-        kernels: implementation of the head's loss.
-        pooling: what stands for a sequence that is classified as a whole; None where its sub-words are.
-    """
-    if pooling is None:
-        return PackedModel(model, layout, kernels)
-    return PooledModel(model, layout, kernels, pooling)

@@ -139,7 +139,7 @@ class SelfCheck:
             UserError: if it is another.
         """
         self._check_loss(self._sequences)
-        if all(sequence.alignment is None for sequence in self._sequences):
+        if all(sequence.alignment is None and not sequence.targets for sequence in self._sequences):
             # Where few are labelled, the others do not reach the head.
             self._check_loss([_with_few_labels(sequence) for sequence in self._sequences])
 

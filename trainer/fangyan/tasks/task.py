@@ -23,7 +23,8 @@ from fangyan.tasks.report import Report
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
-    from fangyan.models.packed import PackedModel
+    from fangyan.models.loss_head import Kernels
+    from fangyan.models.packed import Layout, PackedModel
 
 
 Metrics = dict[str, float]
@@ -112,7 +113,7 @@ class Task(ABC):
         head_may_be_missing: whether a model may come without the head, which is then new.
         takes_token_masking: whether the recipe's ``train.token_masking`` hides what the task can do without.
         corrupts: whether sequences change for each step; see :meth:`corrupt`.
-        has_targets: whether numbers are learned, and no classes: :attr:`TokenizedSequence.targets`.
+        has_targets: whether numbers or places are learned, and no classes: :attr:`TokenizedSequence.targets`.
     """
 
     name: ClassVar[str]
@@ -148,6 +149,18 @@ class Task(ABC):
     @abstractmethod
     def model_kwargs(self) -> dict[str, Any]:
         """Return what the model's configuration has to say, such as its labels."""
+
+    def pack(self, model: Any, layout: Layout, kernels: Kernels = "auto") -> PackedModel:
+        """Return a model as one that takes packed batches, by the kind of its head.
+
+        Args:
+            model: of transformers, or PEFT's around one, after :meth:`use_model`.
+            layout: see :meth:`PackedModel.use_layout`.
+            kernels: implementation of the head's loss.
+        """
+        from fangyan.models.packed import PackedModel
+
+        return PackedModel(model, layout, kernels)
 
     @abstractmethod
     def inputs(self, example: Example) -> Sequence[str]:

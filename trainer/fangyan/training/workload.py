@@ -24,7 +24,6 @@ from fangyan.inference.export import Base
 from fangyan.models.dropout import use_byte_dropout
 from fangyan.models.layout import choose_layout
 from fangyan.models.packed import PackedModel
-from fangyan.models.pooled import packed_model
 from fangyan.models.structure import (
     fingerprint,
     head_name,
@@ -168,7 +167,8 @@ class Workload:
         task = self.task
         if task.has_targets and self.recipe.objective.smooths_labels:
             raise UserError(
-                "objective.label_smoothing: is for one class per text, found several or numbers; expected 0"
+                "objective.label_smoothing: is for one class per text, found several, numbers or spans; expected "
+                "0"
             )
         if self.recipe.train.token_masking and not task.takes_token_masking:
             raise UserError(
@@ -285,7 +285,7 @@ class Workload:
         )
         if not on_gpu():
             use_byte_dropout(adapted)
-        packed = packed_model(adapted, "padded", recipe.engine.kernels, task.pooling)
+        packed = task.pack(adapted, "padded", recipe.engine.kernels)
         if recipe.train.gradient_checkpointing:
             packed.use_gradient_checkpointing()
         return packed

@@ -35,7 +35,8 @@ from fangyan.tasks.task import Metrics, Task, TaskConfig
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
-    from fangyan.models.packed import PackedModel
+    from fangyan.models.loss_head import Kernels
+    from fangyan.models.packed import Layout, PackedModel
     from fangyan.tasks.sequence_classification.predictor import TextClassifier
 
 Pooling = Literal["auto"] | LabelPlace
@@ -203,6 +204,13 @@ class SequenceClassification(Task):
         config = model.config.get_text_config()
         if config.pad_token_id is None:
             config.pad_token_id = backend.pad_token_id
+
+    @override
+    def pack(self, model: Any, layout: Layout, kernels: Kernels = "auto") -> PackedModel:
+        """Return a model that classifies whole sequences."""
+        from fangyan.models.pooled import PooledModel
+
+        return PooledModel(model, layout, kernels, self.pooling or "first")
 
     @override
     def inputs(self, example: Example) -> str:
