@@ -28,7 +28,8 @@ class TaskCase:
         auto_model: class of transformers that loads the export.
         data: the recipe's section, beside the files.
         train: more fields of the recipe's section.
-        labels: makes what transformers' class takes for labels, of sequences, by a function that pads rows.
+        labels: makes what transformers' class takes for labels, or its arguments for them, of sequences, by a
+            function that pads rows.
         ranks: of two ranks: the stage of ZeRO, and whether they train an adapter.
         saved_as: class of transformers whose weights training begins with, by default a tagger's.
     """
@@ -248,6 +249,70 @@ def check_tags(predictor, model, tokenizer):
     assert list(found.tags) == expected
 
 
+def questions(with_none):
+    """The answer follows the question's word in the context; without the word there is none.
+
+    All are of one length: the loss of transformers' classes also runs over the padding of a batch.
+    """
+    draw = random.Random(0)
+    records = []
+    for i in range(120):
+        context = draw.sample(range(10, WORDS), 12)
+        place = draw.randrange(len(context) - 1)
+        asked = 61 if with_none and i % 4 == 0 else context[place]
+        shown = [f"w{number}" for number in context]
+        start = len(" ".join(shown[: place + 1])) + 1
+        found = [] if asked == 61 else [{"text": shown[place + 1], "start": start}]
+        records.append({"question": f"w{asked}", "context": " ".join(shown), "answers": found})
+    return records
+
+
+def check_spans(predictor, model, tokenizer):
+    """The best span of each context, by the tokenizer as it is."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for question, context in (("w20", "w11 w20 w31 w12"), ("w12", "w50 w20 w13 w44 w45")):
+        encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+        offsets = encoded.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            outputs = model(**encoded)
+        start, end = (
+            getattr(outputs, name)[0].double().log_softmax(-1) for name in ("start_logits", "end_logits")
+        )
+        inside = [i for i, owner in enumerate(encoded.sequence_ids(0)) if owner == 1]
+        spans = {(i, j): float(start[i] + end[j]) for i in inside for j in inside if i <= j}
+        (first, last), best = max(spans.items(), key=lambda item: item[1])
+        (found,) = predictor.predict([f"{question}\t{context}"])
+        if predictor.task.may_be_none and float(start[0] + end[0]) > best:
+            assert (found.answer, found.start) == ("", -1)
+            best = float(start[0] + end[0])
+        else:
+            place = offsets[first][0]
+            assert (found.answer, found.start) == (context[place : offsets[last][1]], place)
+        assert abs(found.score - float(torch.tensor(best).exp())) < 1e-4
+
+
+def _labels_of_spans(sequences, rows):
+    del rows
+    starts, ends = torch.tensor([sequence.targets for sequence in sequences]).long().unbind(1)
+    return {"start_positions": starts, "end_positions": ends}
+
+
+def _spans(name, family, ranks, with_none):
+    auto_model, task = "AutoModelForQuestionAnswering", {"name": "extractive_qa"}
+    return TaskCase(
+        name,
+        family,
+        task,
+        lambda: questions(with_none),
+        check_spans,
+        auto_model,
+        {},
+        {"batch_tokens": 512},
+        _labels_of_spans,
+        ranks,
+    )
+
+
 CASES = [
     TaskCase(
         "tags from nothing",
@@ -270,4 +335,6 @@ CASES = [
     _texts("several classes", "ELECTRA", _several, (3, False), {"class_weights": {"a": 2.0}}),
     _texts("a number of pairs", "XLM-RoBERTa", lambda chosen: float(len(chosen)) / 20, (2, True),
            columns={"text": "text", "pair": "pair", "label": "label"}),
+    _spans("spans", "BERT", (3, True), with_none=False),
+    _spans("spans or none, causal", "GPT-2", (2, False), with_none=True),
 ]  # fmt: skip

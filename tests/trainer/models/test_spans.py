@@ -4,11 +4,11 @@ import pytest
 import torch
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.data.packing import collate
-from fangyan.data.tokenization import TokenizedSequence
+from fangyan.data.tokenization import TokenizedSequence, with_span
 from fangyan.errors import UserError
 from fangyan.models.layout import choose_layout
 from fangyan.models.self_check import SelfCheck
-from fangyan.models.spans import SpanModel, with_span
+from fangyan.models.spans import SpanModel
 from model_families import BY_NAME, VOCABULARY
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForQuestionAnswering

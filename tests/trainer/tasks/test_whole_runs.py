@@ -92,8 +92,9 @@ def padded(sequences, pad_id, labels):
     batch = {
         "input_ids": rows([s.input_ids for s in sequences], pad_id),
         "attention_mask": rows([[1] * len(s.input_ids) for s in sequences], 0),
-        "labels": labels(sequences, rows),
     }
+    found = labels(sequences, rows)
+    batch |= found if isinstance(found, dict) else {"labels": found}
     if sequences[0].segments:
         batch["token_type_ids"] = rows([s.segments for s in sequences], 0)
     return batch

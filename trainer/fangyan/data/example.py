@@ -22,7 +22,8 @@ class Example:
     Attributes:
         fields: by name: ``tokens`` and ``tags`` (tuples of strings of one length), or ``text``. A format
             says which it provides, a task which it needs. Tokens may come with ``spaces``, a tuple of bools
-            of their length: whether white space follows the token.
+            of their length: whether white space follows the token. ``answers`` to a question are a tuple of
+            objects with ``text`` and ``start``, counted in characters of its ``context``.
         source: ``file:line`` where the example begins, for error messages.
         group: examples of one group are never torn apart by a split: a conversation, a document, all copies
             of one sentence.

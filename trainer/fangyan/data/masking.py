@@ -56,6 +56,19 @@ def unit_starts(text: str, offsets: Sequence[tuple[int, int]], unit: Unit) -> li
     return starts
 
 
+def words_of(text: str) -> list[str]:
+    """Return a text's words: between white space, or single characters of scripts without spaces."""
+    words: list[str] = []
+    before = -1
+    for character, number in zip(text, _units_of_characters(text, "word"), strict=True):
+        if number > before:
+            words.append("")
+            before = number
+        if number >= 0:
+            words[-1] += character
+    return words
+
+
 def _units_of_characters(text: str, unit: Unit) -> list[int]:
     """Return the number of each character's unit; -1 for white space."""
     found: list[int] = []

@@ -12,7 +12,7 @@ Chinese characters, the same before all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -300,3 +300,9 @@ def whole_text(length: int, place: LabelPlace, last: int | None = None) -> WordA
     if place == "mean":
         return WordAlignment([length - 1], 0, (0, 1), 1, [length])
     return WordAlignment([0 if place == "first" else end], 0, (0, 1), 1)
+
+
+def with_span(sequence: TokenizedSequence, start: int, end: int) -> TokenizedSequence:
+    """Return a sequence that learns its span from sub-word ``start`` to ``end``; it counts as one label."""
+    labels = [0] + [IGNORE_INDEX] * (len(sequence.input_ids) - 1)
+    return replace(sequence, labels=labels, targets=[float(start), float(end)])

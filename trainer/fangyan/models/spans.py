@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fangyan.data.packing import Batch
-from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.data.tokenization import TokenizedSequence, with_span
 from fangyan.errors import UserError
 from fangyan.models.loss_head import LogitTransform
 from fangyan.models.packed import PackedModel
@@ -98,12 +97,6 @@ class SpanModel(PackedModel):
             return loss.expand(*hidden.shape[:-1], OUTPUTS)
 
         return self._head_loss(batch, compute).flatten()[0]
-
-
-def with_span(sequence: TokenizedSequence, start: int, end: int) -> TokenizedSequence:
-    """Return a sequence that learns its span from sub-word ``start`` to ``end``; it counts as one label."""
-    labels = [0] + [IGNORE_INDEX] * (len(sequence.input_ids) - 1)
-    return replace(sequence, labels=labels, targets=[float(start), float(end)])
 
 
 def span_losses(logits: Tensor, lengths: Tensor, targets: Tensor | None) -> Tensor:

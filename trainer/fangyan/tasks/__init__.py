@@ -8,6 +8,7 @@ from typing import Any
 from fangyan.config import OneOf
 from fangyan.errors import UserError
 from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.extractive_qa.task import ExtractiveQAConfig
 from fangyan.tasks.instruction.task import InstructionConfig
 from fangyan.tasks.masked_lm.task import MaskedLMConfig
 from fangyan.tasks.sequence_classification.task import SequenceClassificationConfig
@@ -20,6 +21,7 @@ TASKS = OneOf(
     InstructionConfig,
     MaskedLMConfig,
     SequenceClassificationConfig,
+    ExtractiveQAConfig,
     default="token_classification",
 )
 

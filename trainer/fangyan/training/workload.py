@@ -167,8 +167,8 @@ class Workload:
         task = self.task
         if task.has_targets and self.recipe.objective.smooths_labels:
             raise UserError(
-                "objective.label_smoothing: is for one class per text, found several, numbers or spans; expected "
-                "0"
+                "objective.label_smoothing: is for one class per text, found several, numbers or spans; "
+                "expected 0"
             )
         if self.recipe.train.token_masking and not task.takes_token_masking:
             raise UserError(

@@ -78,7 +78,11 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, labels, task, message):
     ("labels", "sections", "message"),
     [
         ([0.5, 1.5], {"objective": {"label_smoothing": 0.1}}, "objective.label_smoothing: is for one class"),
-        (["a", "b"], {"train": {"token_masking": 0.1}}, "train.token_masking: is 0.1, which means nothing for sequence_classification"),
+        (
+            ["a", "b"],
+            {"train": {"token_masking": 0.1}},
+            "train.token_masking: is 0.1, which means nothing for sequence_classification",
+        ),
     ],
 )
 def test_sections_that_mean_nothing_are_refused(tmp_path, labels, sections, message):

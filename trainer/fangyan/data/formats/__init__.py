@@ -16,6 +16,7 @@ from fangyan.data.formats.csv import Csv
 from fangyan.data.formats.datasets import Datasets
 from fangyan.data.formats.hkcancor import HKCanCor
 from fangyan.data.formats.jsonl import Jsonl
+from fangyan.data.formats.squad import Squad
 from fangyan.data.formats.text import Text
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
@@ -28,6 +29,7 @@ FORMATS = OneOf(
     Csv,
     Datasets,
     Chat,
+    Squad,
     Text,
     CommonVoice,
     tag="format",

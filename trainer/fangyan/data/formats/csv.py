@@ -92,6 +92,9 @@ class Csv(RecordsConfig):
         label = self.columns.get("label")
         if label is not None and cells[label].lstrip().startswith("["):  # several
             record[label] = _list(cells[label], source)
+        answers = self.columns.get("answers")
+        if answers is not None:  # an empty cell is no answer
+            record[answers] = parse_json(cells[answers].strip() or "[]", source)
         return record
 
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 from fangyan.data.example import Annotation, Example
 from fangyan.data.formats.messages import Message, check_prompt, conversation, instruction, translation
 from fangyan.data.formats.messages import text as text_of
+from fangyan.data.formats.questions import question
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
 
@@ -31,6 +32,9 @@ Name = Literal[
     "output",
     "source",
     "target",
+    "question",
+    "context",
+    "answers",
 ]
 # What examples of text hold, without and with labels.
 _TEXTS: tuple[set[str], ...] = ({"text"}, {"text", "label"}, {"text", "pair", "label"})
@@ -41,24 +45,28 @@ _TALKS: tuple[set[str], ...] = (
     {"instruction", "input", "output"},
     {"source", "target"},
 )
+_QUESTIONS: set[str] = {"question", "context", "answers"}
 
 
 class RecordsConfig(TaggedDataConfig, ABC):
     """A format whose examples are named values.
 
     Tokens and their tags; or a text with labelled spans of its characters, which become IOB2 tags; or a text,
-    alone or with a label, or two texts with one; or a conversation.
+    alone or with a label, or two texts with one; or a conversation; or a question, its context and answers.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "pair", "label", "messages")
+    fields: ClassVar[tuple[str, ...]] = (
+        *("tokens", "tags", "text", "pair", "label", "messages"),
+        *("question", "context", "answers"),
+    )
     chooser: ClassVar[str] = "columns"
 
     columns: dict[Name, str] = Field(
         {},
         description="What the file has under which names: {tokens: words, tags: ner_tags}, {text: sentence, "
-        "spans: entities}, {text: sentence}, {text: tweet, label: dialect} or {text: premise, pair: "
-        "hypothesis, "
-        "label: gold}. By default what the task needs, under our names.",
+        "spans: entities}, {text: sentence}, {text: tweet, label: dialect}, {text: premise, pair: "
+        "hypothesis, label: gold} or {question: question, context: passage, answers: answers}. By default "
+        "what the task needs, under our names.",
     )
 
     prompt: Annotated[str, pydantic.AfterValidator(check_prompt)] | None = Field(
@@ -72,16 +80,16 @@ class RecordsConfig(TaggedDataConfig, ABC):
     def _of_one_kind(self) -> RecordsConfig:
         names = set(self.columns)
         if (
-            names not in (*_TEXTS, *_TALKS)
+            names not in (*_TEXTS, *_TALKS, _QUESTIONS)
             and not names <= {"tokens", "tags"}
             and not names <= {"text", "spans"}
         ):
             raise ValueError(
                 f"columns has {', '.join(self.columns)}; expected tokens and tags, text and spans, text, "
-                "text and "
-                "label, text, pair and label, messages, instruction, input and output, or source and target"
+                "text and label, text, pair and label, messages, instruction, input and output, source and "
+                "target, or question, context and answers"
             )
-        if names in (*_TEXTS, *_TALKS) and self.tokens != "words":
+        if names in (*_TEXTS, *_TALKS, _QUESTIONS) and self.tokens != "words":
             raise ValueError("tokens is characters, but columns names a text that has no tags")
         if self.prompt is not None and names != {"source", "target"}:
             raise ValueError("prompt is given, but columns has no source and target; expected none")
@@ -93,7 +101,7 @@ class RecordsConfig(TaggedDataConfig, ABC):
         """Return what the recipe's columns name, or ``tokens`` and ``tags``."""
         if set(self.columns) in _TALKS:
             return ("messages",)
-        return tuple(self.columns) if set(self.columns) in _TEXTS else ("tokens", "tags")
+        return tuple(self.columns) if set(self.columns) in (*_TEXTS, _QUESTIONS) else ("tokens", "tags")
 
     @override
     def choice(self, needed: Sequence[str]) -> str:
@@ -104,7 +112,7 @@ class RecordsConfig(TaggedDataConfig, ABC):
     @override
     def defaults(cls, needed: Collection[str]) -> dict[str, Any]:
         """Return columns of the names that a task of texts needs."""
-        known = set(needed) in (*_TEXTS, {"messages"})
+        known = set(needed) in (*_TEXTS, {"messages"}, _QUESTIONS)
         return {"columns": {name: name for name in needed}} if known else {}
 
     def column(self, name: Name) -> str:
@@ -126,6 +134,11 @@ class RecordsConfig(TaggedDataConfig, ABC):
             return self._of_text(record, source)
         if set(self.columns) in _TALKS:
             return self._of_talk(record, source)
+        if set(self.columns) == _QUESTIONS:
+            columns: dict[str, str] = {str(name): key for name, key in self.columns.items()}
+            values = question(record, columns, source)
+            # Questions on one context stay together.
+            return Example(values, source, values["context"])
         if self.has_spans(record):
             return self._of_spans(record, source, tagged)
         tokens = strings(record, self.column("tokens"), source)

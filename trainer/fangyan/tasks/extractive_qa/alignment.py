@@ -1,0 +1,158 @@
+"""Which characters of a text its sub-words stand for, whatever a tokenizer says of it.
+
+A tokenizer's offsets are wrong where its normalizer moves characters: diacritics and compatibility forms do
+it (huggingface/tokenizers 1663 and 1201). So what each sub-word reads as is compared with the characters that
+it is said to stand for, and where another place fits better, that is taken. What remains open is found out
+for each answer: :func:`find_span`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+# Characters that may stand for nothing, or for unknown sub-words, between two whose places are known.
+_LONGEST_GAP = 64
+# Nowhere in the text.
+NOWHERE = (-1, -1)
+
+Span = tuple[int, int]
+
+
+@lru_cache(maxsize=1 << 16)
+def reading(text: str) -> str:
+    """Return what tokenizers agree on of a text: no case, marks, white space, controls and formats."""
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    if decomposed.isascii() and decomposed.isalnum():
+        return decomposed
+    # Case folding may bring marks of its own.
+    return "".join(c for c in unicodedata.normalize("NFKD", decomposed) if not _says_nothing(c))
+
+
+def _says_nothing(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Mn", "Me", "Cc", "Cf")
+
+
+class Readings:
+    """What the sub-words of a tokenizer read as.
+
+    Args:
+        backend: the tokenizer.
+    """
+
+    def __init__(self, backend: Any):
+        self._backend = backend
+        model = backend.backend_tokenizer.model
+        self._continues = getattr(model, "continuing_subword_prefix", None) or ""
+        self._known: dict[int, str | None] = {}
+
+    def __call__(self, subword: int) -> str | None:
+        """Return a sub-word's reading: "" of a space; None where it is unknown, or part of a character."""
+        if subword not in self._known:
+            self._known[subword] = self._read(subword)
+        return self._known[subword]
+
+    def _read(self, subword: int) -> str | None:
+        if subword in self._backend.all_special_ids:
+            return None
+        text = self._backend.decode([subword])
+        if "\ufffd" in text:
+            return None
+        return reading(text.removeprefix(self._continues) if len(text) > len(self._continues) else text)
+
+
+def align(text: str, offsets: Sequence[Span], readings: Sequence[str | None]) -> list[Span]:
+    """Return the characters that each sub-word stands for; :data:`NOWHERE` for one that is a space or mark.
+
+    Args:
+        text: that was tokenized.
+        offsets: first and last character of each sub-word, as the tokenizer has them.
+        readings: of each; see :class:`Readings`.
+    """
+    found = [
+        NOWHERE if read == "" else _trimmed(text, span) for read, span in zip(readings, offsets, strict=True)
+    ]
+    if text.isascii() or _num_right(text, found, readings) == sum(bool(read) for read in readings):
+        return found
+    other = _walk(text, readings)
+    return max(found, other, key=lambda spans: _num_right(text, spans, readings))
+
+
+def _num_right(text: str, spans: Sequence[Span], readings: Sequence[str | None]) -> int:
+    """Return how many sub-words read as the characters that they are said to stand for."""
+    pairs = zip(spans, readings, strict=True)
+    return sum(bool(read) and reading(text[start:end]) == read for (start, end), read in pairs)
+
+
+def _trimmed(text: str, span: Span) -> Span:
+    start, end = span
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return (start, end) if start < end else NOWHERE
+
+
+def _walk(text: str, readings: Sequence[str | None]) -> list[Span]:
+    """Place sub-words one after the other where the text reads as they do.
+
+    What lies between two of them is of the unknown ones there.
+    """
+    owners = [i for i, character in enumerate(text) for _ in reading(character)]
+    whole = "".join(map(reading, text))
+    found = [NOWHERE] * len(readings)
+    place = 0
+    unknown: list[int] = []
+    for i, read in enumerate(readings):
+        if read is None:
+            unknown.append(i)
+        if not read:
+            continue
+        at = whole.find(read, place, place + _LONGEST_GAP + len(read))
+        if at < 0:
+            unknown.append(i)
+            continue
+        if at > place:
+            for other in unknown:
+                found[other] = (owners[place], owners[at - 1] + 1)
+        place, unknown = at + len(read), []
+        found[i] = (owners[at], owners[place - 1] + 1)
+    return found
+
+
+def find_span(
+    text: str, spans: Sequence[Span], readings: Sequence[str | None], start: int, end: int
+) -> Span | None:
+    """Return the first and last sub-word of characters ``start`` to ``end``; None if they do not cover them.
+
+    Args:
+        text: that was tokenized.
+        spans: of each sub-word; see :func:`align`.
+        readings: of each; see :class:`Readings`.
+        start: of the characters.
+        end: of them, exclusive.
+    """
+    start, end = _trimmed(text, (start, end))
+    inside = [i for i, (first, last) in enumerate(spans) if first < end and last > start]
+    if not inside:
+        return None
+    first, last = inside[0], inside[-1]
+    outside = text[start : max(start, spans[first][0])] + text[min(end, spans[last][1]) : end]
+    if reading(outside):
+        return None
+    read = [readings[i] for i in range(first, last + 1)]
+    # Unknown sub-words say nothing of their characters: their offsets are all there is.
+    if None not in read and reading(text[start:end]) not in "".join(filter(None, read)):
+        return None
+    return first, last
+
+
+def whole_characters(text: str, start: int, end: int) -> Span:
+    """Return a span that tears no mark off its letter."""
+    while 0 < start < end and unicodedata.category(text[start]).startswith("M"):
+        start -= 1
+    while start < end < len(text) and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return start, end
