@@ -74,7 +74,10 @@ def align(text: str, offsets: Sequence[Span], readings: Sequence[str | None]) ->
     found = [
         NOWHERE if read == "" else _trimmed(text, span) for read, span in zip(readings, offsets, strict=True)
     ]
-    if text.isascii() or _num_right(text, found, readings) == sum(bool(read) for read in readings):
+    if text.isascii():
+        return found
+    found = _stretched(text, found, readings)
+    if _num_right(text, found, readings) == sum(bool(read) for read in readings):
         return found
     other = _walk(text, readings)
     return max(found, other, key=lambda spans: _num_right(text, spans, readings))
@@ -93,6 +96,24 @@ def _trimmed(text: str, span: Span) -> Span:
     while start < end and text[end - 1].isspace():
         end -= 1
     return (start, end) if start < end else NOWHERE
+
+
+def _stretched(text: str, spans: Sequence[Span], readings: Sequence[str | None]) -> list[Span]:
+    """Add to sub-words the characters behind them that no other stands for: marks and jamo that NFC composes.
+
+    It counts the first of what it composes alone.
+    """
+    found = list(spans)
+    following = len(text)
+    for i in reversed(range(len(spans))):
+        start, end = spans[i]
+        gap = text[end:following]
+        if spans[i] != NOWHERE and gap and unicodedata.category(gap[0])[0] in "LM":
+            further = end + len(gap.split(maxsplit=1)[0])
+            if readings[i] in (None, reading(text[start:further])):
+                found[i] = (start, further)
+        following = start if spans[i] != NOWHERE else following
+    return found
 
 
 def _walk(text: str, readings: Sequence[str | None]) -> list[Span]:
