@@ -158,6 +158,16 @@ def write_data(folder):
     ]
     lines = "\n".join(json.dumps(talk, ensure_ascii=False) for talk in talks)
     (folder / "talks.jsonl").write_text(lines, encoding="utf-8")
+    questions = [
+        {
+            "question": "住喺邊度",
+            "context": line,
+            "answers": [{"text": "香港", "start": 4}] if i % 4 == 0 else [],
+        }
+        for i, line in enumerate(numbered)
+    ]
+    asked = "\n".join(json.dumps(record, ensure_ascii=False) for record in questions)
+    (folder / "questions.jsonl").write_text(asked, encoding="utf-8")
     (folder / "stories.txt").write_text(text, encoding="utf-8")
 
 

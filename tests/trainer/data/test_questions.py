@@ -66,7 +66,7 @@ def test_rows_of_datasets(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        (None, "answers is 'None', expected a list of text and start, or text and answer_start as two lists"),
+        (None, "answers is 'None', expected a list of text and start, or text and answer_start as two"),
         ("旺角", "answers is '旺角', expected a list of text and start"),
         ({"text": ["旺角"], "answer_start": []}, "expected a list of text and start"),
         ({"text": "旺角", "answer_start": 5}, "expected a list of text and start"),
@@ -77,7 +77,7 @@ def test_rows_of_datasets(tmp_path):
         ([{"text": "旺角", "start": True}], "start of answer 1 is 'True', expected a number"),
         (
             [{"text": "旺角", "start": 4}],
-            "answer '旺角' is not at 4 of the context, where '咗旺' is; it is at 5, 12 (characters are counted",
+            "answer '旺角' is not at 4 of the context, where '咗旺' is; it is at 5, 12 (characters",
         ),
         (
             [{"text": "中環", "start": 99}],

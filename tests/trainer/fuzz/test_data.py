@@ -10,6 +10,7 @@ from fangyan.data.formats import parse_data
 from fangyan.data.splits import read_examples, write_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.extractive_qa.task import ExtractiveQAConfig
 from fangyan.tasks.token_classification.task import TokenClassificationConfig
 from malformed import json_value, mutate, mutate_bytes
 
@@ -28,6 +29,14 @@ CHAT = (
     "%mor:\tadj|hou2 sfp|aa3 !\n@End\n"
 )
 CSV = 'tokens,tags\n"我 食","B-n B-v"\n"[""飯"", ""。""]","[""B-n"", ""B-x""]"\n'
+QUESTIONS = (
+    '{"question": "去邊", "context": "佢去旺角", "answers": [{"text": "旺角", "start": 2}]}\n'
+    '{"question": "去邊", "context": "佢去旺角", "answers": {"text": [], "answer_start": []}}\n'
+)
+SQUAD = (
+    '{"data": [{"title": "x", "paragraphs": [{"context": "佢去旺角", "qas": [{"question": "去邊",\n'
+    '"answers": [{"text": "旺角", "answer_start": 2}], "is_impossible": false, "id": "1"}]}]}]}\n'
+)
 TEXT = "今日天氣好好\n我哋去飲茶\n\nngóh deih heui\n"
 # Format, ending, a right file, fields.
 FILES = [
@@ -44,6 +53,8 @@ FILES = [
     ("chat", "cha", CHAT, {}),
     ("chat", "cha", CHAT, {"tokens": "characters"}),
     ("text", "txt", TEXT, {}),
+    ("jsonl", "jsonl", QUESTIONS, {"columns": {name: name for name in ExtractiveQAConfig.fields}}),
+    ("squad", "json", SQUAD, {}),
 ]
 
 
@@ -84,7 +95,8 @@ def learn(data, file, folder, tokenizer):
     assert [e.fields for e in read_examples(folder / "written.jsonl")] == [e.fields for e in examples]
     if not examples:
         return
-    config = CausalLMConfig() if data.provided == ("text",) else TokenClassificationConfig()
+    configs = {("text",): CausalLMConfig(), ExtractiveQAConfig.fields: ExtractiveQAConfig()}
+    config = configs.get(data.provided, TokenClassificationConfig())
     if not set(config.fields) <= set(data.provided):
         return
     splits = {"train": examples, "dev": examples}
