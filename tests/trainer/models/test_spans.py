@@ -10,7 +10,7 @@ from fangyan.models.layout import choose_layout
 from fangyan.models.self_check import SelfCheck
 from fangyan.models.spans import SpanModel
 from model_families import BY_NAME, VOCABULARY
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForQuestionAnswering
 
 LENGTHS = (3, 40, 31, 12, 12)
@@ -138,18 +138,6 @@ def test_adapter_keeps_positions_and_segments(layout):
     packed = SpanModel(adapted, layout).eval()
     check(packed, model, chosen, logits, loss).backward()
     assert packed.head.weight.grad.abs().sum() > 0
-
-
-def test_prompts_are_no_part_of_a_sequence():
-    adapted = adapt(build("BERT"), PromptTuningConfig(task_type="QUESTION_ANS", num_virtual_tokens=3))
-    packed = SpanModel(adapted, "padded").eval()
-    chosen = sequences()
-    alone = [collate([s], 0, 0) for s in chosen]
-    batch = collate(chosen, 0, 0)
-    for part, found in zip(alone, packed.split_logits(packed.logits(batch), batch), strict=True):
-        torch.testing.assert_close(found, packed.logits(part)[0], rtol=1e-5, atol=1e-5)
-    expected = sum(packed.loss(part) for part in alone)
-    torch.testing.assert_close(packed.loss(batch), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_batch_without_sequences_reaches_the_head():

@@ -40,7 +40,7 @@ class SpanModel(PackedModel):
         ids = torch.zeros(1, 16, dtype=torch.int64, device=self.head.weight.device)
         try:
             with evaluating(self.model):
-                found = self.model(input_ids=ids)
+                found = self.base(input_ids=ids)
         finally:
             handle.remove()
         logits = [getattr(found, name, None) for name in ("start_logits", "end_logits")]
@@ -55,19 +55,16 @@ class SpanModel(PackedModel):
 
     @override
     def _run(self, batch: Batch) -> Any:
-        """Return the model's outputs for a batch.
+        """Return the model's outputs for a batch; PEFT's class would drop positions and segments.
 
-        PEFT's class for question answering passes no positions and segments on to the model inside. Prompts
-        are put before the rows by it alone: their rows are not packed, and have no segments.
+        Prompts, which need that class, are refused: they cannot save a new head.
         """
-        if hasattr(self.model, "peft_config") and self.model.active_peft_config.is_prompt_learning:
-            return self.model(**self._inputs(batch))
         return self.base(**self._inputs(batch))
 
     @override
     def _logits(self, batch: Batch) -> Tensor:
         found = self._run(batch)
-        return _own(torch.stack([found.start_logits, found.end_logits], -1), batch)
+        return torch.stack([found.start_logits, found.end_logits], -1)
 
     @override
     def expected_loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -91,8 +88,8 @@ class SpanModel(PackedModel):
         places, lengths = _places(batch)
 
         def compute(hidden: Tensor) -> Tensor:
-            logits = _own(nn.Linear.forward(self.head, hidden), batch)
-            loss = span_losses(logits.flatten(0, 1)[places], lengths, batch.targets).sum() / divisor
+            logits = nn.Linear.forward(self.head, hidden).flatten(0, 1)[places]
+            loss = span_losses(logits, lengths, batch.targets).sum() / divisor
             # The model takes apart what it takes for logits: all of them are the loss.
             return loss.expand(*hidden.shape[:-1], OUTPUTS)
 
@@ -113,11 +110,6 @@ def span_losses(logits: Tensor, lengths: Tensor, targets: Tensor | None) -> Tens
     if targets is None:
         targets = among.new_zeros(len(among), OUTPUTS)
     return -among.gather(1, targets.long()[:, None])[:, 0].mean(-1)
-
-
-def _own(values: Tensor, batch: Batch) -> Tensor:
-    """Return the values of a batch's own sub-words, (R, W, C), without those of a prompt before them."""
-    return values[:, -batch.input_ids.shape[1] :]
 
 
 def _places(batch: Batch) -> tuple[Tensor, Tensor]:
