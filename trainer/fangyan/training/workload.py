@@ -242,6 +242,11 @@ class Workload:
         self.longest = min(self.max_length, max(config.batch_tokens, _SHORTEST))
         train = self.splits["train"]
         self.sequences = self.task.tokenize_all(train, self.tokenizer, self.longest, self.cache)
+        if not len(self.sequences):
+            raise UserError(
+                f"data.train: none of its {len(train):,} examples makes a sequence to learn from, such as "
+                f"{train[0].source}; expected one at least"
+            )
         if not isinstance(train, list):
             self.messages.append(f"sub-words are kept in {self.cache}, which may be deleted between runs")
         self.lengths, self.num_valid = self.sequences.lengths, self.sequences.num_valid

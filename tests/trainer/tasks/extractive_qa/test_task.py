@@ -96,6 +96,12 @@ def test_findings_count_what_cannot_be_learned(tmp_path):
     assert {workload.sequences[i].example for i in range(len(workload.sequences))} == {0, 1, 3, 4}
 
 
+def test_answers_that_are_all_lost_are_an_error(tmp_path):
+    long = "我哋" * 300
+    with pytest.raises(UserError, match="data.train: none of its 1 examples makes a sequence to learn from"):
+        Workload(recipe(tmp_path, [record((long, 0), context=long)]))
+
+
 def test_questions_that_are_new_to_the_model_are_found(tmp_path):
     dev = tmp_path / "dev.jsonl"
     dev.write_text(json.dumps(record()), encoding="utf-8")

@@ -63,30 +63,45 @@ class Readings:
         return reading(text.removeprefix(self._continues) if len(text) > len(self._continues) else text)
 
 
-def align(text: str, offsets: Sequence[Span], readings: Sequence[str | None]) -> list[Span]:
-    """Return the characters that each sub-word stands for; :data:`NOWHERE` for one that is a space or mark.
+def align(
+    text: str, offsets: Sequence[Span], readings: Sequence[str | None]
+) -> tuple[list[Span], list[str | None]]:
+    """Return the characters that each sub-word stands for, and its reading where that can be trusted.
 
     Args:
         text: that was tokenized.
         offsets: first and last character of each sub-word, as the tokenizer has them.
         readings: of each; see :class:`Readings`.
+
+    Returns:
+        The characters, :data:`NOWHERE` for a sub-word that is a space or mark; and the readings, None for one
+        in whose place the text has something else (ALBERT's normalizer writes other quotation marks), between
+        two that read right.
     """
     found = [
         NOWHERE if read == "" else _trimmed(text, span) for read, span in zip(readings, offsets, strict=True)
     ]
-    if text.isascii():
-        return found
-    found = _stretched(text, found, readings)
-    if _num_right(text, found, readings) == sum(bool(read) for read in readings):
-        return found
-    other = _walk(text, readings)
-    return max(found, other, key=lambda spans: _num_right(text, spans, readings))
+    if not text.isascii():
+        found = _stretched(text, found, readings)
+    right = _right(text, found, readings)
+    if not all(right):
+        other = _walk(text, readings)
+        found = max(found, other, key=lambda spans: sum(_right(text, spans, readings)))
+        right = _right(text, found, readings)
+    own = [i for i, read in enumerate(readings) if read != ""]
+    trusted = list(readings)
+    for before, i, after in zip(own, own[1:], own[2:], strict=False):
+        if right[before] and right[after] and not right[i]:
+            trusted[i] = None
+            # All that is between: what a replacement stands for is counted wrong too.
+            found[i] = _trimmed(text, (found[before][1], found[after][0]))
+    return found, trusted
 
 
-def _num_right(text: str, spans: Sequence[Span], readings: Sequence[str | None]) -> int:
-    """Return how many sub-words read as the characters that they are said to stand for."""
+def _right(text: str, spans: Sequence[Span], readings: Sequence[str | None]) -> list[bool]:
+    """Return whether each sub-word reads as the characters that it is said to stand for, if it says so."""
     pairs = zip(spans, readings, strict=True)
-    return sum(bool(read) and reading(text[start:end]) == read for (start, end), read in pairs)
+    return [not read or reading(text[start:end]) == read for (start, end), read in pairs]
 
 
 def _trimmed(text: str, span: Span) -> Span:

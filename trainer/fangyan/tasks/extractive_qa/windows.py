@@ -122,14 +122,14 @@ class Encoder:
         before, after = whole.cut(0, first), whole.cut(last, len(owners))
         if not before.ids:  # a question of nothing: what is no answer needs a place
             before = Part([self._tokenizer.unknown_id], [0] if whole.segments else [])
-        cut = max(0, len(before.ids) + len(after.ids) - (self._max_length - self._max_length // 4))
-        kept = [i for i, owner in enumerate(owners[:first]) if owner == 0]
+        asked = [i for i, owner in enumerate(owners[:first]) if owner == 0]
+        over = len(before.ids) + len(after.ids) - (self._max_length - self._max_length // 4)
+        cut = min(max(over, 0), len(asked))
         if cut:
-            end = kept[-1] + 1
-            cut = min(cut, len(kept))
+            end = asked[-1] + 1
             left, right = before.cut(0, end - cut), before.cut(end, len(before.ids))
             before = Part(left.ids + right.ids, left.segments + right.segments)
         readings = [self._readings(subword) for subword in whole.ids[first:last]]
-        spans = align(context, encoded["offset_mapping"][first:last], readings)
+        spans, readings = align(context, encoded["offset_mapping"][first:last], readings)
         room = self._max_length - len(before.ids) - len(after.ids)
         return Encoded(before, whole.cut(first, last), after, spans, readings, room, cut)
