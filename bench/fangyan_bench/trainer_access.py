@@ -20,7 +20,6 @@ from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
 from fangyan.distributed.process_group import start_distributed
 from fangyan.models.loss_head import Kernels, LossHead, LossOptions, install_loss_head
 from fangyan.models.packed import Layout, PackedModel
-from fangyan.models.pooled import packed_model
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Task
@@ -197,7 +196,7 @@ def packed_loss(model: nn.Module, layout: Layout, pad_id: int) -> Callable[[list
 def recipe_loss(setup: BenchmarkSetup, model: nn.Module, sequences: list[TokenizedSequence]) -> Tensor:
     """Return the mean loss of sequences as the trainer computes it for the recipe's task, packed."""
     setup.task.use_model(model, setup.tokenizer)
-    packed = packed_model(model, "varlen", pooling=setup.task.pooling)
+    packed = setup.task.pack(model, "varlen")
     batch = collate(sequences, setup.tokenizer.pad_token_id, packed.row_width)
     return packed.loss(batch, float(batch.num_valid))
 

@@ -176,7 +176,7 @@ def write_models(folder):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    characters = sorted({c for sentence in SENTENCES for c in sentence} | set("0123456789 "))
+    characters = sorted({c for sentence in SENTENCES for c in sentence} | set("0123456789 userasistnlm"))
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[EOS]", "[MASK]", *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")

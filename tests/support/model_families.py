@@ -268,7 +268,7 @@ def save(family, folder, auto_model=None, **fields):
     padding = getattr(config.get_text_config(), "pad_token_id", None) or 0
     words = [f"w{i}" for i in range(VOCABULARY)]
     words[padding] = "[PAD]"
-    words[2:5] = "[UNK]", "[EOS]", "[MASK]"
+    words[2:8] = "[UNK]", "[EOS]", "[MASK]", "user", "assistant", "system"
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
