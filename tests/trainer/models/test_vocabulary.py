@@ -86,7 +86,7 @@ def test_characters_without_subword():
     ]
     assert unknown_characters(found) == (
         "characters unknown to the tokenizer: 2, which occur 4 times (哋 3, 冇 1), all of them the same "
-        "to the model, and so to its perplexity; model.extend_vocabulary adds the most frequent"
+        "to the model; model.extend_vocabulary adds the most frequent"
     )
     assert characters_without_subword(examples(["ab 我去"]), fast(wordpiece)) == []
     assert unknown_characters([]) is None

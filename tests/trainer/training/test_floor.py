@@ -99,3 +99,19 @@ def test_folder_without_tokenizer_or_weights_is_refused(tmp_path):
         with pytest.raises(UserError) as error:
             ModelConfig(path=str(tmp_path / name)).load(AutoModelForTokenClassification, 0, {"num_labels": 2})
         assert message in str(error.value)
+
+
+def test_tokenizer_whose_unknown_token_ends_texts_is_not_refused(tmp_path):
+    """GPT-2's is one token for both, and knows every byte: short texts are mostly ends."""
+    save(BY_NAME["GPT-2"], tmp_path / "base")
+    path = tmp_path / "base" / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"unk_token": "[EOS]", "bos_token": "[EOS]"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("w10 w11\nw12\n", encoding="utf-8")
+    data = {"format": "text", "train": str(tmp_path / "text.txt"), "dev": str(tmp_path / "text.txt")}
+    model = {"path": str(tmp_path / "base")}
+    content = {"name": "x", "task": {"name": "causal_lm"}, "data": data, "model": model}
+    found = Workload(Recipe.model_validate(content))
+    ends = found.tokenizer.backend.eos_token_id
+    assert found.tokenizer.backend.unk_token_id == ends
+    assert sum(s.input_ids.count(ends) for s in found.sequences) > 0.2 * found.lengths.sum()

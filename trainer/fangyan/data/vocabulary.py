@@ -88,6 +88,6 @@ def unknown_characters(characters: Sequence[Character]) -> str | None:
     return (
         f"characters unknown to the tokenizer: {len(unknown):,}, which occur "
         f"{sum(character.count for character in unknown):,} times ({frequent}"
-        f"{', …' if len(unknown) > 8 else ''}), all of them the same to the model, and so to its perplexity; "
+        f"{', …' if len(unknown) > 8 else ''}), all of them the same to the model; "
         "model.extend_vocabulary adds the most frequent"
     )

@@ -191,18 +191,19 @@ class Workload:
 
     def _check_known(self) -> None:
         """Refuse a tokenizer that does not know the data: a model learns nothing of what is unknown to it."""
+        backend, unknown = self.tokenizer.backend, self.tokenizer.backend.unk_token_id
+        if unknown in (backend.bos_token_id, backend.eos_token_id, backend.pad_token_id):
+            return  # GPT-2's, which knows every byte
         sample = [self.sequences[i] for i in range(min(len(self.sequences), _SAMPLED))]
         around = len(self.tokenizer.prefix) + len(self.tokenizer.suffix)
         total = sum(len(sequence.input_ids) - around for sequence in sample)
-        unknown = self.tokenizer.backend.unk_token_id
         count = sum(sequence.input_ids.count(unknown) for sequence in sample)
         if count > _MOST_UNKNOWN * total:
             raise UserError(
                 f"model.path: {self.recipe.model.path} knows too little of the data: "
-                f"{100 * count / total:.0f}% of the "
-                f"sub-words of train are unknown to it, expected {100 * _MOST_UNKNOWN:.0f}% at most; a "
-                "model of its "
-                "script, model.extend_vocabulary, or for taggers model.path: scratch"
+                f"{100 * count / total:.0f}% "
+                f"of the sub-words of train are unknown to it, expected {100 * _MOST_UNKNOWN:.0f}% at most; "
+                "a model of its script, model.extend_vocabulary, or for taggers model.path: scratch"
             )
 
     def _room(self, requested: int, model: Any) -> int:
@@ -313,7 +314,8 @@ class Workload:
                 str([len(examples), [dict(examples[i].fields) for i in sample]])
             )
         shapes = [(key, tuple(parameter.shape)) for key, parameter in self.model.named_parameters()]
-        weights = self._fingerprint if self.recipe.model.pretrained else ""
+        config = self.recipe.model
+        weights = self._fingerprint if config.pretrained and not config.is_scratch else ""
         return found | {"model.path": digest_of(f"{shapes} {weights}")}
 
     def total_weight(self, indices: list[int], step: str = "0") -> float:
