@@ -24,8 +24,9 @@ CITIES = "港九深廣佛中東西南北沙大荃屯元青"
 # 16 sentences that differ, and four steps per epoch. By the seed, the second trial's learning rate is best.
 SMALL = (
     *("data.format=conll", "data.train=few.conll", "data.dev=few.conll", "data.tokens=words"),
-    *("train.epochs=3", "train.batch_tokens=24", "train.checkpoint_every=null", "train.token_masking=0.0"),
+    *("train.epochs=3", "train.batch_tokens=28", "train.checkpoint_every=null", "train.token_masking=0.0"),
     *("train.log_every=1", "train.metric=token_accuracy", "schedule.warmup=0.0", "seed=77"),
+    *("model.path=scratch", "model.size=tiny", "optimizer.layer_decay=1.0"),
 )
 
 
@@ -195,7 +196,7 @@ def test_tune_takes_no_folder_of_others_and_a_recipe_may_change_until_it_trains(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "study.db").write_text("mine", encoding="utf-8")
-    recipe = load_recipe("cantonese-pos", [*SMALL, "data.test=null", TUNE, "model.path=absent"])
+    recipe = load_recipe("cantonese-pos", [*SMALL, "data.test=null", TUNE, "model={path: absent}"])
     with pytest.raises(
         UserError, match="run_dir: mine holds files but no search, expected an empty or a new"
     ):
