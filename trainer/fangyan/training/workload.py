@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.recipe import Recipe
 from fangyan.tasks.checks import data_findings
 from fangyan.tasks.evaluation import BATCH_TOKENS
-from fangyan.tasks.task import Task
+from fangyan.tasks.task import Metrics, Task
 from fangyan.training.checks import workload_findings
 from fangyan.training.engine import activation_dtype, check_precision, choose_precision, slow_precision
 
@@ -115,7 +116,6 @@ class Workload:
         model: what is trained.
         base: of an adapter's export; None where the model's own weights learn.
         num_frozen: parameters that do not learn.
-        floor: metrics of a guess, per split.
         messages: for the user, on the model.
         findings: on the data.
     """
@@ -158,9 +158,13 @@ class Workload:
         self._check_known()
         self.model = self._adapt(model, head)
         self._choose_layout()
-        self.floor = task.floor(self.splits)
         self.findings = [*data.findings, *workload_findings(self)]
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
+
+    @cached_property
+    def floor(self) -> dict[str, Metrics]:
+        """Return the metrics of a guess, per split: made late, as it loads the library that scores."""
+        return self.task.floor(self.splits)
 
     def _check_task(self) -> None:
         """Refuse what means nothing for the task."""
