@@ -211,7 +211,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
     ] = None,
-    answers: AnswersOption = 100,
+    answers: AnswersOption = None,
 ) -> None:
     """Evaluate a run's model: a tagger's metrics are in percent."""
     from fangyan.inference.load import evaluate as measure
@@ -222,7 +222,7 @@ def evaluate(
         data,
         say=lambda message: print(f"fangyan: {printable(message)}", file=sys.stderr),
         on_report=reports.append,
-        answers=answers,
+        **({} if answers is None else {"answers": answers}),
     )
     table = Table("metric", "value")
     for name, value in metrics.items():

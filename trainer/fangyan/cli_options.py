@@ -91,8 +91,11 @@ TemperatureOption = Annotated[
     ),
 ]
 AnswersOption = Annotated[
-    int,
+    int | None,
     typer.Option(
-        min=0, help="Of the task instruction: how many answers to write, for chrF, BLEU and exact match."
+        min=0,
+        help="Of the task instruction: how many answers to write, for chrF, BLEU and exact match; 100 by "
+        "default.",
+        show_default=False,
     ),
 ]

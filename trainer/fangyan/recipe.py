@@ -108,8 +108,7 @@ class Recipe(Config):
         if missing and set(missing) <= set(self.data.fields):  # by other columns
             raise ValueError(
                 f"data.{self.data.chooser} makes {' and '.join(self.data.provided)} of a {self.data.format} "
-                "file, "
-                f"but {self.task.name} needs {' and '.join(self.task.fields)}; expected "
+                f"file, but {self.task.name} needs {' and '.join(self.task.fields)}; expected "
                 f"{self.data.choice(self.task.fields)}"
             )
         if missing:

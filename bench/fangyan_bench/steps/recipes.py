@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from typing_extensions import override
 
 from fangyan_bench.harness.machine import device
 from fangyan_bench.steps.common import Observe, StepImplementation
-from fangyan_bench.steps.tagger import PADDED_BATCH, PLAIN_LR, HfTrainer, Watch, equal_batch
+from fangyan_bench.steps.tagger import PADDED_BATCH, HfTrainer, Watch, equal_batch, quiet_arguments
 from fangyan_bench.trainer_access import (
     IGNORE_INDEX,
     BenchmarkSetup,
@@ -71,7 +72,7 @@ class TrlPacking:
         self._setup = setup
         self.model = setup.model(device())
         self.steps = 2
-        self._hf = HfRecipe(setup, PADDED_BATCH)  # its settings
+        self._folder = tempfile.TemporaryDirectory()
 
     def train(self, steps: int | None, observe: Observe) -> None:
         """Make a new trainer, and take some steps; the first, which makes the states, is extra."""
@@ -88,22 +89,11 @@ class TrlPacking:
             }
             for row in rows
         ]
-        length = self._setup.batch_tokens // _ROWS
         arguments = SFTConfig(
-            output_dir=self._hf._folder.name,
-            per_device_train_batch_size=_ROWS,
-            max_steps=steps + 1,
-            max_length=length,
+            **quiet_arguments(self._setup, self._folder.name, _ROWS, steps + 1),
+            max_length=self._setup.batch_tokens // _ROWS,
             packing=True,
-            learning_rate=PLAIN_LR,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=device() == "cpu",
-            bf16=self._setup.bf16,
             gradient_checkpointing=False,
-            dataloader_pin_memory=False,
         )
         trainer = SFTTrainer(
             self.model,

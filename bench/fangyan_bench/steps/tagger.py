@@ -164,20 +164,34 @@ class HfTrainer:
 
     def _arguments(self, total: int) -> Any:
         return TrainingArguments(
-            output_dir=self._folder.name,
-            per_device_train_batch_size=self._batch,
-            max_steps=total,
-            learning_rate=PLAIN_LR,
+            **quiet_arguments(self._setup, self._folder.name, self._batch, total),
             train_sampling_strategy="sequential",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=device() == "cpu",
-            bf16=self._setup.bf16,
-            dataloader_pin_memory=False,
             remove_unused_columns=False,
         )
+
+
+def quiet_arguments(setup: BenchmarkSetup, folder: str, batch: int, steps: int) -> dict[str, Any]:
+    """Return what all Trainers are told: they save and print nothing.
+
+    Args:
+        setup: says whether in bfloat16.
+        folder: that they want.
+        batch: rows of a step.
+        steps: how many.
+    """
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch,
+        "max_steps": steps,
+        "learning_rate": PLAIN_LR,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": device() == "cpu",
+        "bf16": setup.bf16,
+        "dataloader_pin_memory": False,
+    }
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -179,3 +180,21 @@ def test_arrays_json_describes_the_files(tmp_path, in_file):
     description = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
     sizes = {name: array["length"] * int(array["dtype"][2:]) for name, array in description.items()}
     assert sizes == {path.name: path.stat().st_size for path in folder.iterdir() if path.suffix != ".json"}
+
+
+@pytest.mark.parametrize("empty", [20, 40])
+def test_tokenize_all_where_whole_chunks_make_no_sequence(tmp_path, in_file, empty):
+    """Chunks without a sequence do not know which arrays others have."""
+
+    def some(chosen):
+        numbers = [int(example.source.partition(":")[2]) for example in chosen]
+        found = [sequence for sequence in tokenize(chosen) if numbers[sequence.example] >= empty]
+        return [replace(sequence, segments=[1] * len(sequence.input_ids)) for sequence in found]
+
+    expected = [
+        replace(sequence, example=sequence.example + start)
+        for start in range(0, 40, 7)
+        for sequence in some(in_file[start : start + 7])
+    ]
+    assert list(tokenize_all(some, in_file, str(empty), tmp_path / "cache")) == expected
+    assert bool(expected) == (empty < 40)

@@ -80,7 +80,7 @@ def test_format_of_a_file_for_a_language_model(tmp_path):
 
 
 def test_annotate_is_for_taggers():
-    with pytest.raises(UserError, match="a file of tokens is for taggers, found a model that writes text"):
+    with pytest.raises(UserError, match="a file of tokens is for taggers, found a model of another task"):
         TextGenerator.annotate(None, [Example({"tokens": ("a",)}, "a:1", "a")])
 
 

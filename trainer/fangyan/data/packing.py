@@ -37,7 +37,8 @@ class Batch:
         labels: (R, W), int64, ``IGNORE_INDEX`` where nothing is to be learned.
         sequences: what is in it.
         offsets: row and column where each of the sequences begins, in their order.
-        num_valid: labels that are not ``IGNORE_INDEX``, counted before they are on a GPU.
+        labelled: where labels are not ``IGNORE_INDEX``, of all rows one after the other, (num_valid,), int64;
+            it stays on the host.
         class_weights: factor on the loss of each class, (C,), float32, where classes have one.
         token_type_ids: which of a pair of texts each sub-word is of, (R, W), int64, where the model is told.
         targets: numbers to learn in place of classes, (sequences, C), float32, where a task has such.
@@ -49,10 +50,15 @@ class Batch:
     labels: Tensor
     sequences: Sequence[TokenizedSequence]
     offsets: list[tuple[int, int]]
-    num_valid: int
+    labelled: Tensor
     class_weights: Tensor | None = None
     token_type_ids: Tensor | None = None
     targets: Tensor | None = None
+
+    @property
+    def num_valid(self) -> int:
+        """Return how many labels are not ``IGNORE_INDEX``, which the host knows before a GPU does."""
+        return len(self.labelled)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
@@ -98,11 +104,11 @@ def collate(sequences: Sequence[TokenizedSequence], pad_id: int, width: int | No
                 arrays["token_type_ids"][row, span] = sequences[i].segments
             offsets[i] = (row, column)
             column += lengths[i]
-    num_valid = int((arrays["labels"] != IGNORE_INDEX).sum())
+    labelled = torch.from_numpy(np.flatnonzero(arrays["labels"] != IGNORE_INDEX))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if sequences and sequences[0].targets:
         tensors["targets"] = torch.tensor([sequence.targets for sequence in sequences], dtype=torch.float32)
-    return Batch(**tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
+    return Batch(**tensors, sequences=sequences, offsets=offsets, labelled=labelled)
 
 
 def word_segments(batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -152,9 +158,12 @@ def _select(batch: Batch, rows: list[int], width: int) -> Batch:
         tensors["token_type_ids"] = batch.token_type_ids[rows, :width]
     if batch.targets is not None:
         tensors["targets"] = batch.targets[rows]
-    num_valid = sum(label != IGNORE_INDEX for sequence in sequences for label in sequence.labels)
+    labels = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        labels[row, : len(sequence.labels)] = sequence.labels
+    labelled = torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX))
     offsets = [(row, 0) for row in range(len(rows))]
-    return replace(batch, **tensors, sequences=sequences, offsets=offsets, num_valid=num_valid)
+    return replace(batch, **tensors, sequences=sequences, offsets=offsets, labelled=labelled)
 
 
 def mask_tokens(batch: Batch, rate: float, mask_id: int) -> Batch:

@@ -151,7 +151,7 @@ def tokenize_all(tokenize: Tokenize, examples: Sequence[Example], how: str, cach
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir(parents=True)
-            _write(partial, _tokenized_chunks(tokenize, examples))
+            _write(partial, _with_sequences(_tokenized_chunks(tokenize, examples)))
             partial.rename(folder)
     return TokenStore(_open(folder))
 
@@ -215,6 +215,20 @@ def _set_work(tokenize: Tokenize, examples: Sequence[Example]) -> None:
 def _tokenize_chunk(start: int) -> dict[str, NDArray[Any]]:
     tokenize, examples = _work
     return to_arrays(tokenize(examples[start : start + _CHUNK]))
+
+
+def _with_sequences(chunks: Iterator[Arrays]) -> Iterator[Arrays]:
+    """Yield the chunks with sequences, since others have not all arrays; or one of those, if all are such."""
+    empty: Arrays = {}
+    has_any = False
+    for arrays in chunks:
+        if len(arrays["example"]):
+            has_any = True
+            yield arrays
+        else:
+            empty = arrays
+    if not has_any:
+        yield empty
 
 
 def _write(folder: Path, chunks: Iterator[Arrays]) -> None:

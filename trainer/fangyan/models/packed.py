@@ -23,7 +23,7 @@ from fangyan.models.loss_head import (
     install_loss_head,
 )
 from fangyan.models.masks import packed_masks
-from fangyan.models.selection import HiddenStates, labelled, positions
+from fangyan.models.selection import HiddenStates
 from fangyan.models.structure import is_causal, num_outputs, position_offset
 
 Layout = Literal["varlen", "rows", "padded", "unpadded"]
@@ -229,9 +229,10 @@ class PackedModel(nn.Module):
 
         The head itself skips what has no label.
         """
-        if not self._hidden.feeds_layers or 2 * batch.num_valid > batch.labels.numel():
+        if not self._hidden.can_choose or 2 * batch.num_valid > batch.labels.numel():
             return None
-        return positions(batch, labelled(batch.sequences))
+        places = batch.labelled if batch.num_valid else torch.zeros(1, dtype=torch.int64)  # ignored there
+        return places.to(batch.labels.device)
 
     def _plain_loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:
         """Return the loss of the model's own logits, whatever it does to them."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fangyan.data.packing import Batch
-from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.data.tokenization import TokenizedSequence
 from fangyan.models.structure import try_forward
 
 Choose = Callable[[Tensor], Tensor]
@@ -29,15 +29,17 @@ class HiddenStates:
         head: the layer that makes the logits.
 
     Attributes:
-        can_choose: whether one module was found that makes what the model's body returns.
-        feeds_layers: whether there are also layers between these states and the head.
+        can_choose: whether there are layers between these states and the head, and one module that makes the
+            states was found.
         head_reads_rows: whether the head takes whole rows, (R, W, H), or one vector of each.
     """
 
     def __init__(self, model: Any, head: nn.Module):
-        self._source, last, taken = _find_source(model, head)
+        makers, last, taken = _find_makers(model, head)
+        # What the head takes itself needs no choice: it skips what has no label.
+        wanted = [] if _same(last, taken) else makers
+        self._source = next((maker for maker in reversed(wanted) if _is_used(maker, model)), None)
         self.can_choose = self._source is not None
-        self.feeds_layers = self.can_choose and not _same(last, taken)
         self.head_reads_rows = taken.dim() > 2
 
     @contextmanager
@@ -53,11 +55,11 @@ class HiddenStates:
             handle.remove()
 
 
-def _find_source(model: Any, head: nn.Module) -> tuple[nn.Module | None, Tensor | None, Tensor]:
-    """Find by a forward the outermost module within the body that makes what the body returns.
+def _find_makers(model: Any, head: nn.Module) -> tuple[list[nn.Module], Tensor | None, Tensor]:
+    """Find by a forward the modules within the body whose output is the body's.
 
     Returns:
-        The module, or None; the body's hidden states; and what the head takes.
+        The modules, the outermost last; the body's hidden states; and what the head takes.
     """
     body = model.base_model
     outputs: list[tuple[nn.Module, Tensor | None]] = []
@@ -74,10 +76,7 @@ def _find_source(model: Any, head: nn.Module) -> tuple[nn.Module | None, Tensor 
             hook.remove()
     last = next((tensor for module, tensor in reversed(outputs) if module is body), None)
     makers = [module for module, tensor in outputs if tensor is last and module not in (body, head)]
-    for maker in reversed(makers if last is not None else []):
-        if _is_used(maker, model):
-            return maker, last, taken[-1]
-    return None, last, taken[-1]
+    return makers if last is not None else [], last, taken[-1]
 
 
 def _is_used(maker: nn.Module, model: Any) -> bool:
@@ -125,16 +124,6 @@ def _replaced(output: Any, choose: Choose) -> Any:
         return (choose(output[0]), *output[1:])
     output.last_hidden_state = choose(output.last_hidden_state)
     return output
-
-
-def labelled(sequences: Sequence[TokenizedSequence]) -> list[tuple[int, int]]:
-    """Return sequence and sub-word of every label that is learned."""
-    return [
-        (i, place)
-        for i, sequence in enumerate(sequences)
-        for place, label in enumerate(sequence.labels)
-        if label != IGNORE_INDEX
-    ]
 
 
 def pooled(sequences: Sequence[TokenizedSequence]) -> list[tuple[int, int]]:

@@ -154,6 +154,7 @@ class Workload:
         self.cache = cache_folder(recipe.data.cache_dir)
         weights = task.class_weights
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self._changed: tuple[str, dict[int, TokenizedSequence]] = "", {}
         self.batches = self._lay_out_steps()
         self._check_known()
         self.model = self._adapt(model, head)
@@ -205,9 +206,9 @@ class Workload:
         if count > _MOST_UNKNOWN * total:
             raise UserError(
                 f"model.path: {self.recipe.model.path} knows too little of the data: "
-                f"{100 * count / total:.0f}% "
-                f"of the sub-words of train are unknown to it, expected {100 * _MOST_UNKNOWN:.0f}% at most; "
-                "a model of its script, model.extend_vocabulary, or for taggers model.path: scratch"
+                f"{100 * count / total:.0f}% of the sub-words of train are unknown to it, expected "
+                f"{100 * _MOST_UNKNOWN:.0f}% at most; a model of its script, model.extend_vocabulary, or for "
+                "taggers model.path: scratch"
             )
 
     def _room(self, requested: int, model: Any) -> int:
@@ -340,10 +341,14 @@ class Workload:
 
     def _training_sequences(self, indices: list[int], step: str) -> list[TokenizedSequence]:
         """Return sequences as a step trains on them."""
-        chosen = [self.sequences[i] for i in indices]
         if not self.task.corrupts:
-            return chosen
-        return self.task.corrupt(chosen, draws(self.recipe.seed, step, indices), self.tokenizer)
+            return [self.sequences[i] for i in indices]
+        # Counted for all ranks, and then trained on by one: made once.
+        if self._changed[0] != step or not all(i in self._changed[1] for i in indices):
+            chosen = [self.sequences[i] for i in indices]
+            found = self.task.corrupt(chosen, draws(self.recipe.seed, step, indices), self.tokenizer)
+            self._changed = step, dict(zip(indices, found, strict=True))
+        return [self._changed[1][i] for i in indices]
 
     def micro_batch(self, indices: list[int], key: str) -> Batch:
         """Return sequences as a batch on the device; ``key``, ``step/micro-batch``, seeds what is random."""

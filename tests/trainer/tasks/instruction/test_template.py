@@ -3,7 +3,7 @@
 import pytest
 from chat_templates import BRACKETS, CHATML, TALK, THINKS, tokenizer
 from fangyan.data.example import Example
-from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
+from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
 from fangyan.tasks.instruction.task import Instruction
 from fangyan.tasks.instruction.template import ChatTemplate
@@ -19,7 +19,7 @@ def learned(pieces, backend):
 def test_answers_and_their_ends_are_learned(kind, template, end):
     """Of every turn; and what is before an answer is what a model is given to answer."""
     found = tokenizer(kind, template)
-    chat = ChatTemplate(found)
+    chat = ChatTemplate(found.backend)
     assert found.backend.convert_tokens_to_ids(end) in chat.end_ids
     pieces = chat.pieces(TALK)
     answers = [piece.ids for piece in pieces if piece.is_answer]
@@ -39,7 +39,7 @@ def test_answers_and_their_ends_are_learned(kind, template, end):
 def test_answers_that_later_turns_change_are_given_one_by_one():
     found = tokenizer(template=THINKS)
     talk = [TALK[0], {"role": "assistant", "content": "<think>我</think>去"}, *TALK[2:]]
-    assert ChatTemplate(found).pieces(talk) is None
+    assert ChatTemplate(found.backend).pieces(talk) is None
     sequences = Instruction().tokenize([Example({"messages": tuple(talk)}, "x:1", "")], found, 512)
     assert len(sequences) == 2
     texts = [found.backend.decode([i for i in s.labels if i != IGNORE_INDEX]) for s in sequences]
@@ -59,10 +59,12 @@ def test_template_of_other_roles_is_refused_by_line():
 
 def test_template_whose_answer_is_not_behind_its_prompt_is_refused():
     with pytest.raises(UserError, match="writes something else before an answer"):
-        ChatTemplate(tokenizer(template="{% for m in messages|reverse %}{{ m.content }}</s>{% endfor %}"))
+        ChatTemplate(
+            tokenizer(template="{% for m in messages|reverse %}{{ m.content }}</s>{% endfor %}").backend
+        )
 
 
 def test_tokenizer_without_template_and_end_is_refused():
     backend = KINDS["wordpiece"]()
     with pytest.raises(UserError, match="neither a chat template nor a token that ends a text"):
-        ChatTemplate(Tokenizer(backend))
+        ChatTemplate(backend)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import pydantic
 from pydantic import Field
 from typing_extensions import Self, override
 
@@ -93,6 +94,12 @@ class HKCanCor(ChatFiles):
         if shared:
             raise UserError(f"data.train: conversation {min(shared)!r} is also held out")
         return named
+
+    @pydantic.model_validator(mode="after")
+    def _tokens_are_of_words(self) -> HKCanCor:
+        if self.content != "words" and self.tokens != "words":
+            raise ValueError(f"tokens is {self.tokens}, but content is {self.content}, which has no tags")
+        return self
 
     @override
     def choice(self, needed: Sequence[str]) -> str:

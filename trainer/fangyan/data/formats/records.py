@@ -240,9 +240,8 @@ def label(record: Mapping[str, Any], key: str, source: str) -> str | float | tup
     if isinstance(value, str) and value.strip():
         return value
     raise UserError(
-        f"{source}: {key} is {str(value)[:60]!r}, expected a class (text or an integer), a number, or a "
-        "list of "
-        "classes"
+        f"{source}: {key} is {str(value)[:60]!r}, expected a class (text or an integer), a number, or a list "
+        "of classes"
     )
 
 

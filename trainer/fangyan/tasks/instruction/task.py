@@ -16,12 +16,11 @@ from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
 from fangyan.errors import UserError
 from fangyan.tasks.checks import COMPARED, counted
 from fangyan.tasks.instruction.template import ChatTemplate, Piece
-from fangyan.tasks.perplexity import summed_perplexities
-from fangyan.tasks.task import Metrics, Task, TaskConfig
+from fangyan.tasks.language_model import CausalTask
+from fangyan.tasks.task import Metrics, TaskConfig
 
 if TYPE_CHECKING:
     from fangyan.data.formats.messages import Message
-    from fangyan.data.packing import Batch
     from fangyan.models.packed import PackedModel
     from fangyan.tasks.instruction.predictor import Assistant
 
@@ -66,7 +65,7 @@ class InstructionConfig(TaskConfig):
         return Instruction(system)
 
 
-class Instruction(Task):
+class Instruction(CausalTask):
     """Answers of conversations; see :class:`fangyan.tasks.task.Task`.
 
     Args:
@@ -74,55 +73,24 @@ class Instruction(Task):
     """
 
     name: ClassVar[str] = "instruction"
-    is_causal: ClassVar[bool] = True
-    peft_task_type: ClassVar[str] = "CAUSAL_LM"
-    pipeline_tag: ClassVar[str] = "text-generation"
-    has_new_head: ClassVar[bool] = False
     takes_token_masking: ClassVar[bool] = False
-    tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
-    greater_is_better: ClassVar[bool] = False
-    metric_unit: ClassVar[str] = ""
 
     def __init__(self, system: str | None = None):
         self.system = system
-        self._template: tuple[Tokenizer, ChatTemplate] | None = None
-
-    @property
-    @override
-    def primary_metric(self) -> str:
-        """Return perplexity of the answers per character, whatever sub-words a tokenizer makes of them."""
-        return "character_perplexity"
-
-    @property
-    @override
-    def metric_names(self) -> Sequence[str]:
-        return ("character_perplexity", "subword_perplexity", "bits_per_character")
-
-    @property
-    @override
-    def auto_model(self) -> Any:
-        """Return ``AutoModelForCausalLM``."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-
-    @override
-    def model_kwargs(self) -> dict[str, Any]:
-        """Return nothing: the model stays as it is."""
-        return {}
+        self._template: ChatTemplate | None = None
 
     @override
     def use_model(self, model: Any, backend: Any) -> None:
         """Tell the model what ends an answer, in whose export ``generate`` then stops there."""
-        ends = sorted(self.template(Tokenizer(backend)).end_ids)
+        ends = sorted(self.template(backend).end_ids)
         if model.generation_config is not None:
             model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
-    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        """Return the tokenizer's template."""
-        if self._template is None or self._template[0] is not tokenizer:
-            self._template = tokenizer, ChatTemplate(tokenizer)
-        return self._template[1]
+    def template(self, backend: Any) -> ChatTemplate:
+        """Return the template of a tokenizer of transformers."""
+        if self._template is None or self._template.backend is not backend:
+            self._template = ChatTemplate(backend)
+        return self._template
 
     def messages(self, example: Example) -> list[Message]:
         """Return an example's messages, with the system's before them."""
@@ -135,16 +103,6 @@ class Instruction(Task):
     def inputs(self, example: Example) -> str:
         """Return all messages."""
         return "\n".join(message["content"] for message in example.fields["messages"])
-
-    @override
-    def findings(self, splits: Splits) -> Iterable[Finding]:
-        """Return nothing: any answer can be learned."""
-        return ()
-
-    @override
-    def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
-        """Return nothing: answers are no classes."""
-        return {}
 
     @override
     def tokenize(
@@ -165,7 +123,7 @@ class Instruction(Task):
         self, example: Example, tokenizer: Tokenizer, max_length: int
     ) -> Iterator[tuple[list[Piece], Cut]]:
         """Yield the pieces of each sequence of an example, and what is missing of it."""
-        template, messages = self.template(tokenizer), self.messages(example)
+        template, messages = self.template(tokenizer.backend), self.messages(example)
         try:
             pieces = template.pieces(messages)
             if pieces is not None and _length(pieces) <= max_length:
@@ -173,7 +131,7 @@ class Instruction(Task):
                 return
             for i, message in enumerate(messages):
                 if message["role"] == "assistant":
-                    yield _fitted(template.turn(messages[:i], message), max_length)
+                    yield _fitted(template.turn(messages[:i], message, tokenizer), max_length)
         except UserError as error:
             raise UserError(f"{example.source}: {error}") from None
 
@@ -200,29 +158,14 @@ class Instruction(Task):
                     f"data.{name}",
                     f"{len(sources):,} {what} of its {counted(len(examples), COMPARED)} are longer than "
                     f"{max_length:,} sub-words leave room for, and their {where[what]} is not read, such as "
-                    "in "
-                    f"{sources[0]}",
+                    f"in {sources[0]}",
                 )
 
     @override
-    def outputs(self, model: PackedModel, batch: Batch) -> list[tuple[float, int]]:
-        """Return the summed loss of the batch in nats, and how many sub-words it is of."""
-        return [(float(model.loss(batch).double()), batch.num_valid)]
-
-    @override
-    def metrics(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Metrics:
-        """Return perplexities over the answers and their ends."""
-        characters = sum(
-            len(message["content"])
-            for example in examples
-            for message in example.fields["messages"]
-            if message["role"] == "assistant"
-        )
-        return summed_perplexities(self.metric_names, characters, outputs)
-
-    @override
-    def report(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> None:
-        """Return nothing: sub-words are too many to report on."""
+    def characters(self, example: Example) -> int:
+        """Return the characters of the answers."""
+        messages = example.fields["messages"]
+        return sum(len(message["content"]) for message in messages if message["role"] == "assistant")
 
     @override
     def generated_metrics(
@@ -248,7 +191,7 @@ class Instruction(Task):
         """Return the model as an assistant."""
         from fangyan.tasks.instruction.predictor import Assistant
 
-        return Assistant(model, tokenizer, self.template(tokenizer), self.system)
+        return Assistant(model, tokenizer, self.template(tokenizer.backend), self.system)
 
     @override
     def export_config(self) -> dict[str, Any]:

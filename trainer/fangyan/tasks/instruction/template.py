@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fangyan.data.tokenization import Tokenizer
 from fangyan.errors import UserError
@@ -44,15 +45,14 @@ class ChatTemplate:
     """Writes conversations; see the module.
 
     Args:
-        tokenizer: of the model; it gets the plain template where it has none.
+        backend: tokenizer of transformers; it gets the plain template where it has none.
 
     Raises:
         UserError: if the template cannot write a question and its answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._backend = tokenizer.backend
+    def __init__(self, backend: Any):
+        self.backend = backend
         self.end_ids = self._find_end()
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -69,7 +69,7 @@ class ChatTemplate:
             UserError: if the template does not write these messages, or changes what is before an answer.
         """
         whole = self._write(messages, False)
-        encoded = self._backend(whole, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.backend(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         starts = [start for start, _ in encoded["offset_mapping"]]
         pieces: list[Piece] = []
@@ -86,10 +86,12 @@ class ChatTemplate:
             done = last
         return [*pieces, Piece(ids[done:], False)] if ids[done:] else pieces
 
-    def turn(self, before: Sequence[Mapping[str, str]], answer: Mapping[str, str]) -> list[Piece]:
+    def turn(
+        self, before: Sequence[Mapping[str, str]], answer: Mapping[str, str], tokenizer: Tokenizer
+    ) -> list[Piece]:
         """Return the sub-words of a conversation up to an answer, the only one that is learned."""
         prompt, whole = self._around(before, answer)
-        return self._split(self._encode(prompt), self._tokenizer.continuation(whole[len(prompt) :]))
+        return self._split(self._encode(prompt), tokenizer.continuation(whole[len(prompt) :]))
 
     def _around(self, before: Sequence[Mapping[str, str]], answer: Mapping[str, str]) -> tuple[str, str]:
         """Return a conversation as it is written up to an answer, and with it."""
@@ -97,8 +99,7 @@ class ChatTemplate:
         if not whole.startswith(prompt):
             raise UserError(
                 "model.path: its chat template writes something else before an answer than before it is "
-                "given "
-                f"({prompt[-40:]!r}), expected a template whose answers follow their prompt"
+                f"given ({prompt[-40:]!r}), expected a template whose answers follow their prompt"
             )
         return prompt, whole
 
@@ -109,13 +110,13 @@ class ChatTemplate:
         return [piece for piece in pieces if piece.ids]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._backend(text, add_special_tokens=False)["input_ids"])
+        return list(self.backend(text, add_special_tokens=False)["input_ids"])
 
     def _write(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         if not messages:
             return ""
         try:
-            written: str = self._backend.apply_chat_template(
+            written: str = self.backend.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -130,13 +131,12 @@ class ChatTemplate:
 
     def _find_end(self) -> frozenset[int]:
         """Return the tokens that end an answer: the tokenizer's, and the last special one of a template."""
-        backend = self._backend
+        backend = self.backend
         if backend.chat_template is None:
             if backend.eos_token is None:
                 raise UserError(
                     "model.path: its tokenizer has neither a chat template nor a token that ends a text, "
-                    "expected "
-                    "one of them"
+                    "expected one of them"
                 )
             backend.chat_template = PLAIN_TEMPLATE.replace(
                 "{{ bos_token }}", "" if backend.bos_token is None else "{{ bos_token }}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -11,16 +11,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
-from fangyan.data.findings import Finding
 from fangyan.data.masking import Unit, hide_at_random, hide_in_turn, tokenize_units
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.errors import UserError
-from fangyan.tasks.perplexity import perplexities
-from fangyan.tasks.task import Metrics, Task, TaskConfig
+from fangyan.tasks.language_model import LanguageModelTask
+from fangyan.tasks.task import TaskConfig
 
 if TYPE_CHECKING:
-    from fangyan.data.packing import Batch
     from fangyan.models.packed import PackedModel
     from fangyan.tasks.masked_lm.predictor import MaskFiller
 
@@ -41,9 +39,8 @@ class MaskedLMConfig(TaskConfig):
     unit: Unit = Field(
         "word",
         description="What is hidden as a whole: the sub-words of a word, of a character, or each alone. A "
-        "word "
-        "is what stands between white space, and a character of scripts that are written without (Chinese, "
-        "Thai).",
+        "word is what stands between white space, and a character of scripts that are written without "
+        "(Chinese, Thai).",
     )
 
     @override
@@ -64,8 +61,10 @@ class MaskedLMConfig(TaskConfig):
         return MaskedLM(rate, cast(Unit, unit))
 
 
-class MaskedLM(Task):
-    """Labels and pseudo-perplexities of hidden words; see :class:`fangyan.tasks.task.Task`.
+class MaskedLM(LanguageModelTask):
+    """Hidden words; see :class:`fangyan.tasks.task.Task`.
+
+    Metrics are pseudo-perplexities (Salazar et al. 2020, arXiv 1910.14659), of several hidden words.
 
     Args:
         mask_rate: share of a text's units that is hidden.
@@ -76,29 +75,15 @@ class MaskedLM(Task):
     is_causal: ClassVar[bool] = False
     peft_task_type: ClassVar[str] = "FEATURE_EXTRACTION"  # PEFT has none for it; this one changes nothing
     pipeline_tag: ClassVar[str] = "fill-mask"
-    # The head is part of what is adapted, but not all encoders come with it.
-    has_new_head: ClassVar[bool] = False
+    # Not all encoders come with it.
     head_may_be_missing: ClassVar[bool] = True
     takes_token_masking: ClassVar[bool] = False
     corrupts: ClassVar[bool] = True
-    tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
-    greater_is_better: ClassVar[bool] = False
-    metric_unit: ClassVar[str] = ""
+    perplexity: ClassVar[str] = "pseudo_perplexity"
 
     def __init__(self, mask_rate: float = 0.15, unit: Unit = "word"):
         self.mask_rate = mask_rate
         self.unit: Unit = unit
-
-    @property
-    @override
-    def primary_metric(self) -> str:
-        """Return pseudo-perplexity per character, whatever sub-words a tokenizer makes of a text."""
-        return "character_pseudo_perplexity"
-
-    @property
-    @override
-    def metric_names(self) -> Sequence[str]:
-        return ("character_pseudo_perplexity", "subword_pseudo_perplexity", "bits_per_character")
 
     @property
     @override
@@ -109,33 +94,12 @@ class MaskedLM(Task):
         return AutoModelForMaskedLM
 
     @override
-    def model_kwargs(self) -> dict[str, Any]:
-        """Return nothing: the model stays as it is."""
-        return {}
-
-    @override
     def use_model(self, model: Any, backend: Any) -> None:
         """Refuse a model without a mask token."""
         if backend.mask_token_id is None:
             raise UserError(
                 f"model.path: {type(model).__name__} has no mask token, expected an encoder with one"
             )
-
-    @override
-    def inputs(self, example: Example) -> str:
-        """Return the text."""
-        text: str = example.fields["text"]
-        return text
-
-    @override
-    def findings(self, splits: Splits) -> Iterable[Finding]:
-        """Return nothing: any text can be learned."""
-        return ()
-
-    @override
-    def label_counts(self, splits: Splits) -> Mapping[str, Mapping[str, int]]:
-        """Return nothing: the text has no labels but its own."""
-        return {}
 
     @override
     def tokenize(
@@ -166,20 +130,6 @@ class MaskedLM(Task):
     ) -> list[TokenizedSequence]:
         """Return sequences with hidden words, which are their labels."""
         return hide_at_random(sequences, drawn, self.mask_rate, tokenizer)
-
-    @override
-    def outputs(self, model: PackedModel, batch: Batch) -> list[tuple[float, int]]:
-        """Return the summed loss of the batch in nats, and how many sub-words it is of."""
-        return [(float(model.loss(batch).double()), batch.num_valid)]
-
-    @override
-    def metrics(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Metrics:
-        """Return pseudo-perplexities (Salazar et al. 2020, arXiv 1910.14659), with several words hidden."""
-        return perplexities(self.metric_names, examples, outputs)
-
-    @override
-    def report(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> None:
-        """Return nothing: sub-words are too many to report on."""
 
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> MaskFiller:

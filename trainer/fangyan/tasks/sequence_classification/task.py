@@ -19,6 +19,7 @@ from fangyan.data.tokenization import IGNORE_INDEX, LabelPlace, TokenizedSequenc
 from fangyan.errors import UserError
 from fangyan.tasks.checks import COMPARED
 from fangyan.tasks.class_weights import ClassWeights, weigh
+from fangyan.tasks.label_set import config_fields, labels_of
 from fangyan.tasks.report import Report
 from fangyan.tasks.sequence_classification.checks import cut_message, label_findings
 from fangyan.tasks.sequence_classification.labels import (
@@ -69,8 +70,7 @@ class SequenceClassificationConfig(TaskConfig):
     pooling: Pooling = Field(
         "auto",
         description="Which sub-word stands for a text, first or last, or the mean of all. auto: as the "
-        "model's "
-        "class in transformers has it, so that its export gives the same labels there.",
+        "model's class in transformers has it, so that its export gives the same labels there.",
     )
     class_weights: ClassWeights = Field(
         None,
@@ -115,9 +115,7 @@ class SequenceClassificationConfig(TaskConfig):
     @override
     def from_export(cls, config: Mapping[str, Any], model_config: Any) -> SequenceClassification:
         """Return the task of an exported model."""
-        labels = [model_config.id2label[i] for i in range(model_config.num_labels)]
-        if not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"id2label is {str(model_config.id2label)[:60]}, expected names of classes")
+        labels = labels_of(model_config)
         kind, pooling, pairs = model_config.problem_type, config.get("pooling"), config.get("pairs")
         if kind not in METRICS:
             raise ValueError(f"problem_type is {kind!r}, expected one of {', '.join(METRICS)}")
@@ -182,13 +180,7 @@ class SequenceClassification(Task):
     @override
     def model_kwargs(self) -> dict[str, Any]:
         """Return the classes and their kind, as a model's configuration has them."""
-        id2label = dict(enumerate(self.labels))
-        return {
-            "num_labels": len(self.labels),
-            "id2label": id2label,
-            "label2id": dict(self._index),
-            "problem_type": self.kind,
-        }
+        return config_fields(self.labels) | {"problem_type": self.kind}
 
     @override
     def use_model(self, model: Any, backend: Any) -> None:

@@ -100,6 +100,5 @@ def cut_tokens(
                     "warning",
                     example.source,
                     f"token {token[:20]!r}… of {name} has {size:,} sub-words, expected at most {room:,}: "
-                    "the rest "
-                    "is not read",
+                    "the rest is not read",
                 )

@@ -24,6 +24,7 @@ from fangyan.data.tokenization import (
 )
 from fangyan.errors import UserError
 from fangyan.tasks.class_weights import ClassWeights, weigh
+from fangyan.tasks.label_set import config_fields, labels_of
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.checks import count_tags, cut_tokens, tag_findings
@@ -120,9 +121,7 @@ class TokenClassificationConfig(TaskConfig):
     @override
     def from_export(cls, config: Mapping[str, Any], model_config: Any) -> TokenClassification:
         """Return the task of an exported model."""
-        labels = [model_config.id2label[i] for i in range(model_config.num_labels)]
-        if not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"id2label is {str(model_config.id2label)[:60]}, expected names of labels")
+        labels = labels_of(model_config)
         kinds = {"scheme": Scheme, "tokens": TokenUnit, "subword": LabelPlace}
         scheme, tokens, subword = (exported(config, field, kind) for field, kind in kinds.items())
         notation = Notation.from_export(config.get("notation"))
@@ -196,8 +195,7 @@ class TokenClassification(Task):
     @override
     def model_kwargs(self) -> dict[str, Any]:
         """Return the labels, as a model's configuration has them."""
-        id2label = dict(enumerate(self.labels))
-        return {"num_labels": len(self.labels), "id2label": id2label, "label2id": dict(self._index)}
+        return config_fields(self.labels)
 
     @override
     def use_model(self, model: Any, backend: Any) -> None:
