@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import transformers
@@ -106,13 +107,12 @@ def metrics_rows(
 ) -> list[list[str]]:
     """Return a table of metrics of a guess, and before and after training, per split; its head first."""
     whens = (("floor", floor), ("before", before), ("after", after))
-    columns = [
-        (split, when, metrics) for split in after for when, metrics in whens if metrics or when != "floor"
-    ]
-    rows = [["metric", *(f"{split} {when}" for split, when, _ in columns)]]
-    for name in next(iter(after.values())):
-        values = [metrics.get(split, {}).get(name) for split, _, metrics in columns]
-        rows.append([name.replace("_", " "), *("–" if v is None else f"{v:.2f}" for v in values)])
+    names = list(next(iter(after.values())))
+    rows = [["split", *(name.replace("_", " ") for name in names)]]
+    for split, (when, metrics) in product(after, whens):
+        if metrics or when != "floor":
+            values = (metrics.get(split, {}).get(name) for name in names)
+            rows.append([f"{split} {when}", *("–" if v is None else f"{v:.2f}" for v in values)])
     return rows
 
 
