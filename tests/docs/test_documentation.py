@@ -91,12 +91,12 @@ def test_links_lead_somewhere(page):
 
 
 def write_recipe(block, folder):
-    from fangyan.recipe import load_recipe
+    from fangyan.training.staged_recipe import load_training
 
     assert block.file_name(), f"{block.place}: expected a first line such as # ner.yaml"
     path = folder / block.file_name()
     path.write_text(block.text, encoding="utf-8")
-    load_recipe(path)
+    load_training(path)
 
 
 @pytest.fixture

@@ -134,11 +134,11 @@ def check_command(words, place):
 def _check_fangyan(words, place):
     import typer
     from fangyan.cli import app
-    from fangyan.recipe import load_recipe
+    from fangyan.training.staged_recipe import load_training
 
     name, *arguments = words
     commands = typer.main.get_command(app).commands
     assert name in commands, f"{place}: no command fangyan {name}"
     context = commands[name].make_context(name, list(arguments))
     if "recipe" in context.params and context.params["recipe"] is not None:
-        load_recipe(context.params["recipe"], context.params["overrides"])
+        load_training(context.params["recipe"], context.params["overrides"])

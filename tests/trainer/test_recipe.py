@@ -10,6 +10,7 @@ from fangyan.objectives import OBJECTIVES
 from fangyan.optimizers import OPTIMIZERS
 from fangyan.recipe import RECIPES, Recipe, describe_fields, load_recipe, parse_recipe
 from fangyan.tasks import TASKS
+from fangyan.training.staged_recipe import load_training
 
 MINIMAL = "name: x\ndata: {format: hkcancor}\n"
 TEXT = ("data.format=text", "data.train=a.txt")
@@ -64,9 +65,9 @@ def test_load_recipe_by_name_from_any_folder(tmp_path, monkeypatch):
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     assert {"cantonese-lm", "cantonese-pos"} <= set(names)
     for name in names:
-        recipe = load_recipe(name)
+        recipe = load_training(name)
         assert recipe.name == name
-        assert recipe == load_recipe(RECIPES / f"{name}.yaml")
+        assert recipe == load_training(RECIPES / f"{name}.yaml")
     assert fangyan.load_recipe("cantonese-lm").task.name == "causal_lm"
     expected = f"cantonese: no such recipe, expected a file or one of {', '.join(names)}"
     assert refusal("cantonese") == expected

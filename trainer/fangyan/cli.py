@@ -7,10 +7,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -31,13 +30,14 @@ from fangyan.cli_options import (
     TrainCommand,
     TrialsOption,
 )
-from fangyan.cli_output import user_lines, write_pieces
+from fangyan.cli_output import lines_of, predictions, user_lines, write_pieces
 from fangyan.errors import Stopped, UserError, shorten
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
     from fangyan.recipe import Recipe
     from fangyan.tasks.report import Report
+    from fangyan.training.staged_recipe import StagedRecipe
 
 app = typer.Typer(
     help="Adapts language models to dialects and local languages.",
@@ -91,9 +91,17 @@ def train(
 
     Several ranks: deepspeed --num_gpus N --module fangyan train RECIPE (--num_accelerators on CPUs).
     """
-    from fangyan.recipe import load_recipe
+    from fangyan.recipe import Recipe
+    from fangyan.training.staged_recipe import load_training
 
-    loaded = load_recipe(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    loaded = load_training(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    if not isinstance(loaded, Recipe):
+        if hostfile is not None or folds or profile or resume not in (None, "auto"):
+            raise UserError(
+                "stages resume by themselves, expected no --resume but auto, and --seeds alone beside"
+            )
+        _train_stages(loaded, seeds)
+        return
     if hostfile is None and max_restarts:
         raise UserError("--max-restarts: is for --hostfile, which names the nodes to start on")
     if hostfile is not None:
@@ -108,6 +116,18 @@ def train(
     if (seeds or folds) and (resume or profile):
         raise UserError("--seeds and --folds resume by themselves, expected neither --resume nor --profile")
     _train_here(loaded, resume, profile, seeds, folds)
+
+
+def _train_stages(staged: StagedRecipe, seeds: int | None) -> None:
+    """Train all stages in this process, which may be one of several ranks."""
+    from fangyan.distributed.process_group import stop_distributed
+    from fangyan.training.stages import repeat_stages, train_stages
+
+    if seeds:
+        repeat_stages(staged, seeds)
+    else:
+        train_stages(staged)
+    stop_distributed()
 
 
 def _train_here(
@@ -270,30 +290,8 @@ def predict(
         if value:
             raise UserError(f"{option}: is for --input with a file of tokens, found text")
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
-    texts = text or _lines(input)
-    write_pieces(_predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)
-
-
-def _predictions(
-    run: Path, texts: Iterable[str], as_json: bool, *, interactive: bool, options: dict[str, Any]
-) -> Iterator[str]:
-    """Yield what is predicted for texts, in pieces as they come."""
-    from fangyan.inference.load import load
-
-    for prediction in load(run).stream(texts, interactive=interactive, options=options):
-        if as_json:
-            yield json.dumps(prediction.record(), ensure_ascii=False)
-        else:
-            yield from prediction.pieces()
-        yield "\n"
-
-
-def _lines(path: Path | None) -> Iterable[str]:
-    from fangyan.data.example import read_lines, read_stream
-
-    assert path is not None
-    numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
-    return (line for _, line in numbered)
+    texts = text or lines_of(input)
+    write_pieces(predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fangyan.errors import UserError, disk_error
 from fangyan.terminal import printable
@@ -53,3 +55,26 @@ def user_lines() -> Iterator[str]:
         except EOFError:
             print()
             return
+
+
+def predictions(
+    run: Path, texts: Iterable[str], as_json: bool, *, interactive: bool, options: dict[str, Any]
+) -> Iterator[str]:
+    """Yield what is predicted for texts, in pieces as they come."""
+    from fangyan.inference.load import load
+
+    for prediction in load(run).stream(texts, interactive=interactive, options=options):
+        if as_json:
+            yield json.dumps(prediction.record(), ensure_ascii=False)
+        else:
+            yield from prediction.pieces()
+        yield "\n"
+
+
+def lines_of(path: Path | None) -> Iterable[str]:
+    """Return the lines of a file, or of standard input (``-``)."""
+    from fangyan.data.example import read_lines, read_stream
+
+    assert path is not None
+    numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
+    return (line for _, line in numbered)

@@ -156,11 +156,19 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         UserError: naming the file and the field, what was found and what was expected.
     """
+    content, source = read_recipe(path, overrides)
+    if "stages" in content:
+        raise UserError(f"{source}: stages are for fangyan train, expected a recipe without")
+    return parse_recipe(content, source)
+
+
+def read_recipe(path: str | Path, overrides: list[str] | None = None) -> tuple[dict[str, Any], str]:
+    """Return the tree of a recipe's fields, which are not checked yet, and its file's name for messages."""
     file = find_recipe(path)
     content = read_yaml(file)
     for override in overrides or []:
         _override(content, override)
-    return parse_recipe(content, str(file))
+    return content, str(file)
 
 
 def find_recipe(path: str | Path) -> Path:

@@ -79,11 +79,15 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
             _say(f"run {name} of {recipe.name} is finished, and kept")
         found[name] = metrics
     summary = summarize(found)
-    on_rank_zero(lambda: _write(summary, recipe.folder / "summary.json"))
-    _say(f"{recipe.name}: mean ± standard deviation of {len(found)} runs")
-    if dist.get_rank() == 0:
-        Terminal(highlight=False).print(summary.table())
+    on_rank_zero(lambda: show_summary(summary, recipe.name, recipe.folder))
     return summary
+
+
+def show_summary(summary: Summary, name: str, folder: Path) -> None:
+    """Write ``summary.json`` into a folder, and print the table."""
+    _write(summary, folder / "summary.json")
+    _say(f"{name}: mean ± standard deviation of {len(summary.runs)} runs")
+    Terminal(highlight=False).print(summary.table())
 
 
 def variants(recipe: Recipe, seeds: int | None, folds: int | None) -> dict[str, Recipe]:
