@@ -35,7 +35,7 @@ for wheel in "$work"/*.whl; do "$python" -m zipfile -e "$wheel" .gpu; done
 find .gpu/bitsandbytes -name 'libbitsandbytes_*' ! -name '*_cpu*' ! -name '*_cuda13*' -delete
 # Of pycantonese the corpora alone: the package's code is not imported.
 find .gpu/pycantonese -mindepth 1 -maxdepth 1 ! -name data ! -name __init__.py -exec rm -r {} +
-find .gpu/pycantonese/data -mindepth 1 -maxdepth 1 ! -name hkcancor -exec rm -r {} +
+find .gpu/pycantonese/data -mindepth 1 -maxdepth 1 ! -name hkcancor ! -name common_voice -exec rm -r {} +
 : > .gpu/pycantonese/__init__.py
 find .gpu -name __pycache__ -prune -exec rm -r {} +
 git rev-parse HEAD > .gpu/commit

@@ -73,13 +73,17 @@ class Recipe(Config):
         data, task = sections.get("data"), sections.get("task", {})
         if not isinstance(data, Mapping) or not isinstance(task, Mapping):
             return content
-        member = FORMATS.members.get(str(data.get("format")))
         chosen = TASKS.members.get(str(task.get("name", TASKS.default)))
-        if member is None or not issubclass(member, DataConfig):
-            return content
         if chosen is None or not issubclass(chosen, TaskConfig):
             return content
-        return sections | {"data": {**member.defaults(chosen.fields), **data}}
+        filled = _filled(data, chosen.fields)
+        if isinstance(data.get("sources"), list):  # several data sets
+            members = [
+                _filled(each, chosen.fields) if isinstance(each, Mapping) else each
+                for each in data["sources"]
+            ]
+            filled = {"format": "sources", **filled, "sources": members}
+        return sections | {"data": filled}
 
     @pydantic.model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -144,6 +148,14 @@ class Recipe(Config):
     def to_yaml(self) -> str:
         """Return the recipe with every default, as :func:`load_recipe` reads it."""
         return dump_yaml(self.model_dump(mode="json"))
+
+
+def _filled(data: Mapping[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
+    """Return a section ``data`` with what its format needs for a task, where it does not say."""
+    member = FORMATS.members.get(str(data.get("format")))
+    if member is None or not issubclass(member, DataConfig):
+        return dict(data)
+    return {**member.defaults(needed), **data}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

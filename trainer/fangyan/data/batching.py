@@ -52,12 +52,29 @@ class Batches(Rows[list[int]]):
         return indices
 
 
-def shuffled_batches(lengths: Lengths, batch_tokens: int, seed: int, epoch: int) -> Batches:
+def shuffled_batches(
+    lengths: Lengths,
+    batch_tokens: int,
+    seed: int,
+    epoch: int,
+    repeats: NDArray[np.float32] | None = None,
+) -> Batches:
     """Shuffle an epoch and cut it into batches of at most ``batch_tokens`` sub-words.
 
     A sequence that is longer by itself makes a batch of its own.
+
+    Args:
+        lengths: sub-words of each sequence, (S,).
+        batch_tokens: most sub-words of a batch.
+        seed: of the run.
+        epoch: number of it.
+        repeats: how often each sequence is seen, on average over epochs, (S,); by default once.
     """
-    return Batches(shuffled(len(lengths), f"{seed}/{epoch}"), np.asarray(lengths), batch_tokens)
+    if repeats is None:
+        return Batches(shuffled(len(lengths), f"{seed}/{epoch}"), np.asarray(lengths), batch_tokens)
+    chance = np.random.default_rng([seed, epoch]).random(len(lengths), dtype=np.float32)
+    drawn = np.repeat(np.arange(len(lengths), dtype=np.uint32), np.floor(repeats + chance).astype(np.int64))
+    return Batches(drawn[shuffled(len(drawn), f"{seed}/{epoch}")], np.asarray(lengths), batch_tokens)
 
 
 class Epochs(Rows[Batches]):
@@ -68,10 +85,19 @@ class Epochs(Rows[Batches]):
         batch_tokens: most sub-words of a batch.
         seed: of the shuffling.
         epochs: how many.
+        repeats: how often each sequence is seen in an epoch; see :func:`shuffled_batches`.
     """
 
-    def __init__(self, lengths: Lengths, batch_tokens: int, seed: int, epochs: int):
+    def __init__(
+        self,
+        lengths: Lengths,
+        batch_tokens: int,
+        seed: int,
+        epochs: int,
+        repeats: NDArray[np.float32] | None = None,
+    ):
         self._lengths = lengths
+        self._repeats = repeats
         self._batch_tokens = batch_tokens
         self._seed = seed
         self._epochs = range(epochs)
@@ -87,7 +113,10 @@ class Epochs(Rows[Batches]):
     def at(self, index: int) -> Batches:
         if self._latest is None or self._latest[0] != index:
             self._latest = None  # frees it first
-            self._latest = index, shuffled_batches(self._lengths, self._batch_tokens, self._seed, index)
+            self._latest = (
+                index,
+                shuffled_batches(self._lengths, self._batch_tokens, self._seed, index, self._repeats),
+            )
         return self._latest[1]
 
 

@@ -11,6 +11,8 @@ from fangyan.data.compression import open_file
 from fangyan.errors import UserError
 
 BOM = "\ufeff"
+# The field that names an example's data set, where there are several.
+DATASET = "dataset"
 # Bytes of a line: a compressed file of a few MB could hold one that fills the memory.
 LONGEST_LINE = 1 << 27
 

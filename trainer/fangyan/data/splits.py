@@ -19,7 +19,7 @@ from typing_extensions import Self
 from fangyan.config import Config, PathName
 from fangyan.data.annotated import Annotator
 from fangyan.data.arrays import cumulative, differences, shuffled
-from fangyan.data.example import Example, Splits, read_lines
+from fangyan.data.example import DATASET, Example, Splits, read_lines
 from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
 
@@ -83,6 +83,10 @@ class DataConfig(Config, ABC):
                 "test is given, and --folds (fold) takes a part of train for it; expected test: null"
             )
         return self
+
+    def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:  # noqa: ARG002
+        """Return how often examples of each data set are seen in an epoch; None where all are seen once."""
+        return None
 
     def choice(self, needed: Sequence[str]) -> str:
         """Return what :attr:`chooser` is expected to be for a task that needs some fields, for messages."""
@@ -209,6 +213,15 @@ class TextDataConfig(DataConfig, ABC):
     """A format whose examples are raw texts."""
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
+
+
+def by_data_set(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Return the examples of each data set, where there are several; nothing where there is one."""
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        if DATASET in example.fields:
+            found.setdefault(example.fields[DATASET], []).append(example)
+    return found
 
 
 def find_files(path: str) -> list[Path]:

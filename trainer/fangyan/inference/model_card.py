@@ -110,7 +110,7 @@ def metrics_rows(
     names = list(next(iter(after.values())))
     rows = [["split", *(name.replace("_", " ") for name in names)]]
     for split, (when, metrics) in product(after, whens):
-        if metrics or when != "floor":
+        if split in metrics or when != "floor":
             values = (metrics.get(split, {}).get(name) for name in names)
             rows.append([f"{split} {when}", *("–" if v is None else f"{v:.2f}" for v in values)])
     return rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +23,6 @@ from fangyan.errors import Diverged, Stopped
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
-from fangyan.tasks.evaluation import evaluate
-from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
@@ -33,8 +30,8 @@ from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_me
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
+from fangyan.training.scoring import ScoredWorkload
 from fangyan.training.state import State
-from fangyan.training.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,8 @@ class Result:
     tokens_per_second: float
 
 
-class Trainer(Workload):
+class Trainer(ScoredWorkload):
     """Trains what a recipe says: :meth:`start_engine`, then :meth:`fit`. Every rank makes one."""
-
-    # The split that was reported last, on rank 0.
-    _latest: tuple[str, Report] | None = None
 
     def start_engine(self, state: State | None = None) -> None:
         """Build the DeepSpeed engine and the optimizer, within the process group that there is.
@@ -169,36 +163,11 @@ class Trainer(Workload):
     def _evaluate_before(self) -> None:
         self.log, self.throughput = StepLog(self.logger), Throughput()
         if not self.state.before:
-            self.state.before = self.evaluate("dev", "test")
+            self.state.before = {**self.evaluate("dev", "test"), **self.evaluate_data_sets()}
             for split, metrics in self.state.before.items():
                 self.logger.metrics("evaluation", 0, 0, metrics, split)
                 self.logger.info(f"before  {split:4}  {format_metrics(metrics)}")
         self.logger.start_progress(self.state.step, self.total_steps)
-
-    def evaluate(self, *names: str, report_as: str | None = None) -> dict[str, Metrics]:
-        """Return the metrics of the named splits that the data has. Collective.
-
-        Args:
-            names: of the splits.
-            report_as: write the scores of each class as ``reports/<split>-<report_as>.json``.
-        """
-        self.engine.eval()
-        found = {}
-        for name in names:
-            if examples := self.splits.get(name):
-                on_report = None
-                if report_as is not None and dist.get_rank() == 0:
-                    on_report = partial(self._write_report, name, report_as)
-                found[name] = evaluate(
-                    *(self.task, self.model, examples, self.tokenizer, self.max_length),
-                    *(self.engine, self.cache, on_report),
-                )
-        self.engine.train()
-        return found
-
-    def _write_report(self, split: str, name: str, report: Report) -> None:
-        report.write(self.folder.path / "reports" / f"{split}-{name}.json")
-        self._latest = split, report
 
     def _train_epoch(self, profiler: StepProfile) -> None:
         """Train the rest of the state's epoch, with checkpoints on the way and at its end."""
@@ -336,7 +305,7 @@ class Trainer(Workload):
         logger.stop_progress()
         if state.best_step != state.step:
             self._load_best()
-        after = self.evaluate("dev", "test", report_as="best")
+        after = {**self.evaluate("dev", "test", report_as="best"), **self.evaluate_data_sets()}
         for split, metrics in after.items():
             logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
         self.export(folder.model, state.before, after)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from fangyan_kernels.capability import bfloat16_missing
+from numpy.typing import NDArray
 
 from fangyan.data.batching import Epochs
-from fangyan.data.example import Splits
+from fangyan.data.example import DATASET, Example, Splits
 from fangyan.data.findings import Finding
 from fangyan.data.masking import draws
 from fangyan.data.packing import Batch, collate, mask_tokens
@@ -256,7 +259,17 @@ class Workload:
         if not isinstance(train, list):
             self.messages.append(f"sub-words are kept in {self.cache}, which may be deleted between runs")
         self.lengths, self.num_valid = self.sequences.lengths, self.sequences.num_valid
-        return Epochs(self.lengths, config.batch_tokens, self.recipe.seed, config.epochs)
+        return Epochs(
+            self.lengths, config.batch_tokens, self.recipe.seed, config.epochs, self._repeats(train)
+        )
+
+    def _repeats(self, train: Sequence[Example]) -> NDArray[np.float32] | None:
+        """Return how often each sequence is seen in an epoch, (S,); None where all are seen once."""
+        wanted = self.recipe.data.repeats(train)
+        if wanted is None:
+            return None
+        of_example = np.array([wanted[example.fields[DATASET]] for example in train], dtype=np.float32)
+        return of_example[[sequence.example for sequence in self.sequences]]
 
     def _describe_base(self, model: Any, new: list[str]) -> Base | None:
         """Return what an adapter's export says on its base: before it is quantized or has new embeddings."""

@@ -16,6 +16,7 @@ from fangyan.data.formats.csv import Csv
 from fangyan.data.formats.datasets import Datasets
 from fangyan.data.formats.hkcancor import HKCanCor
 from fangyan.data.formats.jsonl import Jsonl
+from fangyan.data.formats.sources import Sources
 from fangyan.data.formats.squad import Squad
 from fangyan.data.formats.text import Text
 from fangyan.data.splits import DataConfig
@@ -32,6 +33,7 @@ FORMATS = OneOf(
     Squad,
     Text,
     CommonVoice,
+    Sources,
     tag="format",
 )
 

@@ -1,0 +1,134 @@
+"""Several data sets that one model learns together, such as the dialects of a language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+from typing_extensions import override
+
+from fangyan.config import short
+from fangyan.data.example import DATASET, Example, Splits
+from fangyan.data.splits import DataConfig
+from fangyan.data.store import cache_folder, keep_examples
+from fangyan.errors import UserError
+
+
+class Sources(DataConfig):
+    """Several data sets, each with a format, files and splits of its own; scores of each, and of all."""
+
+    format: Literal["sources"] = "sources"
+    corpus: ClassVar[str | None] = "several data sets"
+    # What there is, is up to the members: see provided.
+    fields: ClassVar[tuple[str, ...]] = ()
+
+    sources: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(
+        ...,
+        description="A section like data for each, with a name: [{name: gsw, format: conllu, ...}, ...].",
+    )
+    temperature: Annotated[float, Field(ge=1.0, le=100.0)] = Field(
+        1.0,
+        description="t: in training, examples of a data set are seen in proportion to its size^(1/t). 1: as "
+        "they are; more lets small ones be seen more often.",
+    )
+    zero_shot: list[str] = Field(
+        [], description="Names of data sets that are not trained on: all they have in train is in test."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _members_fit(self) -> Sources:
+        for field in ("train", "dev", "test", "fold"):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} is given beside sources, expected it in each of them")
+        try:
+            members = self.members()
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if unknown := sorted(set(self.zero_shot) - members.keys()):
+            raise ValueError(f"zero_shot has {short(unknown[0])}, expected some of {', '.join(members)}")
+        if set(self.zero_shot) >= members.keys():
+            raise ValueError("zero_shot has all data sets, expected one to train on")
+        if len({member.token_unit for member in members.values()}) > 1:
+            raise ValueError("sources differ in tokens, expected words, or characters, in all of them")
+        return self
+
+    def members(self) -> dict[str, DataConfig]:
+        """Return the data sets by name.
+
+        Raises:
+            UserError: naming the field, what was found and what was expected.
+        """
+        from fangyan.data.formats import parse_data
+
+        found: dict[str, DataConfig] = {}
+        for number, content in enumerate(self.sources, start=1):
+            name = content.get("name", f"source-{number}")
+            if not isinstance(name, str) or not name or "/" in name:
+                raise UserError(f"sources: name is {short(name)}, expected one without a slash")
+            if name in found:
+                raise UserError(f"sources: {name} is there twice, expected names that differ")
+            own = {key: value for key, value in content.items() if key != "name"}
+            if own.get("format") == self.format:
+                raise UserError(f"sources: {name} is of sources itself, expected a format of files")
+            found[name] = parse_data(own, f"sources: {name}")
+        return found
+
+    @property
+    @override
+    def token_unit(self) -> Literal["words", "characters"]:
+        """Return what all data sets have."""
+        return next(iter(self.members().values())).token_unit
+
+    @property
+    @override
+    def provided(self) -> tuple[str, ...]:
+        """Return the fields that all data sets have."""
+        first, *others = (member.provided for member in self.members().values())
+        return tuple(name for name in first if all(name in other for other in others))
+
+    @override
+    def read(self, path: Path) -> Iterator[Example]:
+        """Yield the examples of a file, which is read as those of the first data set."""
+        return next(iter(self.members().values())).read(path)
+
+    @override
+    def load(self, seed: int) -> Splits:
+        """Return the splits of all data sets together; each example says of which it is."""
+        parts: dict[str, list[Iterable[Example]]] = {"train": [], "dev": [], "test": []}
+        for name, member in self.members().items():
+            for split, examples in self._splits(name, member, seed).items():
+                parts[split].append(_of(name, examples))
+        cache = cache_folder(self.cache_dir)
+        return {split: keep_examples(chain(*found), cache) for split, found in parts.items() if found}
+
+    def _splits(self, name: str, member: DataConfig, seed: int) -> Splits:
+        try:
+            if name in self.zero_shot:
+                return {"test": member.load_named()["train"]}
+            return member.load(seed)
+        except UserError as error:
+            raise UserError(f"data.sources: {name}: {error}") from None
+
+    @override
+    def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:
+        """Return how often examples of each data set are seen in an epoch; see :attr:`temperature`."""
+        if self.temperature == 1.0:
+            return None
+        sizes: dict[str, int] = {}
+        for example in train:
+            name = example.fields[DATASET]
+            sizes[name] = sizes.get(name, 0) + 1
+        weights = {name: size ** (1.0 / self.temperature) for name, size in sizes.items()}
+        per_weight = sum(sizes.values()) / sum(weights.values())
+        return {name: per_weight * weights[name] / size for name, size in sizes.items()}
+
+
+def _of(name: str, examples: Iterable[Example]) -> Iterator[Example]:
+    """Yield examples that say of which data set they are."""
+    for example in examples:
+        fields: Mapping[str, Any] = {**example.fields, DATASET: name}
+        yield Example(fields, example.source, example.group)

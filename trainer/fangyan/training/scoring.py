@@ -1,0 +1,71 @@
+"""The scores of a model that is in an engine: of whole splits, and of each data set in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+
+from fangyan.data.example import Example
+from fangyan.data.splits import by_data_set
+from fangyan.tasks.evaluation import evaluate
+from fangyan.tasks.report import Report
+from fangyan.tasks.task import Metrics
+from fangyan.training.run_folder import RunFolder
+from fangyan.training.workload import Workload
+
+
+class ScoredWorkload(Workload):
+    """A workload whose model is in an engine.
+
+    Attributes:
+        engine: of DeepSpeed, around the model.
+        folder: the run folder, where reports are written.
+    """
+
+    engine: Any
+    folder: RunFolder
+    # The split that was reported last, on rank 0.
+    _latest: tuple[str, Report] | None = None
+
+    def evaluate(self, *names: str, report_as: str | None = None) -> dict[str, Metrics]:
+        """Return the metrics of the named splits that the data has. Collective.
+
+        Args:
+            names: of the splits.
+            report_as: write the scores of each class as ``reports/<split>-<report_as>.json``.
+        """
+        self.engine.eval()
+        found = {}
+        for name in names:
+            if examples := self.splits.get(name):
+                on_report = None
+                if report_as is not None and dist.get_rank() == 0:
+                    on_report = partial(self._write_report, name, report_as)
+                found[name] = self._evaluate(examples, on_report)
+        self.engine.train()
+        return found
+
+    def _evaluate(
+        self, examples: Sequence[Example], on_report: Callable[[Report], None] | None = None
+    ) -> Metrics:
+        return evaluate(
+            *(self.task, self.model, examples, self.tokenizer, self.max_length),
+            *(self.engine, self.cache, on_report),
+        )
+
+    def evaluate_data_sets(self) -> dict[str, Metrics]:
+        """Return the metrics of each data set in dev and test, where there are several. Collective."""
+        self.engine.eval()
+        found = {}
+        for split in ("dev", "test"):
+            for name, examples in by_data_set(self.splits.get(split, ())).items():
+                found[f"{split}/{name}"] = self._evaluate(examples)
+        self.engine.train()
+        return found
+
+    def _write_report(self, split: str, name: str, report: Report) -> None:
+        report.write(self.folder.path / "reports" / f"{split}-{name}.json")
+        self._latest = split, report
