@@ -265,7 +265,10 @@ def predict(
     format: FormatOption = None,
     probabilities: Annotated[
         int,
-        typer.Option(min=0, help="How many of a token's most likely tags to write to --input's format."),
+        typer.Option(
+            min=0,
+            help="How many of a token's most likely tags, or a text's classes, to write to --input's file.",
+        ),
     ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines: tokens and tags, or text and continuation.")
@@ -273,7 +276,7 @@ def predict(
     max_new_tokens: MaxNewTokensOption = None,
     temperature: TemperatureOption = None,
 ) -> None:
-    """Tag sentences or continue them, one line each as they come in; or tag a file in its own format."""
+    """Tag, classify, answer or continue texts, a line each as they come in; or a file in its own format."""
     from fangyan.inference.annotate import annotate, format_of
 
     if bool(text) == (input is not None):
@@ -288,7 +291,7 @@ def predict(
         return
     for option, value in (("--probabilities", probabilities), ("--format", format)):
         if value:
-            raise UserError(f"{option}: is for --input with a file of tokens, found text")
+            raise UserError(f"{option}: is for --input with a file of a format, found text")
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or lines_of(input)
     write_pieces(predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)

@@ -39,8 +39,8 @@ Overrides = Annotated[
 InputOption = Annotated[
     Path | None,
     typer.Option(
-        help="A file: .conllu, .conll or .jsonl, which is written with predicted tags and all else as it "
-        "is; or text, one sentence per line. - is text from standard input.",
+        help="A file: .conllu, .conll, .jsonl or .csv, which is written with what is predicted and all else "
+        "as it is; or texts, one per line. - is text from standard input.",
         show_default=False,
     ),
 ]

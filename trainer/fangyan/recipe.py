@@ -15,7 +15,7 @@ from pydantic import Field
 from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.adaptation import Adaptation
 from fangyan.config import Config, OneOf, PathName, error_sentence, family_of, short
-from fangyan.data.formats import FORMATS
+from fangyan.data.formats import FORMATS, with_defaults
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
@@ -76,10 +76,10 @@ class Recipe(Config):
         chosen = TASKS.members.get(str(task.get("name", TASKS.default)))
         if chosen is None or not issubclass(chosen, TaskConfig):
             return content
-        filled = _filled(data, chosen.fields)
+        filled = with_defaults(data, chosen.fields)
         if isinstance(data.get("sources"), list):  # several data sets
             members = [
-                _filled(each, chosen.fields) if isinstance(each, Mapping) else each
+                with_defaults(each, chosen.fields) if isinstance(each, Mapping) else each
                 for each in data["sources"]
             ]
             filled = {"format": "sources", **filled, "sources": members}
@@ -148,14 +148,6 @@ class Recipe(Config):
     def to_yaml(self) -> str:
         """Return the recipe with every default, as :func:`load_recipe` reads it."""
         return dump_yaml(self.model_dump(mode="json"))
-
-
-def _filled(data: Mapping[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
-    """Return a section ``data`` with what its format needs for a task, where it does not say."""
-    member = FORMATS.members.get(str(data.get("format")))
-    if member is None or not issubclass(member, DataConfig):
-        return dict(data)
-    return {**member.defaults(needed), **data}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -1,5 +1,6 @@
 """Named values: JSON lines, tables and data sets of ``datasets``."""
 
+import csv
 import json
 import random
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
+# Of a table: what has to be quoted, and what looks as if it had.
+CELL = st.text(st.sampled_from("a \n\",;|\t'é"))
 SPANS = {"text": "Jo wohnt  in Sankt Gallen", "spans": [{"start": 13, "end": 25, "label": "LOC"}]}
 
 
@@ -129,6 +132,78 @@ def test_columns_say_what_is_read(tmp_path):
         parse("jsonl", path, columns=texts, tokens="characters")
 
 
+def test_jsonl_annotate_texts(tmp_path):
+    lines = '{"tweet": "Ja", "dialect": "BE", "n": 1}\n{"tweet": " "}\n{"tweet":"Nei"}\n'
+    path = write(tmp_path, lines, "a.jsonl")
+    data = parse("jsonl", path, columns={"text": "tweet", "label": "dialect"})
+    assert valued(data, path, [{"label": "ZH"}, {"label": 1, "probabilities": [["1", 0.5]]}]) == (
+        '{"tweet": "Ja", "dialect": "ZH", "n": 1}\n{"tweet": " "}\n'
+        '{"tweet":"Nei", "dialect": 1, "probabilities": [["1", 0.5]]}\n'
+    )
+    path = write(tmp_path, '{"question": "Wo?", "context": "Da.", "answers": 7}\n', "q.jsonl")
+    data = parse("jsonl", path, columns={name: name for name in ("question", "context", "answers")})
+    answer = [{"text": "Da", "start": 0}]
+    assert json.loads(valued(data, path, [{"answers": answer}]))["answers"] == answer
+
+
+def valued(data, path, values):
+    stream = iter(values)
+    return "".join(data.annotate(path, lambda examples: (Annotation(values=next(stream)) for _ in examples)))
+
+
+def test_csv_annotate(tmp_path):
+    text = '\ufeff"id",tweet,dialect,"n"\r\n1,"""ja"", seit er,\nund gaht",,7\r\n\r\n2, ,x,""\r\n'
+    text += '3,Grüezi,"BE",""'
+    path = write(tmp_path, text, "a.csv")
+    data = parse("csv", path, columns={"text": "tweet", "label": "dialect"})
+    assert valued(data, path, [{"label": "ZH"}, {"label": ["a,b", "c"]}]) == (
+        '\ufeff"id",tweet,dialect,"n"\r\n1,"""ja"", seit er,\nund gaht",ZH,7\r\n\r\n2, ,x,""\r\n'
+        '3,Grüezi,"[""a,b"", ""c""]",""'
+    )
+    found = [{"label": 'B"E', "probabilities": [["B", 0.5]]}, {"label": 0.25, "probabilities": []}]
+    lines = valued(data, path, found).split("\r\n")
+    assert lines[0] == '\ufeff"id",tweet,dialect,"n",probabilities'
+    assert lines[1].endswith('gaht","B""E",7,"[[""B"", 0.5]]"')
+    assert lines[2:] == ["", '2, ,x,"",', '3,Grüezi,0.25,"",[]']
+    bare = write(tmp_path, "text\tn\na\t1\n\t\nb\t2\n", "b.tsv")
+    data = parse("csv", bare, columns={"text": "text", "label": "label"}, quoted=False)
+    assert (
+        valued(data, bare, [{"label": 'x"'}, {"label": "y"}]) == 'text\tn\tlabel\na\t1\tx"\n\t\t\nb\t2\ty\n'
+    )
+    with pytest.raises(
+        UserError, match=r"b.tsv: 'a\\tb' has the separator in it, expected data.quoted: true"
+    ):
+        valued(data, bare, [{"label": "a\tb"}] * 2)
+    assert valued(data, write(tmp_path, "text\n", "c.tsv"), []) == "text\n"
+
+
+def test_csv_annotate_tokens(tmp_path):
+    path = write(tmp_path, 'tokens,tags\na b,X Y\n"[""a"", ""b c""]",\n', "a.csv")
+    assert annotated(parse("csv", path), path, [("N", "V"), ("N", "V")]) == (
+        'tokens,tags\na b,N V\n"[""a"", ""b c""]","[""N"", ""V""]"\n'
+    )
+    path = write(tmp_path, f"text\n{SPANS['text']}\n", "b.csv")
+    written = annotated(parse("csv", path), path, [("O", "O", "O", "B-LOC", "I-LOC")])
+    (spans,) = read(write(tmp_path, written, "c.csv"), "csv")
+    assert spans["tags"] == ("O", "O", "O", "B-LOC", "I-LOC")
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(CELL, CELL), min_size=1), st.sampled_from(",\t;|"), st.sampled_from(["\n", "\r\n"]))
+def test_csv_has_what_was_predicted(tmp_path_factory, rows, separator, end):
+    folder = tmp_path_factory.mktemp("csv")
+    with (folder / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=separator, lineterminator=end)
+        writer.writerows([("text", "n"), *((text + "x", text) for text, _ in rows)])
+    data = parse("csv", folder / "a.csv", columns={"text": "text", "label": "label"}, separator=separator)
+    written = valued(data, folder / "a.csv", [{"label": label + "y"} for _, label in rows])
+    with (folder / "b.csv").open("w", encoding="utf-8", newline="") as file:
+        file.write(written)
+    with (folder / "b.csv").open(encoding="utf-8", newline="") as file:
+        _, *found = csv.reader(file, delimiter=separator)
+    assert found == [[text + "x", text, label + "y"] for text, label in rows]
+
+
 def test_csv_read_quoted_cells(tmp_path):
     text = '\ufeffid,tweet,dialect\r\n1,"""ja"", seit er,\nund gaht",ZH\r\n\r\n2,Grüezi,BE\r\n'
     path = write(tmp_path, text, "a.csv")
@@ -179,8 +254,6 @@ def test_csv_refuses(tmp_path, text, message):
     st.lists(TEXT.filter(lambda text: text.strip() and "\0" not in text), min_size=1), st.sampled_from(",\t;")
 )
 def test_csv_reads_what_was_written(tmp_path_factory, texts, separator):
-    import csv
-
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=separator).writerows([["n", "text"], *enumerate(texts)])

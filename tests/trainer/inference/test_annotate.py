@@ -26,9 +26,10 @@ TREEBANK = "".join(
 NO_UTF8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 
 
-def recipe(folder, **data):
+def recipe(folder, task=None, **data):
     folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(json.dumps({"name": "x", "data": data}), encoding="utf-8")
+    content = {"name": "x", "data": data, **({"task": task} if task else {})}
+    (folder / "recipe.yaml").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
@@ -58,7 +59,7 @@ def test_format_of_a_file(tmp_path):
             "f.conllu: read as conllu, of which --format '{format: conllu, FIELD: VALUE}' says more: "
             "data.column: missing",
         ),
-        ("f.txt", "text", "--format: text of a text file have no tags to be written back; expected conll, "),
+        ("f.txt", "text", "--format: a text file of text has no place for tags, expected conll, "),
         ("f.txt", "word", "--format: data.format: found 'word', expected one of"),
     ],
 )
@@ -68,19 +69,48 @@ def test_format_of_a_file_refuses(tmp_path, name, wanted, message):
 
 
 def test_format_of_a_file_for_a_language_model(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(
-        "data: {format: csv, train: a.csv, columns: {text: tweet}}\n", encoding="utf-8"
-    )
-    assert format_of(tmp_path, Path("f.txt")) is None
+    data = {"format": "csv", "train": "a.csv", "columns": {"text": "tweet"}}
+    run = recipe(tmp_path / "run", task={"name": "causal_lm"}, **data)
+    assert format_of(run, Path("f.txt")) is None
     for name in ("f.csv", "f.conll"):
         with pytest.raises(
-            UserError, match=f"{name}: .* is no tagger, expected one for a file of tokens and tags"
+            UserError, match=f"{name}: the model of .*run writes text, expected one that pred"
         ):
-            format_of(tmp_path, Path(name))
+            format_of(run, Path(name))
 
 
-def test_annotate_is_for_taggers():
-    with pytest.raises(UserError, match="a file of tokens is for taggers, found a model of another task"):
+def test_format_of_a_file_for_a_classifier(tmp_path):
+    columns = {"text": "tweet", "label": "dialect"}
+    data = {"format": "csv", "train": "a.csv", "columns": columns}
+    run = recipe(tmp_path / "run", task={"name": "sequence_classification"}, **data)
+    assert format_of(run, Path("f.csv")).columns == columns
+    assert format_of(run, Path("f.jsonl")).columns == {"text": "text", "label": "label"}
+    assert format_of(run, Path("f.tsv")).format == "csv"
+    assert format_of(run, Path("f.txt")) is None
+    wanted = "{format: jsonl, columns: {text: a, label: b}}"
+    assert format_of(run, Path("f.txt"), wanted).columns == {"text": "a", "label": "b"}
+    with pytest.raises(
+        UserError, match="--format: a conll file of tokens and tags has no place for label, exp"
+    ):
+        format_of(run, Path("f.txt"), "conll")
+    model = tmp_path / "model"  # exported
+    model.mkdir()
+    content = {"model_type": "bert", "fangyan": {"task": "extractive_qa"}}
+    (model / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    assert set(format_of(model, Path("f.jsonl")).columns) == {"question", "context", "answers"}
+
+
+def test_format_of_a_file_for_a_model_of_several_data_sets(tmp_path):
+    members = [{"name": "a", "format": "conll", "train": "a.txt", "columns": {"token": 2, "tag": 3}}]
+    run = recipe(tmp_path / "run", format="sources", sources=members)
+    assert format_of(run, Path("b.txt")).columns == {"token": 2, "tag": 3}
+    assert format_of(run, Path("b.jsonl")).format == "jsonl"
+
+
+def test_annotate_is_for_models_that_label():
+    with pytest.raises(
+        UserError, match="such a file takes tags, labels or answers, found a model that writes"
+    ):
         TextGenerator.annotate(None, [Example({"tokens": ("a",)}, "a:1", "a")])
 
 
@@ -118,7 +148,7 @@ def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     app(["predict", run, "佢 食"], standalone_mode=False)
     assert capsys.readouterr().out == "佢/PRON 食/VERB\n"
-    with pytest.raises(UserError, match="^--probabilities: is for --input with a file of tokens, found"):
+    with pytest.raises(UserError, match="^--probabilities: is for --input with a file of a format, found"):
         app(["predict", run, "佢", "--probabilities", "1"], standalone_mode=False)
     with pytest.raises(UserError, match="^--json: is for text, found a file of format conllu$"):
         app(["predict", run, "--input", "輸入.conllu", "--json"], standalone_mode=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,15 +38,17 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What a tagger predicts for one example.
+    """What a model predicts for one example of a file.
 
     Attributes:
-        tags: one per token, in the scheme of the file.
+        tags: of a tagger, one per token, in the scheme of the file.
         probabilities: per token the most likely tags with their probabilities, most likely first; or None.
+        values: of other models, by the name of the field, such as ``{"label": "question"}``.
     """
 
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] = ()
     probabilities: tuple[tuple[tuple[str, float], ...], ...] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 # By name: train, dev and, where there is one, test. Examples may be in a file: no list to change.

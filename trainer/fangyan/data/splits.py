@@ -200,13 +200,15 @@ class TaggedDataConfig(DataConfig, ABC):
         """Yield the lines of a file with predicted tags in place of its own, if any; all else byte for byte.
 
         Args:
-            path: of the file, whose tokens need no tags.
-            annotations: returns one for each of the file's examples, which have no ``tags``.
+            path: of the file, whose examples need no tags, labels or answers.
+            annotations: returns one for each of the file's examples, which come without these.
 
         Raises:
             UserError: as :meth:`read` does, or if the format cannot be written.
         """
-        raise UserError(f"{path}: format {self.format} cannot be written, expected conll, conllu or jsonl")
+        raise UserError(
+            f"{path}: format {self.format} cannot be written, expected conll, conllu, jsonl or csv"
+        )
 
 
 class TextDataConfig(DataConfig, ABC):

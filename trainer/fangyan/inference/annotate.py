@@ -1,4 +1,4 @@
-"""Files with a tagger's predictions in place of their tags."""
+"""Files with a model's predictions in place of their tags, labels or answers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import yaml
 
 from fangyan.config import short
 from fangyan.data.compression import suffix
-from fangyan.data.formats import parse_data
+from fangyan.data.formats import parse_data, with_defaults
+from fangyan.data.formats.records import PREDICTED
 from fangyan.data.splits import DataConfig, TaggedDataConfig
 from fangyan.errors import UserError
 from fangyan.inference.load import data_section, load
-from fangyan.yaml_text import parse_yaml, yaml_error
+from fangyan.models.files import read_config
+from fangyan.tasks import TASKS
+from fangyan.tasks.task import TaskConfig
+from fangyan.yaml_text import parse_yaml, read_yaml, yaml_error
 
-# Formats by the ending of a file's name; others are sentences, one per line.
+# Formats by the ending of a file's name; others are texts, one per line.
 ENDINGS = {
     ".conllu": "conllu",
     ".conll": "conll",
@@ -33,7 +37,7 @@ ENDINGS = {
 
 
 def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataConfig | None:
-    """Return how a file is read and written, or None if it is sentences, one per line.
+    """Return how a file is read and written, or None if it is texts, one per line.
 
     It is what the run's recipe says, if the file has the ending of the recipe's files or of its format; else
     what the ending says.
@@ -44,52 +48,77 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
         wanted: a format, or a mapping in YAML such as ``{format: conllu, column: xpos}``.
 
     Raises:
-        UserError: if the format needs more than its name, or has no tags.
+        UserError: if the format needs more than its name, or has nothing that the model predicts.
     """
+    needed = _needed(run)
     if wanted is not None:
         try:
             content = parse_yaml(wanted)
         except yaml.YAMLError as error:
             raise UserError(f"--format {short(wanted)}{yaml_error(error)}") from None
-        return _parse(content if isinstance(content, dict) else {"format": content}, file, "--format")
-    ending, recipe = suffix(file), _recipe_data(run)
-    if recipe and "tags" not in parse_data(dict(recipe), str(run / "recipe.yaml")).provided:
-        if ending in ENDINGS:
-            raise UserError(f"{file}: {run} is no tagger, expected one for a file of tokens and tags")
-        return None
+        content = content if isinstance(content, dict) else {"format": content}
+        return _parse(content, needed, file, "--format")
+    ending = suffix(file)
     by_ending = ENDINGS.get(ending)
-    if recipe and (by_ending == recipe["format"] or ending in _endings(recipe)):
-        return _parse(recipe, file, str(run / "recipe.yaml"))
+    if not set(needed) & set(PREDICTED):
+        if by_ending is not None:
+            raise UserError(
+                f"{file}: the model of {run} writes text, expected one that predicts tags, labels or answers "
+                f"for a file of format {by_ending}"
+            )
+        return None
+    if by_ending == "conll" and "tokens" not in needed:
+        by_ending = "csv" if ending == ".tsv" else None
+    for recipe in _recipe_data(run):
+        if by_ending == recipe["format"] or ending in _endings(recipe):
+            return _parse(recipe, needed, file, str(run / "recipe.yaml"))
     if by_ending is None:
         return None
     return _parse(
         {"format": by_ending},
+        needed,
         file,
         f"{file}: read as {by_ending}, of which --format '{{format: {by_ending}, FIELD: VALUE}}' says more",
     )
 
 
 def annotate(run: Path, file: Path, data: TaggedDataConfig, probabilities: int = 0) -> Iterator[str]:
-    """Yield the lines of a file with predicted tags; all else is as it was.
+    """Yield the lines of a file with what the model predicts; all else is as it was.
 
     Args:
         run: a run folder, or an exported model.
         file: of the format.
         data: how it is read; see :func:`format_of`.
-        probabilities: how many of each token's most likely tags to write with theirs.
+        probabilities: how many of the most likely tags of each token, or classes, to write with theirs.
 
     Raises:
-        UserError: if the model is no tagger, or naming the line that is not of the format.
+        UserError: if the model predicts nothing that the file takes, or naming the line that is not of the
+            format.
     """
     predictor = load(run)
     return data.annotate(file, partial(predictor.annotate, probabilities=probabilities))
 
 
-def _recipe_data(run: Path) -> Mapping[str, Any] | None:
+def _needed(run: Path) -> tuple[str, ...]:
+    """Return the fields of examples that a model's task needs; none where the folder does not say."""
+    recipe = run / "recipe.yaml"
+    name: Any = None
+    if recipe.is_file():
+        task = read_yaml(recipe).get("task", {})
+        name = task.get("name", TASKS.default) if isinstance(task, dict) else None
+    elif (run / "config.json").is_file():
+        name = (getattr(read_config(run), "fangyan", None) or {}).get("task")
+    member = TASKS.members.get(str(name))
+    return member.fields if member is not None and issubclass(member, TaskConfig) else ("tokens", "tags")
+
+
+def _recipe_data(run: Path) -> list[Mapping[str, Any]]:
+    """Return what a run's recipe says of its data: of each set, where there are several."""
     path = run / "recipe.yaml"
     if not path.is_file():
-        return None
-    return data_section(path)
+        return []
+    data = data_section(path)
+    return data["sources"] if isinstance(data.get("sources"), list) else [data]
 
 
 def _endings(recipe: Mapping[str, Any]) -> set[str]:
@@ -99,13 +128,14 @@ def _endings(recipe: Mapping[str, Any]) -> set[str]:
     return {suffix(file) for file in files if isinstance(file, str)}
 
 
-def _parse(content: Mapping[str, Any], file: Path, source: str) -> TaggedDataConfig:
-    own = {name: value for name, value in content.items() if name not in ("dev", "test")}
-    data: DataConfig = parse_data({**own, "train": str(file)}, source)
-    if not isinstance(data, TaggedDataConfig) or "tags" not in data.provided:
+def _parse(content: Mapping[str, Any], needed: tuple[str, ...], file: Path, source: str) -> TaggedDataConfig:
+    own = {name: value for name, value in content.items() if name not in ("dev", "test", "name")}
+    data: DataConfig = parse_data(with_defaults({**own, "train": str(file)}, needed), source)
+    if not isinstance(data, TaggedDataConfig) or not set(needed) <= set(data.provided):
         found = " and ".join(data.provided)
+        wanted = " and ".join(name for name in needed if name in PREDICTED) or "what the model writes"
         raise UserError(
-            f"{source}: {found} of a {data.format} file have no tags to be written back; expected conll, "
-            "conllu or jsonl with tags"
+            f"{source}: a {data.format} file of {found} has no place for {wanted}, expected conll, conllu, "
+            "jsonl or csv"
         )
     return data

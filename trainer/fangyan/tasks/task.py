@@ -81,16 +81,17 @@ class Predictor(ABC):
         raise UserError("chat: is for models of the task instruction, found one that answers nothing")
 
     def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:  # noqa: ARG002
-        """Yield the tags of each example, in order, for input of any length; taggers only.
+        """Yield what is predicted for each example of a file, in order, for input of any length.
 
         Args:
-            examples: with ``tokens``, and ``spaces`` where the format has them.
-            probabilities: how many of each token's most likely tags to return with their probabilities.
+            examples: without what is predicted: tags, a label or answers.
+            probabilities: how many of the most likely tags of each token, or classes of a text, to return
+                with their probabilities.
 
         Raises:
-            UserError: if the model has learned something else.
+            UserError: if the model has learned to write text.
         """
-        raise UserError("--input: a file of tokens is for taggers, found a model of another task")
+        raise UserError("--input: such a file takes tags, labels or answers, found a model that writes text")
 
 
 class Task(ABC):

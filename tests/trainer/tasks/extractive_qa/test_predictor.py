@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.tasks.extractive_qa.decoding import Answer
 from fangyan.tasks.extractive_qa.predictor import AnswerFinder
@@ -36,6 +37,14 @@ def test_no_answer_is_empty():
 def test_question_and_context_have_one_tab(text):
     with pytest.raises(UserError, match="tabs, expected a question and its context with one between"):
         finder((0, 1, 0.5)).predict([text])
+
+
+def test_a_file_gets_answers():
+    examples = [Example({"question": "去邊度", "context": "我去旺角"}, "a:1", "x")] * 2
+    found = [annotation.values for annotation in finder((2, 4, 0.98765), (-1, -1, 0.5)).annotate(examples)]
+    assert found == [{"answers": [{"text": "旺角", "start": 2}]}, {"answers": []}]
+    (found,) = finder((2, 4, 0.98765)).annotate(examples[:1], probabilities=1)
+    assert found.values["score"] == 0.9877
 
 
 def test_options_of_writers_are_refused():

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.tasks.sequence_classification.labels import KINDS
 from fangyan.tasks.sequence_classification.predictor import TextClassifier
@@ -53,6 +54,31 @@ def test_a_pair_has_one_tab():
     for text, tabs in (("我你", 0), ("我\t你\t佢", 2)):
         with pytest.raises(UserError, match=f"has {tabs} tabs, expected a pair of texts with one between"):
             predictor.predict([text])
+
+
+def test_a_file_gets_labels_as_files_have_them():
+    examples = [Example({"text": "x"}, "a:1", "x")]
+    predictor, _ = classifier("single_label", [0.0, np.log(3)])
+    assert [a.values for a in predictor.annotate(iter(examples * 2))] == [{"label": "b"}] * 2
+    (found,) = predictor.annotate(examples, probabilities=1)
+    assert found.values == {"label": "b", "probabilities": [["b", 0.75]]}
+    (found,) = classifier("multi_label", [1.0, -1.0])[0].annotate(examples)
+    assert found.values == {"label": ["a"]}
+    (found,) = classifier("regression", [0.5])[0].annotate(examples, probabilities=1)
+    assert found.values == {"label": 0.5}
+    for name, value in (("1", 1), ("-20", -20), ("true", True), ("01", "01"), ("1e3", "1e3")):
+        predictor.task.labels[1] = name
+        (found,) = predictor.annotate(examples)
+        assert found.values == {"label": value}
+    assert list(predictor.annotate([])) == []
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_file_has_what_the_model_reads(pairs):
+    fields = {"text": "x"} if pairs else {"text": "x", "pair": "y"}
+    predictor, _ = classifier("single_label", [0.0, 1.0], pairs=pairs)
+    with pytest.raises(UserError, match=f"^a:1: the model reads {'two texts' if pairs else 'one text'}, exp"):
+        next(predictor.annotate([Example(fields, "a:1", "x")]))
 
 
 def test_options_of_writers_are_refused():

@@ -52,3 +52,16 @@ def parse_data(content: Mapping[str, Any], source: str) -> DataConfig:
         return Section.model_validate({"data": content}).data
     except pydantic.ValidationError as error:
         raise UserError(f"{source}: {error_sentence(error, Section)}") from None
+
+
+def with_defaults(data: Mapping[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
+    """Return a section ``data`` with what its format has to be told for a task, where it does not say.
+
+    Args:
+        data: of a recipe, not checked yet.
+        needed: fields of examples.
+    """
+    member = FORMATS.members.get(str(data.get("format")))
+    if member is None or not issubclass(member, DataConfig):
+        return dict(data)
+    return {**member.defaults(needed), **data}

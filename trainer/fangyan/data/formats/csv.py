@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from fangyan.data.annotated import Annotator, Block, annotate_blocks
 from fangyan.data.compression import suffix
-from fangyan.data.example import BOM, Example, read_raw_lines
-from fangyan.data.formats.records import Name, RecordsConfig
+from fangyan.data.example import BOM, Annotation, Example, read_raw_lines
+from fangyan.data.formats.conll import cut_end
+from fangyan.data.formats.records import PREDICTED, Name, RecordsConfig
 from fangyan.data.json_text import NotJson, parse_json
 from fangyan.errors import UserError
 
@@ -40,45 +44,66 @@ class Csv(RecordsConfig):
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the rows of a file; see :class:`DataConfig`."""
-        rows = self._rows(path)
-        first = next(rows, None)
-        if first is None:
-            return
-        _, names = first
-        names[:1] = [name.removeprefix(BOM) for name in names[:1]]
-        self._check_header(names, path)
-        for number, cells in rows:
-            source = f"{path}:{number}"
-            if not cells:
-                continue
-            if len(cells) != len(names):
-                raise UserError(f"{source}: {len(cells)} cells, expected {len(names)} as in the header")
-            example = self.example(self._record(dict(zip(names, cells, strict=True)), source), source)
-            if example is not None:
-                yield example
+        blocks = _Table(self, path, True).blocks()
+        return (block.example for block in blocks if block.example is not None)
 
-    def _rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        """Yield each row with the number of its first line; a quoted cell may have several."""
+    @override
+    def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
+        """Yield the rows of a file with what is predicted; see :class:`TaggedDataConfig`.
+
+        What has no column gets one at the end, and so do probabilities, as JSON.
+        """
+        table = _Table(self, path, False)
+
+        def noted(examples: Iterator[Example]) -> Iterator[Annotation]:
+            for annotation in annotations(examples):
+                table.note(annotation)
+                yield annotation
+
+        rows = annotate_blocks(table.blocks(), noted, table.write)
+        yield from (table.widen(number, row) for number, row in enumerate(rows))
+
+    def rows(self, path: Path) -> Iterator[tuple[int, str, list[str]]]:
+        """Yield each row with the number of its first line and its text; a quoted cell may have several."""
         csv.field_size_limit(LARGEST_CELL)
-        separator = self.separator or ("\t" if suffix(path) in (".tsv", ".tab") else ",")
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        reader = csv.reader(
-            (line for _, line in read_raw_lines(path)), delimiter=separator, quoting=quoting, strict=True
-        )
+        taken: list[str] = []
+
+        def lines() -> Iterator[str]:
+            for _, line in read_raw_lines(path):
+                taken.append(line)
+                yield line.removeprefix(BOM) if len(taken) == 1 else line
+
+        reader = csv.reader(lines(), delimiter=self.between(path), quoting=quoting, strict=True)
         number = 1
         try:
             for cells in reader:
-                yield number, cells
+                yield number, "".join(taken), cells
                 number = reader.line_num + 1
+                taken.clear()
         except csv.Error as error:
             hint = '; data.quoted: false reads every " as it is' if self.quoted else ""
             raise UserError(f"{path}:{number}: no row of a table: {error}{hint}") from None
 
-    def _check_header(self, names: list[str], path: Path) -> None:
-        needed = list(self.columns.values())
+    def between(self, path: Path) -> str:
+        """Return what separates a file's cells."""
+        return self.separator or ("\t" if suffix(path) in (".tsv", ".tab") else ",")
+
+    def check_header(self, names: list[str], path: Path, tagged: bool) -> None:
+        """Refuse a header without the columns that are read, or with two of one name.
+
+        Args:
+            names: of the columns.
+            path: of the file.
+            tagged: whether tags, labels and answers are read too.
+        """
+        needed: dict[str, str] = {str(name): key for name, key in self.columns.items()}
         if not needed:
-            needed = ["tokens", "tags"] if "tokens" in names or "text" not in names else ["text", "spans"]
-        for name in needed:
+            tokens = "tokens" in names or "text" not in names
+            needed = {name: name for name in (("tokens", "tags") if tokens else ("text", "spans"))}
+        for own, name in needed.items():
+            if not tagged and own in PREDICTED and names.count(name) == 0:
+                continue
             if names.count(name) != 1:
                 found = "no" if name not in names else "more than one"
                 raise UserError(
@@ -86,9 +111,18 @@ class Csv(RecordsConfig):
                     "names others, such as {text: NAME}"
                 )
 
-    def _record(self, cells: dict[str, str], source: str) -> dict[str, Any]:
-        lists = {self.column(name) for name in _LISTS}
+    def record(self, cells: dict[str, str], source: str, tagged: bool = True) -> dict[str, Any]:
+        """Return the values of a row's cells.
+
+        Args:
+            cells: by the names of their columns.
+            source: ``file:line``.
+            tagged: whether tags, labels and answers are read too.
+        """
+        lists = {self.column(name) for name in _LISTS if tagged or name not in PREDICTED}
         record = {name: _list(cell, source) if name in lists else cell for name, cell in cells.items()}
+        if not tagged:
+            return record
         label = self.columns.get("label")
         if label is not None and cells[label].lstrip().startswith("["):  # several
             record[label] = _list(cells[label], source)
@@ -96,6 +130,111 @@ class Csv(RecordsConfig):
         if answers is not None:  # an empty cell is no answer
             record[answers] = parse_json(cells[answers].strip() or "[]", source)
         return record
+
+
+class _Table:
+    """The rows of one file.
+
+    Args:
+        config: of the format.
+        path: of the file.
+        tagged: whether tags, labels and answers are read too.
+    """
+
+    def __init__(self, config: Csv, path: Path, tagged: bool):
+        self._config, self._path, self._tagged = config, path, tagged
+        self._between = config.between(path)
+        cell = rf"[^{re.escape(self._between)}\r\n]*"
+        self._cell = re.compile(rf'"(?:[^"]|"")*"|{cell}' if config.quoted else cell)
+        self._names: list[str] = []
+        # Names of columns that predictions add.
+        self._added: list[str] = []
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the header, and each row."""
+        for number, row, cells in self._config.rows(self._path):
+            source = f"{self._path}:{number}"
+            if not self._names:
+                self._config.check_header(cells, self._path, self._tagged)
+                self._names = cells
+                yield Block([row])
+                continue
+            example = None
+            if cells:
+                if len(cells) != len(self._names):
+                    expected = f"expected {len(self._names)} as in the header"
+                    raise UserError(f"{source}: {len(cells)} cells, {expected}")
+                record = self._config.record(dict(zip(self._names, cells, strict=True)), source, self._tagged)
+                example = self._config.example(record, source, self._tagged)
+            yield Block([row], example)
+
+    def note(self, annotation: Annotation) -> None:
+        """Take notice of the columns that an annotation adds."""
+        names = list(annotation.values)
+        if not names:
+            names = ["spans" if self._config.has_spans(dict.fromkeys(self._names)) else "tags"]
+            names += ["probabilities"] * (annotation.probabilities is not None)
+        columns = (self._config.column(name) for name in names)
+        self._added = [name for name in columns if name not in self._names]
+
+    def write(self, block: Block, annotation: Annotation) -> Iterator[str]:
+        """Yield a row with what is predicted."""
+        (row,) = block.lines
+        places = self._places(row)
+        cells = {name: row[start:end] for name, (start, end) in zip(self._names, places, strict=True)}
+        record = self._config.record({name: self._bare(cell) for name, cell in cells.items()}, "", False)
+        tokens = cells.get(self._config.column("tokens"), "").lstrip('" ')
+        for name, value in self._config.predicted(record, annotation).items():
+            words = name == self._config.column("tags") and not tokens.startswith("[")
+            cells[name] = self._quote(" ".join(value) if words else _text(value))
+        yield self._between.join(cells.values()) + row[places[-1][1] :]
+
+    def widen(self, number: int, row: str) -> str:
+        """Return a row with all columns: the header with their names, one that has no text with empty cells.
+
+        Args:
+            number: of the row, counted from 0.
+            row: with its line end.
+        """
+        text, end = cut_end(row)
+        if not self._added or not text:
+            return row
+        if number == 0:
+            return self._between.join([text, *(self._quote(name) for name in self._added)]) + end
+        missing = len(self._names) + len(self._added) - len(self._places(row))
+        return text + self._between * missing + end
+
+    def _places(self, row: str) -> list[tuple[int, int]]:
+        """Return where each cell of a row begins and ends, quotation marks included."""
+        places: list[tuple[int, int]] = []
+        start = len(BOM) if row.startswith(BOM) else 0
+        while True:
+            found = self._cell.match(row, start)
+            assert found is not None
+            places.append(found.span())
+            if not row.startswith(self._between, found.end()):
+                return places
+            start = found.end() + len(self._between)
+
+    def _bare(self, cell: str) -> str:
+        if self._config.quoted and cell.startswith('"'):
+            return cell[1:-1].replace('""', '"')
+        return cell
+
+    def _quote(self, text: str) -> str:
+        if self._config.quoted and any(mark in text for mark in (self._between, '"', "\r", "\n")):
+            return '"' + text.replace('"', '""') + '"'
+        if any(mark in text for mark in (self._between, "\r", "\n")):
+            raise UserError(
+                f"{self._path}: {text[:60]!r} has the separator in it, expected data.quoted: true, by which "
+                "such a cell can be written"
+            )
+        return text
+
+
+def _text(value: Any) -> str:
+    """Return a value as a cell: text and numbers as they are, else JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _list(cell: str, source: str) -> Any:

@@ -32,9 +32,10 @@ class Jsonl(RecordsConfig):
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
-        """Yield the lines of a file with predicted tags or spans; see :class:`TaggedDataConfig`.
+        """Yield the lines of a file with what is predicted; see :class:`TaggedDataConfig`.
 
-        Probabilities are a key of their own: per token a list of tags with theirs.
+        Probabilities are a key of their own: per token, or of the text, a list of tags or classes with
+        theirs.
         """
         return annotate_blocks(self._blocks(path, False), annotations, self._write)
 
@@ -48,17 +49,8 @@ class Jsonl(RecordsConfig):
         (raw,) = block.lines
         line, end = cut_end(raw)
         record = json.loads(line.removeprefix("\ufeff"))
-        if self.has_spans(record):
-            spans = self.spans_of(record[self.column("text")], annotation)
-            line = _put(line, self.column("spans"), spans)
-        else:
-            line = _put(line, self.column("tags"), annotation.tags)
-        if annotation.probabilities is not None:
-            rounded = [
-                [[tag, round(probability, 4)] for tag, probability in token]
-                for token in annotation.probabilities
-            ]
-            line = _put(line, "probabilities", rounded)
+        for key, value in self.predicted(record, annotation).items():
+            line = _put(line, key, value)
         yield line + end
 
 

@@ -12,13 +12,16 @@ from fangyan.errors import UserError
 _NAMED = 3
 
 
-def question(record: Mapping[str, Any], columns: Mapping[str, str], source: str) -> dict[str, Any]:
+def question(
+    record: Mapping[str, Any], columns: Mapping[str, str], source: str, answered: bool = True
+) -> dict[str, Any]:
     """Return the fields of an example: question, context, and answers, none where there is no answer.
 
     Args:
         record: the values of the file.
         columns: their names there.
         source: ``file:line``.
+        answered: whether the answers are read too.
 
     Raises:
         UserError: if one is missing, or an answer is not where it says.
@@ -28,6 +31,8 @@ def question(record: Mapping[str, Any], columns: Mapping[str, str], source: str)
         values[name] = text(record, columns[name], source)
         if not values[name].strip():
             raise UserError(f"{source}: {columns[name]} is empty, expected text")
+    if not answered:
+        return values
     found = _answers(record.get(columns["answers"]), columns["answers"], source)
     for answer in found:
         _check(answer, values["context"], source)

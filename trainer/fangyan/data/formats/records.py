@@ -36,6 +36,8 @@ Name = Literal[
     "context",
     "answers",
 ]
+# What a model predicts.
+PREDICTED: tuple[Name, ...] = ("tags", "spans", "label", "answers")
 # What examples of text hold, without and with labels.
 _TEXTS: tuple[set[str], ...] = ({"text"}, {"text", "label"}, {"text", "pair", "label"})
 # What conversations are made of.
@@ -115,9 +117,9 @@ class RecordsConfig(TaggedDataConfig, ABC):
         known = set(needed) in (*_TEXTS, {"messages"}, _QUESTIONS)
         return {"columns": {name: name for name in needed}} if known else {}
 
-    def column(self, name: Name) -> str:
+    def column(self, name: str) -> str:
         """Return a value's name in the file."""
-        return self.columns.get(name, name)
+        return next((key for own, key in self.columns.items() if own == name), name)
 
     def example(self, record: Mapping[str, Any], source: str, tagged: bool = True) -> Example | None:
         """Return a record's example; None for one without text or tokens.
@@ -125,18 +127,18 @@ class RecordsConfig(TaggedDataConfig, ABC):
         Args:
             record: the values of the file.
             source: ``file:line``.
-            tagged: whether its tags are read too.
+            tagged: whether its tags, label or answers are read too.
 
         Raises:
             UserError: naming the source and the value that does not fit.
         """
         if set(self.columns) in _TEXTS:
-            return self._of_text(record, source)
+            return self._of_text(record, source, tagged)
         if set(self.columns) in _TALKS:
             return self._of_talk(record, source)
         if set(self.columns) == _QUESTIONS:
             columns: dict[str, str] = {str(name): key for name, key in self.columns.items()}
-            values = question(record, columns, source)
+            values = question(record, columns, source, tagged)
             # Questions on one context stay together.
             return Example(values, source, values["context"])
         if self.has_spans(record):
@@ -151,10 +153,11 @@ class RecordsConfig(TaggedDataConfig, ABC):
                 )
         return Example(fields, source, " ".join(tokens)) if tokens else None
 
-    def _of_text(self, record: Mapping[str, Any], source: str) -> Example | None:
+    def _of_text(self, record: Mapping[str, Any], source: str, tagged: bool) -> Example | None:
         values: dict[str, Any] = {
             str(name): label(record, key, source) if name == "label" else text_of(record, key, source)
             for name, key in self.columns.items()
+            if tagged or name != "label"
         }
         return Example(values, source, values["text"]) if values["text"].strip() else None
 
@@ -197,6 +200,23 @@ class RecordsConfig(TaggedDataConfig, ABC):
         """Return where the tokens of a text begin and end: words between white space, or characters."""
         pattern = r"\S" if self.tokens == "characters" else r"\S+"
         return [match.span() for match in re.finditer(pattern, text)]
+
+    def predicted(self, record: Mapping[str, Any], annotation: Annotation) -> dict[str, Any]:
+        """Return what an annotation puts under which names of a record: what JSON has."""
+        if annotation.values:
+            return {self.column(name): value for name, value in annotation.values.items()}
+        if self.has_spans(record):
+            values: dict[str, Any] = {
+                self.column("spans"): self.spans_of(record[self.column("text")], annotation)
+            }
+        else:
+            values = {self.column("tags"): list(annotation.tags)}
+        if annotation.probabilities is not None:
+            values["probabilities"] = [
+                [[tag, round(probability, 4)] for tag, probability in token]
+                for token in annotation.probabilities
+            ]
+        return values
 
     def spans_of(self, text: str, annotation: Annotation) -> list[dict[str, Any]]:
         """Return IOB2 tags as labelled spans of a text."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from fangyan.data.example import Example
+from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
 from fangyan.tasks.extractive_qa.decoding import Answer
 from fangyan.tasks.task import Prediction, Predictor
@@ -94,6 +94,18 @@ class AnswerFinder(Predictor):
                 context = example.fields["context"]
                 answer = context[start:end] if start >= 0 else ""
                 yield Answered(example.fields["question"], context, answer, start, score)
+
+    @override
+    def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:
+        """Yield the answer of each example; see :class:`fangyan.tasks.task.Predictor`."""
+        source = iter(examples)
+        while chunk := list(islice(source, CHUNK)):
+            for example, (start, end, score) in zip(chunk, self._find(chunk), strict=True):
+                answer = {"text": example.fields["context"][start:end], "start": start}
+                values: dict[str, Any] = {"answers": [answer] if start >= 0 else []}
+                if probabilities:
+                    values["score"] = round(score, 4)
+                yield Annotation(values=values)
 
 
 def _example(text: str) -> Example:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fangyan.data.example import Example
+from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
 from fangyan.tasks.task import Prediction, Predictor
 
@@ -89,6 +91,24 @@ class TextClassifier(Predictor):
             for text, scores_C in zip(chunk, self._score(examples), strict=True):
                 yield Classified(text, self.task.label(scores_C), self.task.probabilities(scores_C))
 
+    @override
+    def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:
+        """Yield the label of each example; see :class:`fangyan.tasks.task.Predictor`."""
+        source = iter(examples)
+        while chunk := list(islice(source, CHUNK)):
+            if ("pair" in chunk[0].fields) != self.task.has_pairs:
+                texts, more = ("two texts", "pair: NAME, ") if self.task.has_pairs else ("one text", "")
+                raise UserError(
+                    f"{chunk[0].source}: the model reads {texts}, expected --format '{{format: jsonl, "
+                    f"columns: {{text: NAME, {more}label: NAME}}}}' with the names in the file"
+                )
+            for scores_C in self._score(chunk):
+                values: dict[str, Any] = {"label": _as_json(self.task.label(scores_C))}
+                if probabilities and self.task.kind != "regression":
+                    likely = islice(self.task.probabilities(scores_C).items(), probabilities)
+                    values["probabilities"] = [[name, round(probability, 4)] for name, probability in likely]
+                yield Annotation(values=values)
+
     def _example(self, text: str) -> Example:
         if not self.task.has_pairs:
             return Example({"text": text}, "", "")
@@ -99,3 +119,10 @@ class TextClassifier(Predictor):
                 "between"
             )
         return Example({"text": first, "pair": second}, "", "")
+
+
+def _as_json(label: str | tuple[str, ...] | float) -> Any:
+    """Return a label as files have it: classes that are numbers, true or false were read as their text."""
+    if isinstance(label, str) and re.fullmatch(r"true|false|0|-?[1-9]\d*", label):
+        return json.loads(label)
+    return list(label) if isinstance(label, tuple) else label
