@@ -26,6 +26,7 @@ from fangyan.cli_options import (
     RecipeArgument,
     RestartsOption,
     RunArgument,
+    SourceOption,
     TemperatureOption,
     TrainCommand,
     TrialsOption,
@@ -193,9 +194,8 @@ def check(
     from fangyan.training.check import check as run
     from fangyan.training.plan import Ranks
 
-    meant = Ranks(ranks, ranks_per_node, bandwidth)
     start_distributed()
-    report = run(loaded, meant)
+    report = run(loaded, Ranks(ranks, ranks_per_node, bandwidth))
     if as_json:
         write_pieces([json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2), "\n"], None)
     else:
@@ -231,6 +231,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
     ] = None,
+    source: SourceOption = None,
     answers: AnswersOption = None,
 ) -> None:
     """Evaluate a run's model: a tagger's metrics are in percent."""
@@ -242,6 +243,7 @@ def evaluate(
         data,
         say=lambda message: print(f"fangyan: {printable(message)}", file=sys.stderr),
         on_report=reports.append,
+        source=source,
         **({} if answers is None else {"answers": answers}),
     )
     table = Table("metric", "value")
@@ -263,6 +265,7 @@ def predict(
         typer.Option(help="A file to write; by default standard output.", show_default=False),
     ] = None,
     format: FormatOption = None,
+    source: SourceOption = None,
     probabilities: Annotated[
         int,
         typer.Option(
@@ -283,18 +286,19 @@ def predict(
         raise UserError("predict needs either sentences, or --input with a file (- for standard input)")
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     options = {name: value for name, value in given.items() if value is not None}
-    data = None if input is None or input == Path("-") else format_of(run, input, format)
+    data = None if input is None or input == Path("-") else format_of(run, input, format, source)
     if data is not None and input is not None:
         for name in (*options, *(["json"] if as_json else [])):
             raise UserError(f"--{name.replace('_', '-')}: is for text, found a file of format {data.format}")
-        write_pieces(annotate(run, input, data, probabilities), output)
+        write_pieces(annotate(run, input, data, probabilities, source), output)
         return
     for option, value in (("--probabilities", probabilities), ("--format", format)):
         if value:
             raise UserError(f"{option}: is for --input with a file of a format, found text")
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or lines_of(input)
-    write_pieces(predictions(run, texts, as_json, interactive=input == Path("-"), options=options), output)
+    talk = input == Path("-")
+    write_pieces(predictions(run, texts, as_json, interactive=talk, options=options, source=source), output)
 
 
 @app.command()

@@ -90,6 +90,10 @@ TemperatureOption = Annotated[
         show_default=False,
     ),
 ]
+SourceOption = Annotated[
+    str | None,
+    typer.Option(help="Of a run on several data sets: the one that this is of.", show_default=False),
+]
 AnswersOption = Annotated[
     int | None,
     typer.Option(

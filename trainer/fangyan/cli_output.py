@@ -58,12 +58,18 @@ def user_lines() -> Iterator[str]:
 
 
 def predictions(
-    run: Path, texts: Iterable[str], as_json: bool, *, interactive: bool, options: dict[str, Any]
+    run: Path,
+    texts: Iterable[str],
+    as_json: bool,
+    *,
+    interactive: bool,
+    options: dict[str, Any],
+    source: str | None,
 ) -> Iterator[str]:
     """Yield what is predicted for texts, in pieces as they come."""
     from fangyan.inference.load import load
 
-    for prediction in load(run).stream(texts, interactive=interactive, options=options):
+    for prediction in load(run, source).stream(texts, interactive=interactive, options=options):
         if as_json:
             yield json.dumps(prediction.record(), ensure_ascii=False)
         else:

@@ -16,6 +16,7 @@ from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.adaptation import Adaptation
 from fangyan.config import Config, OneOf, PathName, error_sentence, family_of, short
 from fangyan.data.formats import FORMATS, with_defaults
+from fangyan.data.formats.records import PREDICTED
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
@@ -107,6 +108,11 @@ class Recipe(Config):
         if self.model.is_scratch and not self.adaptation.trains_base_weights:
             raise ValueError(
                 f"model.path is scratch, which has nothing that {method} could leave as it is; expected full"
+            )
+        if self.data.prefixes and not set(self.task.fields) & set(PREDICTED):
+            raise ValueError(
+                f"data.prefix is for tasks with tags, labels or answers, found {self.task.name}; expected "
+                "false, and the name in the texts themselves"
             )
         missing = [field for field in self.task.fields if field not in self.data.provided]
         if missing and set(missing) <= set(self.data.fields):  # by other columns

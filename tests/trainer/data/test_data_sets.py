@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 from fangyan.data.batching import shuffled_batches
+from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
-from fangyan.data.splits import by_data_set
+from fangyan.data.splits import by_data_set, with_prefix
 from fangyan.errors import UserError
+from fangyan.inference.load import evaluate, export, load
 from fangyan.recipe import Recipe, parse_recipe
+from fangyan.tasks.token_classification.predictor import Tagged
 from fangyan.training.train import train
 
 
@@ -135,12 +138,67 @@ def test_recipe_needs_no_format_for_sources(tmp_path):
     assert isinstance(found, Recipe)
 
 
+def test_prefixes_are_names_before_what_is_read(tmp_path):
+    data = sources(tmp_path, prefix=True, zero_shot=["b"])
+    assert data.prefixes == ("a",)
+    splits = data.load(0)
+    assert {example.fields.get("prefix") for example in splits["train"]} == {"a"}
+    assert {example.fields.get("prefix") for example in splits["test"]} == {None}
+    told = with_prefix(Example({"text": "x", "pair": "y", "label": "z"}, "", ""), "a")
+    assert told.fields == {"text": "a: x", "pair": "y", "label": "z"}
+    answers = ({"text": "x", "start": 0},)
+    told = with_prefix(Example({"question": "q", "context": "x", "answers": answers}, "", ""), "a")
+    assert told.fields == {"question": "a: q", "context": "x", "answers": answers}
+    texts = {"sources": [{"format": "text", "train": "x"}], "prefix": True}
+    with pytest.raises(
+        UserError, match="data.prefix is for tasks with tags, labels or answers, found masked"
+    ):
+        parse_recipe({"name": "x", "task": {"name": "masked_lm"}, "data": texts})
+
+
+def test_files_are_of_one_data_set(tmp_path):
+    data = sources(tmp_path, prefix=True)
+    path = tmp_path / "b.jsonl"
+    (first, *_) = data.of_source("b").read_files([str(path)])
+    assert (first.fields["dataset"], first.fields["prefix"]) == ("b", "b")
+    for name, message in (
+        (None, "--source is missing, expected one of a, b"),
+        ("c", "--source: found 'c', exp"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.of_source(name)
+    alone = data.members()["a"]
+    assert alone.of_source(None) is alone
+    with pytest.raises(UserError, match="--source: found 'a', but the run has one data set alone"):
+        alone.of_source("a")
+
+
 @pytest.mark.slow
 def test_a_run_has_scores_of_each_data_set(tmp_path, capfd):
-    result = train(recipe(tmp_path, temperature=2.0, zero_shot=[]))
+    result = train(recipe(tmp_path, temperature=2.0, prefix=True))
     assert set(result.after) == {"dev", "dev/a", "dev/b"}
     out, _ = capfd.readouterr()
     assert "dev/b after" in out
     counts = {"dev/a": 10, "dev/b": 2}  # of sentences, two words each
     mean = sum(result.after[name]["token_accuracy"] * count for name, count in counts.items()) / 12
     assert result.after["dev"]["token_accuracy"] == pytest.approx(mean)
+    run = tmp_path / "run"
+    assert "a, train: " in (run / "model/README.md").read_text(encoding="utf-8")
+    for name in ("a", "b"):
+        found = evaluate(run, [str(tmp_path / f"{name}.jsonl")], source=name)
+        assert found.keys() == {"token_accuracy"}
+    with pytest.raises(
+        UserError, match=r"--source is missing, expected what the texts are of: a, b, or - for"
+    ):
+        load(run)
+    told, other = load(run, "b"), load(run, "-")
+    assert (told.prefix, other.prefix) == ("b", None)
+    (text,) = told.predict(["b7 ab"])
+    assert text.tokens == ("b7", "ab")
+    seen = []
+    told._tag = lambda examples, _: seen.extend(examples) or [Tagged(("x", "y"), None) for _ in examples]
+    told.predict(["b7 ab"])
+    list(told.annotate([Example({"tokens": ("b7", "ab")}, "", "")]))
+    assert [example.fields["prefix"] for example in seen] == ["b", "b"]
+    export(run, tmp_path / "model")
+    assert load(tmp_path / "model", "b").prefix == "b"

@@ -126,3 +126,41 @@ def test_hkcancor_jyutping_and_replies_are_conversations():
     assert replies[0].source == "FC-005b_v2.cha:30"
     for example in replies:
         assert example.fields["messages"][0]["content"].endswith("?")
+
+
+def test_hkcancor_names_are_of_words_or_of_characters():
+    path = corpus_folder() / "FC-105_v2.cha"
+    counts = Counter()
+    for words, characters in zip(
+        hkcancor(content="names").read(path),
+        hkcancor(content="names", tokens="characters").read(path),
+        strict=True,
+    ):
+        assert "".join(words.fields["tokens"]) == "".join(characters.fields["tokens"])
+        tags = [characters.fields["tags"]]
+        for word, tag in zip(words.fields["tokens"], words.fields["tags"], strict=True):
+            assert tags[0][0] == tag
+            assert set(tags[0][1 : len(word)]) <= {tag.replace("B-", "I-")}
+            tags[0] = tags[0][len(word) :]
+        counts.update(tag for tag in words.fields["tags"] if tag.startswith("B-"))
+    assert counts == {"B-PER": 30, "B-LOC": 29, "B-MISC": 5, "B-ORG": 3}
+
+
+def test_hkcancor_answers_are_where_they_say():
+    path = corpus_folder() / "FC-001_v2.cha"
+    examples = list(hkcancor(content="answers").read(path))
+    by_source = {}
+    for example in examples:
+        for answer in example.fields["answers"]:
+            assert example.fields["context"].startswith(answer["text"], answer["start"])
+        by_source.setdefault(example.source, []).append(example.fields)
+    for asked in by_source.values():
+        assert any(fields["answers"] for fields in asked)
+        assert sum(not fields["answers"] for fields in asked) <= 1
+        assert len({fields["question"] for fields in asked}) == len(asked)
+    asked = {fields["question"]: fields["answers"] for fields in by_source["FC-001_v2.cha:30"]}
+    assert asked == {
+        "講緊邊度?": ({"text": "Orlando", "start": 11},),
+        "講緊幾時?": (),
+        "講緊幾多?": ({"text": "廿五週年", "start": 29},),  # a number and its classifier
+    }

@@ -119,6 +119,30 @@ def test_tokenize_words_scores_every_word_once(electra, sizes, max_length):
         assert sequence.example == 3
 
 
+@pytest.mark.parametrize("max_length", [8, 9, 64])
+def test_tokenize_words_puts_a_prefix_before_each_sequence(electra, max_length):
+    tokenizer, words = Tokenizer(electra), tuple("我哋去旺角食飯睇戲")
+    prefix = tokenizer.subwords("yue").ids[: (max_length - 2) // 4]
+    sequences = tokenize_words(tokenizer, words, list(range(len(words))), max_length, prefix="yue")
+    learned = []
+    for sequence in sequences:
+        assert len(sequence.input_ids) <= max_length
+        assert sequence.input_ids[: 1 + len(prefix)] == [*tokenizer.prefix, *prefix]
+        assert set(sequence.labels[: 1 + len(prefix)]) == {IGNORE_INDEX}
+        start, end = sequence.alignment.span
+        for word in range(start, end):
+            place = sequence.alignment.places[word - sequence.alignment.start]
+            assert electra.convert_ids_to_tokens(sequence.input_ids[place]) == words[word]
+            assert sequence.labels[place] == word
+        learned += range(start, end)
+    assert learned == list(range(len(words)))
+    (spaced,) = tokenize_words(Tokenizer(byte_level_tokenizer()), ("heui",), [1], 64, prefix="x")
+    assert (
+        spaced.input_ids[-1]
+        == tokenize_words(Tokenizer(byte_level_tokenizer()), ("x", "heui"), [0, 1], 64)[0].input_ids[-1]
+    )  # as a word after a space
+
+
 def test_tokenize_words_scores_words_with_context_on_both_sides(electra):
     sequences = tokenize_words(Tokenizer(electra), tuple("字" * 200), None, 66)
     assert len(sequences) > 3

@@ -13,6 +13,8 @@ from fangyan.errors import UserError
 BOM = "\ufeff"
 # The field that names an example's data set, where there are several.
 DATASET = "dataset"
+# The field with what stands before an example's tokens, unlabelled.
+PREFIX = "prefix"
 # Bytes of a line: a compressed file of a few MB could hold one that fills the memory.
 LONGEST_LINE = 1 << 27
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
-from fangyan.config import Config, PathName
+from fangyan.config import Config, PathName, short
 from fangyan.data.annotated import Annotator
 from fangyan.data.arrays import cumulative, differences, shuffled
-from fangyan.data.example import DATASET, Example, Splits, read_lines
+from fangyan.data.example import DATASET, PREFIX, Example, Splits, read_lines
 from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
 
@@ -82,6 +82,26 @@ class DataConfig(Config, ABC):
             raise ValueError(
                 "test is given, and --folds (fold) takes a part of train for it; expected test: null"
             )
+        return self
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Return the names of data sets, one of which stands before each text; none where none does."""
+        return ()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Return the files, or the fraction, of each split, for a description."""
+        return {name: getattr(self, name) for name in ("train", "dev", "test")}
+
+    def of_source(self, name: str | None) -> DataConfig:
+        """Return how files of one of several data sets are read.
+
+        Raises:
+            UserError: if there are several and none is named, or one is named that is not there.
+        """
+        if name is not None:
+            raise UserError(f"--source: found {short(name)}, but the run has one data set alone")
         return self
 
     def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:  # noqa: ARG002
@@ -224,6 +244,20 @@ def by_data_set(examples: Sequence[Example]) -> dict[str, list[Example]]:
         if DATASET in example.fields:
             found.setdefault(example.fields[DATASET], []).append(example)
     return found
+
+
+def with_prefix(example: Example, name: str) -> Example:
+    """Return an example with the name of its data set before what a model reads.
+
+    Before tokens it is a field of its own, since it has no label.
+    """
+    fields = dict(example.fields)
+    if "tokens" in fields:
+        fields[PREFIX] = name
+    else:
+        text = "question" if "question" in fields else "text"
+        fields[text] = f"{name}: {fields[text]}"
+    return Example(fields, example.source, example.group)
 
 
 def find_files(path: str) -> list[Path]:

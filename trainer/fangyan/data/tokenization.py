@@ -199,6 +199,7 @@ def tokenize_words(
     *,
     spaces: Sequence[bool] | None = None,
     label_place: LabelPlace = "first",
+    prefix: str | None = None,
 ) -> list[TokenizedSequence]:
     """Tokenize a sentence into overlapping sequences, a quarter of each shared with the one before.
 
@@ -211,15 +212,20 @@ def tokenize_words(
         example: index of the example.
         spaces: whether white space follows each word; by default after every word.
         label_place: the sub-word that has a word's label.
+        prefix: a word that each sequence begins with, unlabelled; it takes a quarter of one at most.
     """
     room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
-    pieces = list(_pieces(tokenizer, words, spaces, room))
+    before = tokenizer.prefix
+    if prefix is not None:
+        before = before + tokenizer.subwords(prefix).ids[: room // 4]
+        room = max_length - len(before) - len(tokenizer.suffix)
+    pieces = list(_pieces(tokenizer, words, spaces, room, "start" if prefix is None else "space"))
     bounds = _bounds([len(piece.ids) for piece in pieces], room)
     sequences = []
     for i, (start, end) in enumerate(bounds):
         first = start if i == 0 else (start + bounds[i - 1][1]) // 2
         last = end if i == len(bounds) - 1 else (bounds[i + 1][0] + end) // 2
-        input_ids = list(tokenizer.prefix)
+        input_ids = list(before)
         places = []
         widths = []
         for piece in pieces[start:end]:
@@ -238,12 +244,12 @@ def tokenize_words(
 
 
 def _pieces(
-    tokenizer: Tokenizer, words: Sequence[str], spaces: Sequence[bool] | None, room: int
+    tokenizer: Tokenizer, words: Sequence[str], spaces: Sequence[bool] | None, room: int, first: Before
 ) -> Iterator[Subwords]:
     """Yield the sub-words of every word, ``room`` at most."""
     after: Sequence[bool] = [True] * len(words) if spaces is None else spaces
     for i, word in enumerate(words):
-        piece = tokenizer.subwords(word, "start" if i == 0 else "space" if after[i - 1] else "word")
+        piece = tokenizer.subwords(word, first if i == 0 else "space" if after[i - 1] else "word")
         yield piece if len(piece.ids) <= room else tokenizer.locate(piece.ids[:room])
 
 

@@ -36,7 +36,9 @@ ENDINGS = {
 }
 
 
-def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataConfig | None:
+def format_of(
+    run: Path, file: Path, wanted: str | None = None, source: str | None = None
+) -> TaggedDataConfig | None:
     """Return how a file is read and written, or None if it is texts, one per line.
 
     It is what the run's recipe says, if the file has the ending of the recipe's files or of its format; else
@@ -46,6 +48,7 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
         run: a run folder, or an exported model, which has no recipe.
         file: to annotate.
         wanted: a format, or a mapping in YAML such as ``{format: conllu, column: xpos}``.
+        source: of which of several data sets the file is.
 
     Raises:
         UserError: if the format needs more than its name, or has nothing that the model predicts.
@@ -69,7 +72,7 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
         return None
     if by_ending == "conll" and "tokens" not in needed:
         by_ending = "csv" if ending == ".tsv" else None
-    for recipe in _recipe_data(run):
+    for recipe in _recipe_data(run, source):
         if by_ending == recipe["format"] or ending in _endings(recipe):
             return _parse(recipe, needed, file, str(run / "recipe.yaml"))
     if by_ending is None:
@@ -82,7 +85,9 @@ def format_of(run: Path, file: Path, wanted: str | None = None) -> TaggedDataCon
     )
 
 
-def annotate(run: Path, file: Path, data: TaggedDataConfig, probabilities: int = 0) -> Iterator[str]:
+def annotate(
+    run: Path, file: Path, data: TaggedDataConfig, probabilities: int = 0, source: str | None = None
+) -> Iterator[str]:
     """Yield the lines of a file with what the model predicts; all else is as it was.
 
     Args:
@@ -90,12 +95,13 @@ def annotate(run: Path, file: Path, data: TaggedDataConfig, probabilities: int =
         file: of the format.
         data: how it is read; see :func:`format_of`.
         probabilities: how many of the most likely tags of each token, or classes, to write with theirs.
+        source: of which of several data sets the file is.
 
     Raises:
         UserError: if the model predicts nothing that the file takes, or naming the line that is not of the
             format.
     """
-    predictor = load(run)
+    predictor = load(run, source)
     return data.annotate(file, partial(predictor.annotate, probabilities=probabilities))
 
 
@@ -112,13 +118,15 @@ def _needed(run: Path) -> tuple[str, ...]:
     return member.fields if member is not None and issubclass(member, TaskConfig) else ("tokens", "tags")
 
 
-def _recipe_data(run: Path) -> list[Mapping[str, Any]]:
-    """Return what a run's recipe says of its data: of each set, where there are several."""
+def _recipe_data(run: Path, source: str | None) -> list[Mapping[str, Any]]:
+    """Return what a run's recipe says of its data: of each set, where there are several and none is named."""
     path = run / "recipe.yaml"
     if not path.is_file():
         return []
     data = data_section(path)
-    return data["sources"] if isinstance(data.get("sources"), list) else [data]
+    if not isinstance(data.get("sources"), list):
+        return [data]
+    return [each for each in data["sources"] if source in (None, "-", each.get("name"))]
 
 
 def _endings(recipe: Mapping[str, Any]) -> set[str]:

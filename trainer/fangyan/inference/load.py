@@ -16,6 +16,7 @@ import torch
 from fangyan.adaptation.fused_lora import use_fused_lora
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.adaptation.quantization import dequantize, quantize
+from fangyan.config import short
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
 from fangyan.data.splits import read_examples
@@ -50,6 +51,7 @@ class ExportedModel:
         task: what it learned.
         layout: of batches.
         max_length: most sub-words of a sequence.
+        prefixes: names of data sets, one of which stands before each text.
     """
 
     model: Any
@@ -57,6 +59,7 @@ class ExportedModel:
     task: Task
     layout: Layout
     max_length: int
+    prefixes: Sequence[str] = ()
 
     def packed(self) -> PackedModel:
         """Return the model ready to run on this machine's device.
@@ -70,14 +73,32 @@ class ExportedModel:
         return model
 
 
-def load(run: str | Path) -> Predictor:
+def load(run: str | Path, source: str | None = None) -> Predictor:
     """Load the model of a run folder, or an exported model folder, to predict.
 
+    Args:
+        run: the folder.
+        source: name of the data set that texts are of, where the model has learned to be told; ``-`` for
+            another.
+
     Raises:
-        UserError: if there is no exported model, or it cannot be loaded.
+        UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
     exported = load_exported(_model_folder(Path(run)))
-    return exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
+    names = exported.prefixes
+    if source is not None and not names and not _has_sources(Path(run)):
+        raise UserError(f"--source: found {short(source)}, but {run} has learned from one data set alone")
+    if names and source not in (*names, "-"):
+        found = "--source is missing" if source is None else f"--source: found {short(source)}"
+        raise UserError(f"{found}, expected what the texts are of: {', '.join(names)}, or - for another")
+    predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
+    predictor.prefix = source if source in names else None
+    return predictor
+
+
+def _has_sources(run: Path) -> bool:
+    recipe = run / "recipe.yaml"
+    return recipe.is_file() and "sources" in data_section(recipe)
 
 
 def evaluate(
@@ -86,6 +107,7 @@ def evaluate(
     say: Callable[[str], None] = warnings.warn,
     on_report: Callable[[Report], None] | None = None,
     answers: int = ANSWERS,
+    source: str | None = None,
 ) -> Metrics:
     """Return the metrics of a run's model.
 
@@ -95,13 +117,14 @@ def evaluate(
         say: called with a message on each thing in the data that the model has not learned, such as a tag.
         on_report: called with the scores of each class, if the task has such.
         answers: how many of the examples an assistant answers itself, to be scored.
+        source: of which of several data sets the files are.
 
     Raises:
         UserError: if it is no run folder, or a file is not of its format.
     """
     folder = Path(run)
     exported = load_exported(_model_folder(folder))
-    examples = _examples(folder, data)
+    examples = _examples(folder, data, source)
     for note in exported.task.notes(examples):
         say(note)
     tokenizer = Tokenizer(exported.backend)
@@ -111,12 +134,12 @@ def evaluate(
     return metrics | task.generated_metrics(examples[:answers], model, tokenizer, longest)
 
 
-def _examples(folder: Path, data: Sequence[str] | None) -> Sequence[Example]:
+def _examples(folder: Path, data: Sequence[str] | None, source: str | None) -> Sequence[Example]:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise UserError("evaluate needs a run folder with its recipe.yaml, found a model alone")
     if data:
-        examples = parse_data(data_section(recipe), str(recipe)).read_files(data)
+        examples = parse_data(data_section(recipe), str(recipe)).of_source(source).read_files(data)
     else:
         splits = [folder / "splits" / f"{name}.jsonl" for name in ("test", "dev")]
         examples = read_examples(next((path for path in splits if path.is_file()), splits[-1]))
@@ -227,7 +250,8 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
             model = _load_adapter(folder, task, config, mergeable)
         else:
             model = _load_whole(folder, task)
-        return ExportedModel(model, backend, task, inference["layout"], inference["max_length"])
+        names = inference.get("prefixes", ())
+        return ExportedModel(model, backend, task, inference["layout"], inference["max_length"], names)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:400]}") from None
 
@@ -238,6 +262,8 @@ def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
         "layout": lambda value: value in get_args(Layout),
         "max_length": lambda value: type(value) is int and value >= _LEAST_LENGTH,
     }
+    if "prefixes" in inference:
+        needed["prefixes"] = _are_names
     if (folder / "adapter_config.json").is_file():
         needed["base"] = _is_base
     whole = f"expected a whole export, with {', '.join(needed)}"
@@ -248,6 +274,10 @@ def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{folder}/config.json: fangyan.{field} is {str(inference[field])[:60]!r}, {whole}"
             )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
 def _is_base(value: Any) -> bool:

@@ -73,7 +73,6 @@ def model_card(
         "language": [data.language] if data.language else None,
     }
     front = {key: value for key, value in front.items() if value is not None}
-    splits = {split: getattr(data, split) for split in ("train", "dev", "test")}
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False).strip(),
         name=name,
@@ -86,13 +85,22 @@ def model_card(
         path=model_config.path,
         random="" if model_config.pretrained else " (random weights)",
         source=data.corpus or f"{data.format} files of the recipe",
-        split="\n".join(f"- {split}: {_describe(value)}" for split, value in splits.items() if value),
+        split="\n".join(f"- {split}: {_describe(value)}" for split, value in data.parts.items() if value),
         unit=f" in {task.metric_unit}" if task.metric_unit else "",
         table=_table(floor, before, after),
-        note=f"\n{task.usage_note}\n" if task.usage_note else "",
+        note="".join(f"\n{note}\n" for note in (task.usage_note, _prefix_note(data)) if note),
         usage=_usage(task, model.config.num_labels, is_adapter, model_config),
         version=transformers.__version__,
         recipe=recipe_yaml.strip(),
+    )
+
+
+def _prefix_note(data: DataConfig) -> str:
+    if not data.prefixes:
+        return ""
+    return (
+        "Each text begins with the name of its data set, as a word of its own before tokens, else with a "
+        f"colon after it: {', '.join(data.prefixes)}."
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fangyan.config import Config
 from fangyan.data.example import Annotation, Example, Splits
 from fangyan.data.findings import Finding
-from fangyan.data.splits import DataConfig
+from fangyan.data.splits import DataConfig, with_prefix
 from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
 from fangyan.data.tokenization import LabelPlace, TokenizedSequence, Tokenizer
@@ -43,7 +43,18 @@ class Prediction(ABC):
 
 
 class Predictor(ABC):
-    """A trained model in use."""
+    """A trained model in use.
+
+    Attributes:
+        prefix: name of the data set that texts are of, where the model has learned to be told; see
+            :class:`fangyan.data.formats.sources.Sources`.
+    """
+
+    prefix: str | None = None
+
+    def told(self, example: Example) -> Example:
+        """Return an example as the model reads it."""
+        return example if self.prefix is None else with_prefix(example, self.prefix)
 
     @abstractmethod
     def predict(self, texts: Iterable[str]) -> Sequence[Any]:

@@ -351,6 +351,7 @@ class Trainer(ScoredWorkload):
             # Masks work on every machine.
             "layout": "rows" if model.layout == "varlen" else model.layout,
             "max_length": self.max_length,
+            **({"prefixes": recipe.data.prefixes} if recipe.data.prefixes else {}),
         }
         card = model_card(
             name=recipe.name,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -26,9 +26,15 @@ from fangyan.packages import package_folder
 
 PUNCTUATION_TAG = "w"
 _SENTENCE_TYPES = {".": "statement", "?": "question"}
+# Proper nouns by their tags; before these may stand x (of another language) and j (an abbreviation).
+_NAMES = {"nr": "PER", "ns": "LOC", "nt": "ORG", "nz": "MISC"}
+# Who, where, when, how many: what answers, by its tag.
+_QUESTIONS = {"nr": "講緊邊個?", "ns": "講緊邊度?", "t": "講緊幾時?", "m": "講緊幾多?"}
 # What the examples of each content have.
 _FIELDS: dict[str, tuple[str, ...]] = {
     "words": ("tokens", "tags"),
+    "names": ("tokens", "tags"),
+    "answers": ("question", "context", "answers"),
     "sentence_types": ("text", "label"),
     "jyutping": ("messages",),
     "replies": ("messages",),
@@ -42,18 +48,23 @@ class HKCanCor(ChatFiles):
     speech as one task.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text", "label", "messages")
+    fields: ClassVar[tuple[str, ...]] = (
+        *("tokens", "tags", "text", "label", "messages"),
+        *("question", "context", "answers"),
+    )
     chooser: ClassVar[str] = "content"
     format: Literal["hkcancor"] = "hkcancor"
     corpus: ClassVar[str | None] = "HKCanCor (Luke & Wong 2015), CC BY 4.0"
     licence: ClassVar[str | None] = "cc-by-4.0"
     language: ClassVar[str | None] = "yue"
 
-    content: Literal["words", "sentence_types", "jyutping", "replies"] = Field(
+    content: Literal["words", "names", "sentence_types", "answers", "jyutping", "replies"] = Field(
         "words",
-        description="words: with their tags. sentence_types: utterances as text, labelled as question or "
-        "statement by the mark at their end, which is cut off. jyutping: conversations of an utterance in "
-        "Jyutping and its characters. replies: of each question and what another speaker answers.",
+        description="words: with their tags. names: tokens with people (PER), places (LOC), organisations "
+        "(ORG) and others (MISC). sentence_types: utterances as text, labelled as question or statement by "
+        "the mark at their end, which is cut off. answers: to who, where, when and how many, where an "
+        "utterance says it. jyutping: conversations of an utterance in Jyutping and its characters. replies: "
+        "of each question and what another speaker answers.",
     )
     path: PathName | None = Field(None, description="Folder of the .cha files, if not the installed one.")
 
@@ -97,7 +108,7 @@ class HKCanCor(ChatFiles):
 
     @pydantic.model_validator(mode="after")
     def _tokens_are_of_words(self) -> HKCanCor:
-        if self.content != "words" and self.tokens != "words":
+        if "tokens" not in _FIELDS[self.content] and self.tokens != "words":
             raise ValueError(f"tokens is {self.tokens}, but content is {self.content}, which has no tags")
         return self
 
@@ -119,11 +130,51 @@ class HKCanCor(ChatFiles):
         if self.content == "words":
             return super().read(path)
         readers = {
+            "names": self._names,
             "sentence_types": self._sentence_types,
+            "answers": self._answers,
             "jyutping": self._jyutping,
             "replies": self._replies,
         }
         return readers[self.content](path)
+
+    def _names(self, path: Path) -> Iterator[Example]:
+        for example in self._tagged_words(path):
+            tokens: list[str] = []
+            tags: list[str] = []
+            before = None
+            for word, tag in zip(example.fields["tokens"], example.fields["tags"], strict=True):
+                name = _NAMES.get(tag.lstrip("xj"))
+                pieces = list(word) if self.tokens == "characters" else [word]
+                tokens += pieces
+                first = "O" if name is None else f"{'I' if name == before else 'B'}-{name}"
+                tags += [first] + [f"I-{name}" if name else "O"] * (len(pieces) - 1)
+                before = name
+            yield Example({"tokens": tuple(tokens), "tags": tuple(tags)}, example.source, example.group)
+
+    def _answers(self, path: Path) -> Iterator[Example]:
+        for number, example in enumerate(self._tagged_words(path)):
+            words, tags = example.fields["tokens"], example.fields["tags"]
+            found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _QUESTIONS}
+            for start, end, kind in _answer_spans(tags):
+                place = len(written(words[: start + 1])) - len(words[start])
+                found[kind].append({"text": written(words[start:end]), "start": place})
+            # Of an utterance that answers something, one question more, which it does not answer.
+            unanswered = [kind for kind, answers in found.items() if not answers]
+            if len(unanswered) == len(found):
+                continue
+            others = unanswered[number % len(unanswered) :][:1] if unanswered else []
+            for kind, answers in found.items():
+                if answers or kind in others:
+                    fields = {
+                        "question": _QUESTIONS[kind],
+                        "context": written(words),
+                        "answers": tuple(answers),
+                    }
+                    yield Example(fields, example.source, example.group)
+
+    def _tagged_words(self, path: Path) -> Iterator[Example]:
+        return self.model_copy(update={"content": "words", "tokens": "words"}).read(path)
 
     def _sentence_types(self, path: Path) -> Iterator[Example]:
         for example in super().read(path):
@@ -166,6 +217,24 @@ class HKCanCor(ChatFiles):
 def _conversation(path: Path, turn: Turn, question: str, answer: str) -> Example:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     return Example({"messages": messages}, f"{path.name}:{turn.line}", path.stem)
+
+
+def _answer_spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield where words answer a question, from which to before which, and its kind.
+
+    Neighbours of one kind are one answer, and so are a number and its classifier (``q``).
+    """
+    start = 0
+    kinds = [tag.lstrip("xj") for tag in tags]
+    while start < len(kinds):
+        end, kind = start + 1, kinds[start]
+        if kind in _QUESTIONS:
+            while kinds[end : end + 1] == [kind]:
+                end += 1
+            if kind == "m" and kinds[end : end + 1] == ["q"]:
+                end += 1
+            yield start, end, kind
+        start = end
 
 
 def written(words: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fangyan.config import short
 from fangyan.data.example import DATASET, Example, Splits
-from fangyan.data.splits import DataConfig
+from fangyan.data.splits import DataConfig, with_prefix
 from fangyan.data.store import cache_folder, keep_examples
 from fangyan.errors import UserError
 
@@ -37,6 +37,12 @@ class Sources(DataConfig):
     )
     zero_shot: list[str] = Field(
         [], description="Names of data sets that are not trained on: all they have in train is in test."
+    )
+
+    prefix: bool = Field(
+        False,
+        description="Whether the name of its data set stands before each text: predict then takes --source. "
+        "Not before texts of zero_shot.",
     )
 
     @pydantic.model_validator(mode="after")
@@ -90,10 +96,37 @@ class Sources(DataConfig):
         first, *others = (member.provided for member in self.members().values())
         return tuple(name for name in first if all(name in other for other in others))
 
+    @property
+    @override
+    def prefixes(self) -> tuple[str, ...]:
+        """Return the names of the data sets that are trained on, where texts begin with them."""
+        return tuple(name for name in self.members() if name not in self.zero_shot) if self.prefix else ()
+
+    @property
+    @override
+    def parts(self) -> dict[str, Any]:
+        """Return the files, or the fraction, of each split of each data set."""
+        return {
+            f"{name}, {split}": value
+            for name, member in self.members().items()
+            for split, value in member.parts.items()
+        }
+
+    @override
+    def of_source(self, name: str | None) -> DataConfig:
+        """Return this with one data set alone; see :class:`DataConfig`."""
+        members = self.members()
+        if name not in members:
+            found = "--source is missing" if name is None else f"--source: found {short(name)}"
+            raise UserError(f"{found}, expected one of {', '.join(members)}")
+        own = self.sources[list(members).index(name)] | {"name": name}
+        return self.model_copy(update={"sources": [own]})
+
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the examples of a file, which is read as those of the first data set."""
-        return next(iter(self.members().values())).read(path)
+        name, member = next(iter(self.members().items()))
+        return self._named(name, member.read(path))
 
     @override
     def load(self, seed: int) -> Splits:
@@ -101,7 +134,7 @@ class Sources(DataConfig):
         parts: dict[str, list[Iterable[Example]]] = {"train": [], "dev": [], "test": []}
         for name, member in self.members().items():
             for split, examples in self._splits(name, member, seed).items():
-                parts[split].append(_of(name, examples))
+                parts[split].append(self._named(name, examples))
         cache = cache_folder(self.cache_dir)
         return {split: keep_examples(chain(*found), cache) for split, found in parts.items() if found}
 
@@ -112,6 +145,13 @@ class Sources(DataConfig):
             return member.load(seed)
         except UserError as error:
             raise UserError(f"data.sources: {name}: {error}") from None
+
+    def _named(self, name: str, examples: Iterable[Example]) -> Iterator[Example]:
+        """Yield examples that say of which data set they are."""
+        for example in examples:
+            fields: Mapping[str, Any] = {**example.fields, DATASET: name}
+            named = Example(fields, example.source, example.group)
+            yield with_prefix(named, name) if name in self.prefixes else named
 
     @override
     def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:
@@ -125,10 +165,3 @@ class Sources(DataConfig):
         weights = {name: size ** (1.0 / self.temperature) for name, size in sizes.items()}
         per_weight = sum(sizes.values()) / sum(weights.values())
         return {name: per_weight * weights[name] / size for name, size in sizes.items()}
-
-
-def _of(name: str, examples: Iterable[Example]) -> Iterator[Example]:
-    """Yield examples that say of which data set they are."""
-    for example in examples:
-        fields: Mapping[str, Any] = {**example.fields, DATASET: name}
-        yield Example(fields, example.source, example.group)

@@ -90,7 +90,8 @@ class AnswerFinder(Predictor):
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
             examples = [_example(text) for text in chunk]
-            for example, (start, end, score) in zip(examples, self._find(examples), strict=True):
+            told = [self.told(example) for example in examples]
+            for example, (start, end, score) in zip(examples, self._find(told), strict=True):
                 context = example.fields["context"]
                 answer = context[start:end] if start >= 0 else ""
                 yield Answered(example.fields["question"], context, answer, start, score)
@@ -100,7 +101,8 @@ class AnswerFinder(Predictor):
         """Yield the answer of each example; see :class:`fangyan.tasks.task.Predictor`."""
         source = iter(examples)
         while chunk := list(islice(source, CHUNK)):
-            for example, (start, end, score) in zip(chunk, self._find(chunk), strict=True):
+            told = [self.told(example) for example in chunk]
+            for example, (start, end, score) in zip(chunk, self._find(told), strict=True):
                 answer = {"text": example.fields["context"][start:end], "start": start}
                 values: dict[str, Any] = {"answers": [answer] if start >= 0 else []}
                 if probabilities:

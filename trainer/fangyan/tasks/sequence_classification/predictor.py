@@ -87,7 +87,7 @@ class TextClassifier(Predictor):
             raise UserError(f"{name}: is for models that write text, found a classifier")
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
-            examples = [self._example(text) for text in chunk]
+            examples = [self.told(self._example(text)) for text in chunk]
             for text, scores_C in zip(chunk, self._score(examples), strict=True):
                 yield Classified(text, self.task.label(scores_C), self.task.probabilities(scores_C))
 
@@ -102,7 +102,7 @@ class TextClassifier(Predictor):
                     f"{chunk[0].source}: the model reads {texts}, expected --format '{{format: jsonl, "
                     f"columns: {{text: NAME, {more}label: NAME}}}}' with the names in the file"
                 )
-            for scores_C in self._score(chunk):
+            for scores_C in self._score([self.told(example) for example in chunk]):
                 values: dict[str, Any] = {"label": _as_json(self.task.label(scores_C))}
                 if probabilities and self.task.kind != "regression":
                     likely = islice(self.task.probabilities(scores_C).items(), probabilities)

@@ -95,7 +95,8 @@ class TokenClassifier(Predictor):
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
             examples = [Example({"tokens": self._split(text)}, "", "") for text in chunk]
-            for example, (labels, _) in zip(examples, self._tag(examples, False), strict=True):
+            told = [self.told(example) for example in examples]
+            for example, (labels, _) in zip(examples, self._tag(told, False), strict=True):
                 tokens, tags = example.fields["tokens"], self.task.notation.write(labels)
                 yield TaggedText(tokens, tuple(tags), self._words(tokens, tags, labels))
 
@@ -110,7 +111,7 @@ class TokenClassifier(Predictor):
         """
         source = iter(examples)
         while chunk := list(islice(source, CHUNK)):
-            for tagged in self._tag(chunk, probabilities > 0):
+            for tagged in self._tag([self.told(example) for example in chunk], probabilities > 0):
                 tags = tuple(self.task.notation.write(tagged.labels))
                 likely = tuple(self._most_likely(tagged, probabilities)) if probabilities > 0 else None
                 yield Annotation(tags, likely)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.example import Example, Splits
+from fangyan.data.example import PREFIX, Example, Splits
 from fangyan.data.findings import Finding
 from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import (
@@ -278,6 +278,7 @@ class TokenClassification(Task):
                 # Characters without word of it stand side by side.
                 spaces=example.fields.get("spaces", [self.token_unit == "words"] * len(tokens)),
                 label_place="first" if self.subword == "auto" else self.subword,
+                prefix=example.fields.get(PREFIX),
             )
         return sequences
 
