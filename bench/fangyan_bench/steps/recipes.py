@@ -29,6 +29,7 @@ from fangyan_bench.trainer_access import (
 # The model of each recipe.
 MODELS = {
     "cantonese-questions": "ELECTRA, 5.9 M",
+    "cantonese-answers": "ELECTRA, 5.9 M",
     "cantonese-mlm": "ELECTRA, 5.9 M",
     "cantonese-typing": "Qwen3, 6 layers",
 }
@@ -51,6 +52,7 @@ class HfRecipe(HfTrainer):
         tokenizer = self._setup.tokenizer
         return {
             "sequence_classification": lambda: DataCollatorWithPadding(tokenizer),
+            "extractive_qa": lambda: DataCollatorWithPadding(tokenizer),
             "masked_lm": lambda: DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
             "instruction": lambda: DataCollatorForTokenClassification(tokenizer),
         }[self._setup.task.name]()
@@ -60,6 +62,15 @@ def plain_row(setup: BenchmarkSetup, sequence: TokenizedSequence) -> dict[str, A
     """Return a sequence as a collator of transformers takes it."""
     if setup.task.name == "sequence_classification":
         return {"input_ids": sequence.input_ids, "labels": max(sequence.labels)}
+    if setup.task.name == "extractive_qa":
+        start, end = map(int, sequence.targets)
+        segments = sequence.segments or [0] * len(sequence.input_ids)
+        return {
+            "input_ids": sequence.input_ids,
+            "token_type_ids": segments,
+            "start_positions": start,
+            "end_positions": end,
+        }
     if setup.task.name == "instruction":  # transformers shifts labels by itself
         return {"input_ids": sequence.input_ids, "labels": [IGNORE_INDEX, *sequence.labels[:-1]]}
     return {"input_ids": sequence.input_ids}
@@ -126,9 +137,11 @@ def check_agreement(setup: BenchmarkSetup) -> None:
         rows = [{"input_ids": s.input_ids, "labels": s.labels} for s in sequences]
     else:
         rows = [plain_row(setup, s) for s in sequences]
-    is_text = setup.task.name == "sequence_classification"
-    collator = DataCollatorWithPadding if is_text else DataCollatorForTokenClassification
-    loss = plain(**collator(setup.tokenizer)(rows)).loss
+    is_text = setup.task.name in ("sequence_classification", "extractive_qa")
+    collator = (DataCollatorWithPadding if is_text else DataCollatorForTokenClassification)(setup.tokenizer)
+    # An answer may be anywhere in a padded row for transformers, also in the padding: one row at a time.
+    batches = [[row] for row in rows] if setup.task.name == "extractive_qa" else [rows]
+    loss = torch.stack([plain(**collator(batch)).loss for batch in batches]).mean()
     loss.backward()
     found = recipe_loss(setup, packed, sequences)
     found.backward()
