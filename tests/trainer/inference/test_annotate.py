@@ -101,9 +101,13 @@ def test_format_of_a_file_for_a_classifier(tmp_path):
 
 
 def test_format_of_a_file_for_a_model_of_several_data_sets(tmp_path):
-    members = [{"name": "a", "format": "conll", "train": "a.txt", "columns": {"token": 2, "tag": 3}}]
+    members = [
+        {"name": "a", "format": "conll", "train": "a.txt", "columns": {"token": 2, "tag": 3}},
+        {"format": "conll", "train": "b.txt", "columns": {"token": 1, "tag": 4}},
+    ]
     run = recipe(tmp_path / "run", format="sources", sources=members)
-    assert format_of(run, Path("b.txt")).columns == {"token": 2, "tag": 3}
+    for source, token in ((None, 2), ("a", 2), ("source-2", 1)):
+        assert format_of(run, Path("b.txt"), source=source).columns["token"] == token
     assert format_of(run, Path("b.jsonl")).format == "jsonl"
 
 

@@ -13,6 +13,7 @@ from fangyan.config import short
 from fangyan.data.compression import suffix
 from fangyan.data.formats import parse_data, with_defaults
 from fangyan.data.formats.records import PREDICTED
+from fangyan.data.formats.sources import named_sources
 from fangyan.data.splits import DataConfig, TaggedDataConfig
 from fangyan.errors import UserError
 from fangyan.inference.load import data_section, load
@@ -126,7 +127,7 @@ def _recipe_data(run: Path, source: str | None) -> list[Mapping[str, Any]]:
     data = data_section(path)
     if not isinstance(data.get("sources"), list):
         return [data]
-    return [each for each in data["sources"] if source in (None, "-", each.get("name"))]
+    return [each for name, each in named_sources(data["sources"]) if source in (None, "-", name)]
 
 
 def _endings(recipe: Mapping[str, Any]) -> set[str]:

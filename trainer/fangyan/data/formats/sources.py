@@ -71,8 +71,7 @@ class Sources(DataConfig):
         from fangyan.data.formats import parse_data
 
         found: dict[str, DataConfig] = {}
-        for number, content in enumerate(self.sources, start=1):
-            name = content.get("name", f"source-{number}")
+        for name, content in named_sources(self.sources):
             if not isinstance(name, str) or not name or "/" in name:
                 raise UserError(f"sources: name is {short(name)}, expected one without a slash")
             if name in found:
@@ -148,10 +147,11 @@ class Sources(DataConfig):
 
     def _named(self, name: str, examples: Iterable[Example]) -> Iterator[Example]:
         """Yield examples that say of which data set they are."""
+        is_told = name in self.prefixes
         for example in examples:
             fields: Mapping[str, Any] = {**example.fields, DATASET: name}
             named = Example(fields, example.source, example.group)
-            yield with_prefix(named, name) if name in self.prefixes else named
+            yield with_prefix(named, name) if is_told else named
 
     @override
     def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:
@@ -165,3 +165,9 @@ class Sources(DataConfig):
         weights = {name: size ** (1.0 / self.temperature) for name, size in sizes.items()}
         per_weight = sum(sizes.values()) / sum(weights.values())
         return {name: per_weight * weights[name] / size for name, size in sizes.items()}
+
+
+def named_sources(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Yield the sections of data sets as a recipe has them, with their names, by default their numbers."""
+    for number, content in enumerate(sources, start=1):
+        yield content.get("name", f"source-{number}"), content
