@@ -7,6 +7,7 @@ from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
 from fangyan.recipe import Recipe
+from fangyan.tasks.extractive_qa.task import ExtractiveQA
 from fangyan.tasks.sequence_classification.task import SequenceClassification
 from fangyan.tasks.token_classification.floor import MostFrequentTags
 from fangyan.tasks.token_classification.task import TokenClassification
@@ -41,6 +42,19 @@ def test_floor_of_tags_and_of_classes():
     assert SequenceClassification(["a", "b"], "multi_label_classification").floor(texts) == {}
 
 
+@pytest.mark.parametrize(("train", "f1"), [(["ab", "ab", ""], 100 / 3), (["ab", "", ""], 50.0)])
+def test_floor_of_answers_is_the_whole_context_or_none(train, f1):
+    def asked(answer):
+        answers = ({"text": answer, "start": 0},) if answer else ()
+        return Example({"question": "?", "context": "ab cd", "answers": answers}, "a:1", "")
+
+    # The whole context has an F1 of 2/3 where "ab" is right, and of 0 where nothing is.
+    splits = {"train": [asked(answer) for answer in train], "dev": [asked("ab"), asked("")]}
+    floor = ExtractiveQA(may_be_none=True).floor(splits)
+    assert floor.keys() == {"dev"}
+    assert floor["dev"]["f1"] == pytest.approx(f1)
+
+
 @pytest.mark.parametrize(
     ("found", "greater", "said"),
     [(60.0, True, True), (70.0, True, False), (70.0, False, True), (60.0, False, False)],
@@ -49,7 +63,7 @@ def test_a_model_that_is_worse_than_a_guess_is_said_to_be(found, greater, said):
     sentence = below_the_floor({"dev": {"x_y": 65.0}}, {"dev": {"x_y": found}}, "x_y", greater)
     assert (sentence is not None) == said
     if said:
-        assert f"worse than a guess: x y of dev is {found:.2f}, of the most frequent label 65.00" in sentence
+        assert f"worse than a guess: x y of dev is {found:.2f}, of the guess 65.00" in sentence
 
 
 def recipe(folder, words, **sections):
@@ -70,8 +84,27 @@ def test_tokenizer_that_does_not_know_the_data_is_refused(tmp_path):
     save(BY_NAME["BERT"], tmp_path / "base", num_labels=2)
     known, unknown = [f"w{i}" for i in range(10, 18)], ["ä", "ö"]
     Workload(recipe(tmp_path, known + unknown))  # 2 of 10
-    with pytest.raises(UserError, match=r"base knows too little of the data: 33% of the sub-words of train"):
+    message = (
+        r"base knows too little of the data: 33% of the sub-words of train .*model\.extend_vocabulary, or"
+    )
+    with pytest.raises(UserError, match=message):
         Workload(recipe(tmp_path, [*known[:4], *unknown]))
+
+
+def test_characters_that_are_known_alone_are_no_remedy(tmp_path):
+    texts = "\n".join(["nei5 sik6 zo2 faan6 mei6"] * 8)  # the ELECTRA has letters, but not within a word
+    (tmp_path / "train.txt").write_text(texts, encoding="utf-8")
+    data = {"format": "text", "train": str(tmp_path / "train.txt"), "dev": str(tmp_path / "train.txt")}
+    content = {
+        "name": "x",
+        "data": data,
+        "task": {"name": "masked_lm"},
+        "model": {"path": "cantonese-electra"},
+    }
+    with pytest.raises(
+        UserError, match=r"100% of the sub-words of train .* a model of its script, or for tag"
+    ):
+        Workload(Recipe.model_validate(content))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def below_the_floor(
         if found is not None and sign * found < sign * guess[metric]:
             return (
                 f"the model is worse than a guess: {metric.replace('_', ' ')} of {split} is {found:.2f}, of "
-                f"the most frequent label {guess[metric]:.2f}; expected more epochs, another optimizer.lr, "
+                f"the guess {guess[metric]:.2f}; expected more epochs, another optimizer.lr, "
                 "or another model, such as model.path: scratch for taggers"
             )
     return None

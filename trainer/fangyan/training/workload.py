@@ -149,7 +149,7 @@ class Workload:
         new = new_modules(model, head)
         self._fingerprint = fingerprint(model, new)
         self.base = self._describe_base(model, new)
-        self._check_vocabulary(model, backend)
+        unknown = self._check_vocabulary(model, backend)
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
@@ -159,7 +159,7 @@ class Workload:
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self._changed: tuple[str, dict[int, TokenizedSequence]] = "", {}
         self.batches = self._lay_out_steps()
-        self._check_known()
+        self._check_known(unknown)
         self.model = self._adapt(model, head)
         self._choose_layout()
         self.findings = [*data.findings, *workload_findings(self)]
@@ -197,8 +197,12 @@ class Workload:
         name = head_name(model, num_outputs(model))
         return name if self.task.pooling is None else name.partition(".")[0]
 
-    def _check_known(self) -> None:
-        """Refuse a tokenizer that does not know the data: a model learns nothing of what is unknown to it."""
+    def _check_known(self, can_be_added: bool) -> None:
+        """Refuse a tokenizer that does not know the data: a model learns nothing of what is unknown to it.
+
+        Args:
+            can_be_added: whether new characters would help; those of an unknown word may be known alone.
+        """
         backend, unknown = self.tokenizer.backend, self.tokenizer.backend.unk_token_id
         if unknown in (backend.bos_token_id, backend.eos_token_id, backend.pad_token_id):
             return  # GPT-2's, which knows every byte
@@ -207,11 +211,13 @@ class Workload:
         total = sum(len(sequence.input_ids) - around for sequence in sample)
         count = sum(sequence.input_ids.count(unknown) for sequence in sample)
         if count > _MOST_UNKNOWN * total:
+            remedy = (
+                "a model of its script, model.extend_vocabulary" if can_be_added else "a model of its script"
+            )
             raise UserError(
                 f"model.path: {self.recipe.model.path} knows too little of the data: "
                 f"{100 * count / total:.0f}% of the sub-words of train are unknown to it, expected "
-                f"{100 * _MOST_UNKNOWN:.0f}% at most; a model of its script, model.extend_vocabulary, or for "
-                "taggers model.path: scratch"
+                f"{100 * _MOST_UNKNOWN:.0f}% at most; {remedy}, or for taggers model.path: scratch"
             )
 
     def _room(self, requested: int, model: Any) -> int:
@@ -286,8 +292,12 @@ class Workload:
             model.config.get_text_config().vocab_size,
         )
 
-    def _check_vocabulary(self, model: Any, backend: Any) -> None:
-        """Count characters without a sub-word, and add as many of them as the recipe says."""
+    def _check_vocabulary(self, model: Any, backend: Any) -> bool:
+        """Count characters without a sub-word, and add as many of them as the recipe says.
+
+        Returns:
+            Whether characters are unknown that could be added.
+        """
         characters = characters_without_subword(self.splits["train"], backend)
         added = characters[: self.recipe.model.extend_vocabulary]
         if added:
@@ -296,6 +306,7 @@ class Workload:
             self.messages.append(f"added to the vocabulary: {len(added):,} characters, {shown}")
         message = unknown_characters(characters[len(added) :])
         self.messages += [message] if message else []
+        return message is not None
 
     def _adapt(self, model: Any, head: str | None) -> PackedModel:
         recipe, task = self.recipe, self.task

@@ -1,4 +1,8 @@
-"""A Qwen3 of 6 layers to train from random weights, with the characters of the Cantonese ELECTRA."""
+"""A Qwen3 of 6 layers to train from random weights, with the characters of the Cantonese ELECTRA.
+
+Its vocabulary has Latin letters and digits, but none that continue a word (``##e``): they are spelt one by
+one.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,15 @@ def read_cantonese_qwen3(pretrained: bool) -> PackagedModel:
         raise UserError(
             "model.pretrained: cantonese-qwen3 is a configuration without weights, expected false"
         )
-    from tokenizers import decoders
+    from tokenizers import Regex, decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config
 
     electra = read_electra(pretrained=False).tokenizer
     # Characters of a text stand side by side; the ELECTRA's own class would put a space between them.
     backend = electra.backend_tokenizer
     backend.decoder = decoders.Sequence([decoders.Replace("##", ""), decoders.Fuse()])
+    spelling = pre_tokenizers.Split(Regex("[A-Za-z0-9]"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, spelling])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=electra.cls_token,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -58,6 +59,10 @@ class ExtractiveQAConfig(TaskConfig):
                 "expected a number of sub-words and a bool"
             )
         return ExtractiveQA(longest, may_be_none)
+
+
+# Questions of train by which a guess is chosen.
+_GUESSED = 10_000
 
 
 class ExtractiveQA(Task):
@@ -195,6 +200,19 @@ class ExtractiveQA(Task):
             for example, (start, end, _) in zip(examples, self.answers(examples, outputs), strict=True)
         ]
         return answer_metrics(self.metric_names, examples, found)
+
+    @override
+    def floor(self, splits: Splits) -> dict[str, Metrics]:
+        """Return the metrics of answering nothing, or the whole context: of what is better on train."""
+
+        def guess(examples: Sequence[Example], whole: bool) -> Metrics:
+            found = [example.fields["context"] if whole else "" for example in examples]
+            return answer_metrics(self.metric_names, examples, found)
+
+        train = list(islice(splits["train"], _GUESSED))
+        metric = self.primary_metric
+        whole = guess(train, True)[metric] >= guess(train, False)[metric]
+        return {name: guess(splits[name], whole) for name in splits.keys() - {"train"}}
 
     @override
     def report(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> None:
