@@ -294,7 +294,9 @@ def predict(
         return
     for option, value in (("--probabilities", probabilities), ("--format", format)):
         if value:
-            raise UserError(f"{option}: is for --input with a file of a format, found text")
+            raise UserError(
+                f"{option}: is for --input with a CoNLL, JSON lines or CSV file, found plain text"
+            )
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or lines_of(input)
     talk = input == Path("-")

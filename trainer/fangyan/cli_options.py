@@ -92,7 +92,9 @@ TemperatureOption = Annotated[
 ]
 SourceOption = Annotated[
     str | None,
-    typer.Option(help="Of a run on several data sets: the one that this is of.", show_default=False),
+    typer.Option(
+        help="For a run on several data sets: which of them the texts belong to.", show_default=False
+    ),
 ]
 AnswersOption = Annotated[
     int | None,

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from fangyan.data import store
 from fangyan.data.batching import shuffled_batches
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
@@ -13,6 +14,7 @@ from fangyan.inference.load import evaluate, export, load
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.token_classification.predictor import Tagged
 from fangyan.training.train import train
+from fangyan.training.workload import Workload
 
 
 def write(folder, name, count, tag="x"):
@@ -24,6 +26,8 @@ def write(folder, name, count, tag="x"):
 
 def sources(folder, **fields):
     members = [write(folder, "a", 40), write(folder, "b", 8, "z")]
+    if "b" in fields.get("zero_shot", ()):
+        del members[1]["dev"]
     return parse_data({"format": "sources", "sources": members, **fields}, "test")
 
 
@@ -42,13 +46,49 @@ def test_splits_are_those_of_each_together(tmp_path):
 
 
 def test_data_sets_of_zero_shot_are_tested_alone(tmp_path):
-    splits = sources(tmp_path, zero_shot=["b"]).load(0)
+    data = sources(tmp_path, zero_shot=["b"])
+    splits = data.load(0)
     assert {name: list(by_data_set(examples)) for name, examples in splits.items()} == {
         "train": ["a"],
         "dev": ["a"],
         "test": ["b"],
     }
     assert len(splits["test"]) == 8
+    (tmp_path / "b.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(
+        UserError, match="data.sources: b: data.train: no example in .*b.jsonl, expected at le"
+    ):
+        data.load(0)
+
+
+def test_folds_are_of_each_data_set_that_is_trained_on(tmp_path):
+    tested = []
+    for number in (1, 2, 3, 4):
+        splits = sources(tmp_path, fold=f"{number}/4").load(0)
+        found = by_data_set(splits["test"])
+        assert {name: len(examples) for name, examples in found.items()} == {"a": 10, "b": 2}
+        tested += [example.fields["tokens"] for example in splits["test"]]
+    assert len(set(tested)) == 48
+
+
+def test_without_test_no_file_of_it_is_read(tmp_path):
+    members = [write(tmp_path, "a", 8) | {"test": "missing.jsonl"}, write(tmp_path, "b", 8)]
+    del members[1]["dev"]
+    data = parse_data({"format": "sources", "sources": members, "zero_shot": ["b"]}, "test")
+    splits = data.without_test().load(0)
+    assert splits.keys() == {"train", "dev"}
+    assert set(by_data_set(splits["train"])) == {"a"}
+
+
+def test_data_sets_of_a_file_stay_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "IN_MEMORY", 1)
+    data = sources(tmp_path, cache_dir=str(tmp_path / "cache"))
+    assert {member.cache_dir for member in data.members().values()} == {str(tmp_path / "cache")}
+    train = data.load(0)["train"]
+    assert isinstance(train, store.ExampleFile)
+    found = by_data_set(train)
+    assert all(isinstance(examples, store.Subset) for examples in found.values())
+    assert [example.fields["dataset"] for example in found["b"]] == ["b"] * 6
 
 
 @pytest.mark.parametrize(("temperature", "shares"), [(2.0, (30**0.5, 6**0.5)), (100.0, (30**0.01, 6**0.01))])
@@ -81,6 +121,27 @@ def test_epochs_draw_as_often_as_they_are_told():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {
+                "sources": [{"name": name, "format": "text", "train": "x", "test": "y"} for name in "ab"],
+                "zero_shot": ["a"],
+            },
+            "sources: a has test, expected train alone of a zero_shot data set",
+        ),
+        (
+            {
+                "sources": [
+                    {
+                        "name": name,
+                        "format": "csv",
+                        "train": "x",
+                        "columns": {"text": "t", "label": "l", **pair},
+                    }
+                    for name, pair in (("a", {}), ("b", {"pair": "p"}))
+                ]
+            },
+            "data: sources differ in pair, expected one text in all of them, or two",
+        ),
         ({"dev": 0.2}, "data: dev is given beside sources, expected it in each of them"),
         ({"zero_shot": ["c"]}, "data: zero_shot has 'c', expected some of a, b"),
         ({"zero_shot": ["a", "b"]}, "data: zero_shot has all data sets, expected one to train on"),
@@ -90,7 +151,7 @@ def test_epochs_draw_as_often_as_they_are_told():
         ({"sources": [{"format": "sources", "sources": []}]}, "sources: source-1 is of sources itself"),
         (
             {"sources": [{"name": "a/b", "format": "text", "train": "x"}]},
-            "name is 'a/b', expected one without",
+            "name is 'a/b', expected text without",
         ),
         (
             {"sources": [{"name": n, "format": "text", "train": "x"} for n in "aa"]},
@@ -173,6 +234,11 @@ def test_files_are_of_one_data_set(tmp_path):
         alone.of_source("a")
 
 
+def prefixed(folder, name, model):
+    members = [write(folder, "a", 8, "z"), write(folder, "b", 8, "z") | {"name": name}]
+    return {"name": "x", "data": {"sources": members, "prefix": True}, "model": {"path": model}}
+
+
 @pytest.mark.slow
 def test_a_run_has_scores_of_each_data_set(tmp_path, capfd):
     result = train(recipe(tmp_path, temperature=2.0, prefix=True))
@@ -187,10 +253,14 @@ def test_a_run_has_scores_of_each_data_set(tmp_path, capfd):
     for name in ("a", "b"):
         found = evaluate(run, [str(tmp_path / f"{name}.jsonl")], source=name)
         assert found.keys() == {"token_accuracy"}
-    with pytest.raises(
-        UserError, match=r"--source is missing, expected what the texts are of: a, b, or - for"
-    ):
+    with pytest.raises(UserError, match=r"--source is missing, expected what the texts are of: a, b, or -"):
         load(run)
+    for name in ("a", "b"):
+        found = evaluate(run, source=name)  # on dev, as there is no test
+        assert found["token_accuracy"] == pytest.approx(result.after[f"dev/{name}"]["token_accuracy"])
+    for action in (lambda: evaluate(run, source="c"), lambda: load(run, "c")):
+        with pytest.raises(UserError, match=r"--source: found 'c', expected one of a, b"):
+            action()
     told, other = load(run, "b"), load(run, "-")
     assert (told.prefix, other.prefix) == ("b", None)
     (text,) = told.predict(["b7 ab"])
@@ -200,5 +270,10 @@ def test_a_run_has_scores_of_each_data_set(tmp_path, capfd):
     told.predict(["b7 ab"])
     list(told.annotate([Example({"tokens": ("b7", "ab")}, "", "")]))
     assert [example.fields["prefix"] for example in seen] == ["b", "b"]
+    with pytest.raises(UserError, match=r"data.prefix: the name city is unknown to the tokenizer"):
+        Workload(Recipe.model_validate(prefixed(tmp_path, "city", "cantonese-electra")))
+    with pytest.raises(UserError, match=r"data.prefix: a and A are one to the tokenizer, expected others"):
+        Workload(Recipe.model_validate(prefixed(tmp_path, "A", "cantonese-electra")))
+    Workload(Recipe.model_validate(prefixed(tmp_path, "city", "scratch")))
     export(run, tmp_path / "model")
     assert load(tmp_path / "model", "b").prefix == "b"

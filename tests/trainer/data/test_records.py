@@ -31,11 +31,9 @@ def read(path, format, **fields):
     return [example.fields for example in parse(format, path, **fields).read(path)]
 
 
-def annotated(data, path, tags, probabilities=None):
-    stream = iter(tags)
-    return "".join(
-        data.annotate(path, lambda examples: (Annotation(next(stream), probabilities) for _ in examples))
-    )
+def annotated(data, path, tags, probabilities=None, spans=True):
+    stream = ((own, probabilities, own if spans else None) for own in tags)
+    return "".join(data.annotate(path, lambda examples: (Annotation(*next(stream)) for _ in examples)))
 
 
 @pytest.mark.parametrize("token", [" ", "\u200b", "\u200d", "\u0301", "\ufe0f"])
@@ -93,6 +91,10 @@ def test_jsonl_annotate(tmp_path):
     written = annotated(parse("jsonl", path), path, [("B-PER", "O", "O", "B-LOC", "I-LOC")])
     spans = [{"start": 0, "end": 2, "label": "PER"}, *SPANS["spans"]]
     assert json.loads(written) == {"text": SPANS["text"], "spans": spans}
+    with pytest.raises(
+        UserError, match=r"b.jsonl:1: the model's tags are of no spans, expected tokens in place"
+    ):
+        annotated(parse("jsonl", path), path, [("N", "V", "P", "N", "N")], spans=False)
 
 
 @settings(deadline=None, max_examples=100)
@@ -170,11 +172,13 @@ def test_csv_annotate(tmp_path):
     assert (
         valued(data, bare, [{"label": 'x"'}, {"label": "y"}]) == 'text\tn\tlabel\na\t1\tx"\n\t\t\nb\t2\ty\n'
     )
-    with pytest.raises(
-        UserError, match=r"b.tsv: 'a\\tb' has the separator in it, expected data.quoted: true"
-    ):
+    with pytest.raises(UserError, match=r"b.tsv: 'a\\tb' has the separator in it, which can only be written"):
         valued(data, bare, [{"label": "a\tb"}] * 2)
     assert valued(data, write(tmp_path, "text\n", "c.tsv"), []) == "text\n"
+    # Columns that share a name, or have none, stay what they are; so does a mark within the file.
+    path = write(tmp_path, ",text,\n1,hello,9\n\ufeffa,x,\n", "d.csv")
+    data = parse("csv", path, columns={"text": "text", "label": "label"})
+    assert valued(data, path, [{"label": "A"}] * 2) == ",text,,label\n1,hello,9,A\n\ufeffa,x,,A\n"
 
 
 def test_csv_annotate_tokens(tmp_path):

@@ -22,6 +22,7 @@ TREEBANK = "".join(
     + "\n"
     for verb in "食睇去講行買賣寫讀聽"
 )
+CORPUS = {"format": "hkcancor", "content": "sentence_types", "dev": ["FC-001_v2"]}
 # Python decides by these on its own, unless told not to.
 NO_UTF8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 
@@ -87,6 +88,10 @@ def test_format_of_a_file_for_a_classifier(tmp_path):
     assert format_of(run, Path("f.jsonl")).columns == {"text": "text", "label": "label"}
     assert format_of(run, Path("f.tsv")).format == "csv"
     assert format_of(run, Path("f.txt")) is None
+    with pytest.raises(UserError, match="f.conll: .*a conll file of tokens and tags has no place for label"):
+        format_of(run, Path("f.conll"))
+    corpus = recipe(tmp_path / "corpus", task={"name": "sequence_classification"}, **CORPUS)
+    assert format_of(corpus, Path("sentences")) is None  # as conversations are named
     wanted = "{format: jsonl, columns: {text: a, label: b}}"
     assert format_of(run, Path("f.txt"), wanted).columns == {"text": "a", "label": "b"}
     with pytest.raises(
@@ -98,6 +103,9 @@ def test_format_of_a_file_for_a_classifier(tmp_path):
     content = {"model_type": "bert", "fangyan": {"task": "extractive_qa"}}
     (model / "config.json").write_text(json.dumps(content), encoding="utf-8")
     assert set(format_of(model, Path("f.jsonl")).columns) == {"question", "context", "answers"}
+    for damaged in ("{", '{"model_type": "bert", "fangyan": [1]}'):  # loading says more
+        (model / "config.json").write_text(damaged, encoding="utf-8")
+        assert format_of(model, Path("f.jsonl")).provided == ("tokens", "tags")
 
 
 def test_format_of_a_file_for_a_model_of_several_data_sets(tmp_path):
@@ -106,14 +114,20 @@ def test_format_of_a_file_for_a_model_of_several_data_sets(tmp_path):
         {"format": "conll", "train": "b.txt", "columns": {"token": 1, "tag": 4}},
     ]
     run = recipe(tmp_path / "run", format="sources", sources=members)
-    for source, token in ((None, 2), ("a", 2), ("source-2", 1)):
+    for source, token in (("a", 2), ("source-2", 1)):
         assert format_of(run, Path("b.txt"), source=source).columns["token"] == token
+    with pytest.raises(
+        UserError, match="--source is missing: the run's data sets differ in how b.txt would be"
+    ):
+        format_of(run, Path("b.txt"))
+    same = recipe(tmp_path / "same", format="sources", sources=[members[0], members[0] | {"name": "b"}])
+    assert format_of(same, Path("b.txt")).columns["token"] == 2
     assert format_of(run, Path("b.jsonl")).format == "jsonl"
 
 
 def test_annotate_is_for_models_that_label():
     with pytest.raises(
-        UserError, match="such a file takes tags, labels or answers, found a model that writes"
+        UserError, match="this file needs a model that predicts tags, labels or answers, found"
     ):
         TextGenerator.annotate(None, [Example({"tokens": ("a",)}, "a:1", "a")])
 
@@ -152,7 +166,9 @@ def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     app(["predict", run, "佢 食"], standalone_mode=False)
     assert capsys.readouterr().out == "佢/PRON 食/VERB\n"
-    with pytest.raises(UserError, match="^--probabilities: is for --input with a file of a format, found"):
+    with pytest.raises(
+        UserError, match="^--probabilities: is for --input with a CoNLL, JSON lines or CSV file, found"
+    ):
         app(["predict", run, "佢", "--probabilities", "1"], standalone_mode=False)
     with pytest.raises(UserError, match="^--json: is for text, found a file of format conllu$"):
         app(["predict", run, "--input", "輸入.conllu", "--json"], standalone_mode=False)

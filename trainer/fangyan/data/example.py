@@ -45,11 +45,13 @@ class Annotation:
     Attributes:
         tags: of a tagger, one per token, in the scheme of the file.
         probabilities: per token the most likely tags with their probabilities, most likely first; or None.
+        labels: the tags in IOB2, where they are of spans.
         values: of other models, by the name of the field, such as ``{"label": "question"}``.
     """
 
     tags: tuple[str, ...] = ()
     probabilities: tuple[tuple[tuple[str, float], ...], ...] | None = None
+    labels: tuple[str, ...] | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from glob import glob
 from pathlib import Path, PurePath
@@ -149,7 +150,7 @@ class DataConfig(Config, ABC):
             UserError: for a missing file, a malformed line or an empty split.
         """
         splits = self.load_named()
-        self._check_named(splits)
+        self.check_named(splits)
         if self.fold is not None:
             splits["train"], splits["test"] = _take_fold(splits["train"], self.fold, seed)
         for salt, name in enumerate(("test", "dev")):
@@ -161,7 +162,7 @@ class DataConfig(Config, ABC):
                     raise UserError(self._nothing_left(name, fraction, before))
         return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
 
-    def _check_named(self, splits: Splits) -> None:
+    def check_named(self, splits: Splits) -> None:
         """Refuse files without an example."""
         named = self.named()
         for name, examples in splits.items():
@@ -237,13 +238,14 @@ class TextDataConfig(DataConfig, ABC):
     fields: ClassVar[tuple[str, ...]] = ("text",)
 
 
-def by_data_set(examples: Sequence[Example]) -> dict[str, list[Example]]:
+def by_data_set(examples: Sequence[Example]) -> dict[str, Sequence[Example]]:
     """Return the examples of each data set, where there are several; nothing where there is one."""
-    found: dict[str, list[Example]] = {}
-    for example in examples:
-        if DATASET in example.fields:
-            found.setdefault(example.fields[DATASET], []).append(example)
-    return found
+    if not len(examples) or DATASET not in examples[0].fields:
+        return {}
+    indices: dict[str, array[int]] = {}
+    for i, example in enumerate(examples):
+        indices.setdefault(example.fields[DATASET], array("q")).append(i)
+    return {name: _take(examples, np.array(chosen)) for name, chosen in indices.items()}
 
 
 def with_prefix(example: Example, name: str) -> Example:
@@ -348,7 +350,10 @@ def _group_keys(examples: Sequence[Example]) -> NDArray[Any]:
 
 
 def _select(examples: Sequence[Example], mask: NDArray[np.bool_]) -> Sequence[Example]:
-    indices = mask.nonzero()[0]
+    return _take(examples, mask.nonzero()[0])
+
+
+def _take(examples: Sequence[Example], indices: NDArray[np.integer[Any]]) -> Sequence[Example]:
     if isinstance(examples, ExampleFile | Subset):
         return Subset(examples, indices)
     return [examples[i] for i in indices.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import yaml
 
 from fangyan.config import short
 from fangyan.data.compression import suffix
-from fangyan.data.formats import parse_data, with_defaults
+from fangyan.data.formats import FORMATS, parse_data, with_defaults
 from fangyan.data.formats.records import PREDICTED
 from fangyan.data.formats.sources import named_sources
 from fangyan.data.splits import DataConfig, TaggedDataConfig
 from fangyan.errors import UserError
-from fangyan.inference.load import data_section, load
+from fangyan.inference.load import data_section, load, source_names
 from fangyan.models.files import read_config
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
@@ -71,11 +72,20 @@ def format_of(
                 f"for a file of format {by_ending}"
             )
         return None
-    if by_ending == "conll" and "tokens" not in needed:
-        by_ending = "csv" if ending == ".tsv" else None
-    for recipe in _recipe_data(run, source):
-        if by_ending == recipe["format"] or ending in _endings(recipe):
-            return _parse(recipe, needed, file, str(run / "recipe.yaml"))
+    if ending == ".tsv" and "tokens" not in needed:
+        by_ending = "csv"
+    fitting = [
+        _own(recipe)
+        for recipe in _recipe_data(run, source)
+        if by_ending == recipe["format"] or ending in _endings(recipe)
+    ]
+    if any(recipe != fitting[0] for recipe in fitting):
+        raise UserError(
+            f"--source is missing: the run's data sets differ in how {file} would be read, expected one of "
+            f"{', '.join(source_names(run))}"
+        )
+    if fitting:
+        return _parse(fitting[0], needed, file, str(run / "recipe.yaml"))
     if by_ending is None:
         return None
     return _parse(
@@ -114,7 +124,9 @@ def _needed(run: Path) -> tuple[str, ...]:
         task = read_yaml(recipe).get("task", {})
         name = task.get("name", TASKS.default) if isinstance(task, dict) else None
     elif (run / "config.json").is_file():
-        name = (getattr(read_config(run), "fangyan", None) or {}).get("task")
+        with suppress(OSError, ValueError):  # of a damaged one, loading says more
+            exported = getattr(read_config(run), "fangyan", None)
+            name = exported.get("task") if isinstance(exported, dict) else None
     member = TASKS.members.get(str(name))
     return member.fields if member is not None and issubclass(member, TaskConfig) else ("tokens", "tags")
 
@@ -130,16 +142,25 @@ def _recipe_data(run: Path, source: str | None) -> list[Mapping[str, Any]]:
     return [each for name, each in named_sources(data["sources"]) if source in (None, "-", name)]
 
 
+def _own(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a data set is read, without which files it has."""
+    return {
+        key: value for key, value in recipe.items() if key not in ("name", "train", "dev", "test", "fold")
+    }
+
+
 def _endings(recipe: Mapping[str, Any]) -> set[str]:
-    """Return the endings of a recipe's files."""
+    """Return the endings of a recipe's files, where they can be written."""
+    member = FORMATS.members[recipe["format"]]
+    if not issubclass(member, TaggedDataConfig) or member.annotate is TaggedDataConfig.annotate:
+        return set()
     named = [recipe.get(split) for split in ("train", "dev", "test")]
     files = [file for files in named for file in (files if isinstance(files, list) else [files])]
     return {suffix(file) for file in files if isinstance(file, str)}
 
 
 def _parse(content: Mapping[str, Any], needed: tuple[str, ...], file: Path, source: str) -> TaggedDataConfig:
-    own = {name: value for name, value in content.items() if name not in ("dev", "test", "name")}
-    data: DataConfig = parse_data(with_defaults({**own, "train": str(file)}, needed), source)
+    data: DataConfig = parse_data(with_defaults({**_own(content), "train": str(file)}, needed), source)
     if not isinstance(data, TaggedDataConfig) or not set(needed) <= set(data.provided):
         found = " and ".join(data.provided)
         wanted = " and ".join(name for name in needed if name in PREDICTED) or "what the model writes"

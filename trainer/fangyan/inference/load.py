@@ -19,7 +19,8 @@ from fangyan.adaptation.quantization import dequantize, quantize
 from fangyan.config import short
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
-from fangyan.data.splits import read_examples
+from fangyan.data.formats.sources import named_sources
+from fangyan.data.splits import by_data_set, read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
@@ -85,20 +86,36 @@ def load(run: str | Path, source: str | None = None) -> Predictor:
         UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
     exported = load_exported(_model_folder(Path(run)))
-    names = exported.prefixes
-    if source is not None and not names and not _has_sources(Path(run)):
-        raise UserError(f"--source: found {short(source)}, but {run} has learned from one data set alone")
-    if names and source not in (*names, "-"):
-        found = "--source is missing" if source is None else f"--source: found {short(source)}"
-        raise UserError(f"{found}, expected what the texts are of: {', '.join(names)}, or - for another")
+    _check_source(source, exported.prefixes, source_names(Path(run)))
     predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
-    predictor.prefix = source if source in names else None
+    predictor.prefix = source if source in exported.prefixes else None
     return predictor
 
 
-def _has_sources(run: Path) -> bool:
+def source_names(run: Path) -> list[str]:
+    """Return the names of a run's data sets, where its recipe has several; nothing of an exported model."""
     recipe = run / "recipe.yaml"
-    return recipe.is_file() and "sources" in data_section(recipe)
+    sources = data_section(recipe).get("sources") if recipe.is_file() else None
+    return [str(name) for name, _ in named_sources(sources)] if isinstance(sources, list) else []
+
+
+def _check_source(source: str | None, prefixes: Sequence[str], names: Sequence[str]) -> None:
+    """Check what the user says that texts are of.
+
+    Args:
+        source: a name, ``-`` for another data set, or None.
+        prefixes: names that the model is told.
+        names: of all data sets, where they are known.
+    """
+    known = list(dict.fromkeys([*prefixes, *names]))
+    if source is None and prefixes:
+        raise UserError(f"--source is missing, expected what the texts are of: {', '.join(known)}, or -")
+    if source is None or (prefixes and source == "-") or source in known:
+        return
+    if not known:
+        raise UserError(f"--source: found {short(source)}, but the model knows no data sets by name")
+    other = ", or - for another" if prefixes else ""
+    raise UserError(f"--source: found {short(source)}, expected one of {', '.join(known)}{other}")
 
 
 def evaluate(
@@ -143,6 +160,12 @@ def _examples(folder: Path, data: Sequence[str] | None, source: str | None) -> S
     else:
         splits = [folder / "splits" / f"{name}.jsonl" for name in ("test", "dev")]
         examples = read_examples(next((path for path in splits if path.is_file()), splits[-1]))
+        if source is not None:
+            found = by_data_set(examples)
+            if source not in found:
+                expected = f"expected one of {', '.join(found)}" if found else "but the run has one data set"
+                raise UserError(f"--source: found {short(source)}, {expected}")
+            examples = found[source]
     if not examples:
         raise UserError(f"{', '.join(data or [])}: no example in it, expected at least one")
     return examples

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 
 from fangyan.config import Config, Fraction, PathName
-from fangyan.data.example import Example
+from fangyan.data.example import PREFIX, Example
 from fangyan.errors import UserError
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.packaged import PACKAGED
@@ -135,7 +135,9 @@ class ModelConfig(Config):
                 f"model.path: scratch is a tagger of words, expected a folder or a hub name for "
                 f"{auto_model.__name__}"
             )
-        tokenizer = character_tokenizer(word for example in train for word in example.fields["tokens"])
+        tokenizer = character_tokenizer(
+            word for example in train for word in (*example.fields["tokens"], example.fields.get(PREFIX, ""))
+        )
         fields = {**SIZES[self.size or "small"], **alphabet(tokenizer), **model_kwargs}
         config = WordFormConfig(**fields)
         self._set_dropout(config)

@@ -102,7 +102,10 @@ class Predictor(ABC):
         Raises:
             UserError: if the model has learned to write text.
         """
-        raise UserError("--input: such a file takes tags, labels or answers, found a model that writes text")
+        raise UserError(
+            "--input: this file needs a model that predicts tags, labels or answers, found one that writes "
+            "text"
+        )
 
 
 class Task(ABC):

@@ -44,7 +44,7 @@ def test_a_file_gets_answers():
     found = [annotation.values for annotation in finder((2, 4, 0.98765), (-1, -1, 0.5)).annotate(examples)]
     assert found == [{"answers": [{"text": "旺角", "start": 2}]}, {"answers": []}]
     (found,) = finder((2, 4, 0.98765)).annotate(examples[:1], probabilities=1)
-    assert found.values["score"] == 0.9877
+    assert found.values["probabilities"] == [["旺角", 0.9877]]
 
 
 def test_options_of_writers_are_refused():

@@ -43,7 +43,8 @@ def test_annotate_is_what_predict_tags():
     texts = ["我 哋 去", "heui", "tái hei ngóh deih amerikanische 去"]
     predictor, _ = tagger(entities("bilou"))
     annotations = list(predictor.annotate(examples(*texts)))
-    assert annotations == [Annotation(prediction.tags) for prediction in predictor.predict(texts)]
+    assert [a.tags for a in annotations] == [prediction.tags for prediction in predictor.predict(texts)]
+    assert (annotations[0].tags, annotations[0].labels) == (("O", "B-x", "L-x"), ("O", "B-x", "I-x"))
     assert {tag[0] for annotation in annotations for tag in annotation.tags} & set("LU")
 
 
@@ -125,7 +126,7 @@ def test_annotate_takes_examples_as_they_come():
     assert len(list(islice(stream, 300))) == 300
     assert list(predictor.annotate([])) == []
     assert list(predictor.annotate([Example({"tokens": ()}, "", "")], probabilities=1)) == [
-        Annotation((), ())
+        Annotation((), (), ())
     ]
 
 

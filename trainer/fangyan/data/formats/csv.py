@@ -70,9 +70,9 @@ class Csv(RecordsConfig):
         taken: list[str] = []
 
         def lines() -> Iterator[str]:
-            for _, line in read_raw_lines(path):
+            for number, line in read_raw_lines(path):
                 taken.append(line)
-                yield line.removeprefix(BOM) if len(taken) == 1 else line
+                yield line.removeprefix(BOM) if number == 1 else line
 
         reader = csv.reader(lines(), delimiter=self.between(path), quoting=quoting, strict=True)
         number = 1
@@ -181,13 +181,18 @@ class _Table:
         """Yield a row with what is predicted."""
         (row,) = block.lines
         places = self._places(row)
-        cells = {name: row[start:end] for name, (start, end) in zip(self._names, places, strict=True)}
-        record = self._config.record({name: self._bare(cell) for name, cell in cells.items()}, "", False)
-        tokens = cells.get(self._config.column("tokens"), "").lstrip('" ')
-        for name, value in self._config.predicted(record, annotation).items():
-            words = name == self._config.column("tags") and not tokens.startswith("[")
-            cells[name] = self._quote(" ".join(value) if words else _text(value))
-        yield self._between.join(cells.values()) + row[places[-1][1] :]
+        cells = [row[start:end] for start, end in places]  # not by name: columns may share one
+        values = dict(zip(self._names, map(self._bare, cells), strict=True))
+        is_json = values.get(self._config.column("tokens"), "").lstrip().startswith("[")
+        record = self._config.record(values, "", False)
+        for name, value in self._config.predicted(record, annotation, block.example).items():
+            words = name == self._config.column("tags") and not is_json
+            cell = self._quote(" ".join(value) if words else _text(value))
+            if name in self._names:
+                cells[self._names.index(name)] = cell
+            else:
+                cells.append(cell)
+        yield self._between.join(cells) + row[places[-1][1] :]
 
     def widen(self, number: int, row: str) -> str:
         """Return a row with all columns: the header with their names, one that has no text with empty cells.
@@ -207,7 +212,7 @@ class _Table:
     def _places(self, row: str) -> list[tuple[int, int]]:
         """Return where each cell of a row begins and ends, quotation marks included."""
         places: list[tuple[int, int]] = []
-        start = len(BOM) if row.startswith(BOM) else 0
+        start = 0
         while True:
             found = self._cell.match(row, start)
             assert found is not None
@@ -226,8 +231,8 @@ class _Table:
             return '"' + text.replace('"', '""') + '"'
         if any(mark in text for mark in (self._between, "\r", "\n")):
             raise UserError(
-                f"{self._path}: {text[:60]!r} has the separator in it, expected data.quoted: true, by which "
-                "such a cell can be written"
+                f"{self._path}: {text[:60]!r} has the separator in it, which can only be written with "
+                "data.quoted: true"
             )
         return text
 

@@ -49,7 +49,7 @@ class Jsonl(RecordsConfig):
         (raw,) = block.lines
         line, end = cut_end(raw)
         record = json.loads(line.removeprefix("\ufeff"))
-        for key, value in self.predicted(record, annotation).items():
+        for key, value in self.predicted(record, annotation, block.example).items():
             line = _put(line, key, value)
         yield line + end
 

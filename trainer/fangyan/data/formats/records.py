@@ -201,14 +201,25 @@ class RecordsConfig(TaggedDataConfig, ABC):
         pattern = r"\S" if self.tokens == "characters" else r"\S+"
         return [match.span() for match in re.finditer(pattern, text)]
 
-    def predicted(self, record: Mapping[str, Any], annotation: Annotation) -> dict[str, Any]:
-        """Return what an annotation puts under which names of a record: what JSON has."""
+    def predicted(
+        self, record: Mapping[str, Any], annotation: Annotation, example: Example | None
+    ) -> dict[str, Any]:
+        """Return what an annotation puts under which names of a record: what JSON has.
+
+        Raises:
+            UserError: if the record has a text for spans, and the model's tags are of none.
+        """
         if annotation.values:
             return {self.column(name): value for name, value in annotation.values.items()}
         if self.has_spans(record):
-            values: dict[str, Any] = {
-                self.column("spans"): self.spans_of(record[self.column("text")], annotation)
-            }
+            if annotation.labels is None:
+                place = "" if example is None else f"{example.source}: "
+                raise UserError(
+                    f"{place}the model's tags are of no spans, expected {self.column('tokens')} in place of "
+                    f"{self.column('text')}"
+                )
+            text = record[self.column("text")]
+            values: dict[str, Any] = {self.column("spans"): self.spans_of(text, annotation.labels)}
         else:
             values = {self.column("tags"): list(annotation.tags)}
         if annotation.probabilities is not None:
@@ -218,11 +229,11 @@ class RecordsConfig(TaggedDataConfig, ABC):
             ]
         return values
 
-    def spans_of(self, text: str, annotation: Annotation) -> list[dict[str, Any]]:
+    def spans_of(self, text: str, labels: Sequence[str]) -> list[dict[str, Any]]:
         """Return IOB2 tags as labelled spans of a text."""
         spans: list[dict[str, Any]] = []
         inside = None
-        for (start, end), tag in zip(self.bounds(text), annotation.tags, strict=True):
+        for (start, end), tag in zip(self.bounds(text), labels, strict=True):
             prefix, _, label = tag.partition("-")
             if prefix == "I" and label == inside:
                 spans[-1]["end"] = end

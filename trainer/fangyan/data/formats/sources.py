@@ -47,7 +47,7 @@ class Sources(DataConfig):
 
     @pydantic.model_validator(mode="after")
     def _members_fit(self) -> Sources:
-        for field in ("train", "dev", "test", "fold"):
+        for field in ("train", "dev", "test"):
             if getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{field} is given beside sources, expected it in each of them")
         try:
@@ -60,6 +60,15 @@ class Sources(DataConfig):
             raise ValueError("zero_shot has all data sets, expected one to train on")
         if len({member.token_unit for member in members.values()}) > 1:
             raise ValueError("sources differ in tokens, expected words, or characters, in all of them")
+        if len({"pair" in member.provided for member in members.values()}) > 1:
+            raise ValueError("sources differ in pair, expected one text in all of them, or two")
+        for name, content in named_sources(self.sources):
+            given = [field for field in ("dev", "test", "fold") if content.get(field) is not None]
+            if name in self.zero_shot and given:
+                raise ValueError(
+                    f"sources: {name} has {given[0]}, expected train alone of a zero_shot data set, which is "
+                    "all tested on"
+                )
         return self
 
     def members(self) -> dict[str, DataConfig]:
@@ -73,10 +82,14 @@ class Sources(DataConfig):
         found: dict[str, DataConfig] = {}
         for name, content in named_sources(self.sources):
             if not isinstance(name, str) or not name or "/" in name:
-                raise UserError(f"sources: name is {short(name)}, expected one without a slash")
+                raise UserError(f"sources: name is {short(name)}, expected text without a slash")
             if name in found:
                 raise UserError(f"sources: {name} is there twice, expected names that differ")
             own = {key: value for key, value in content.items() if key != "name"}
+            if self.cache_dir is not None:
+                own.setdefault("cache_dir", self.cache_dir)
+            if self.fold is not None and name not in self.zero_shot:
+                own["fold"] = self.fold
             if own.get("format") == self.format:
                 raise UserError(f"sources: {name} is of sources itself, expected a format of files")
             found[name] = parse_data(own, f"sources: {name}")
@@ -106,10 +119,21 @@ class Sources(DataConfig):
     def parts(self) -> dict[str, Any]:
         """Return the files, or the fraction, of each split of each data set."""
         return {
-            f"{name}, {split}": value
+            f"{name}, {'test' if name in self.zero_shot else split}": value
             for name, member in self.members().items()
             for split, value in member.parts.items()
+            if split == "train" or name not in self.zero_shot
         }
+
+    @override
+    def without_test(self) -> Sources:
+        """Return the data sets that are trained on, without files of a test split to read."""
+        sources = []
+        for (name, content), member in zip(named_sources(self.sources), self.members().values(), strict=True):
+            if name not in self.zero_shot:
+                alone = member.without_test()
+                sources.append({**content, "name": name, "train": alone.train, "test": alone.test})
+        return self.model_copy(update={"sources": sources, "zero_shot": []})
 
     @override
     def of_source(self, name: str | None) -> DataConfig:
@@ -140,7 +164,9 @@ class Sources(DataConfig):
     def _splits(self, name: str, member: DataConfig, seed: int) -> Splits:
         try:
             if name in self.zero_shot:
-                return {"test": member.load_named()["train"]}
+                named = member.load_named()
+                member.check_named(named)
+                return {"test": named["train"]}
             return member.load(seed)
         except UserError as error:
             raise UserError(f"data.sources: {name}: {error}") from None

@@ -103,10 +103,10 @@ class AnswerFinder(Predictor):
         while chunk := list(islice(source, CHUNK)):
             told = [self.told(example) for example in chunk]
             for example, (start, end, score) in zip(chunk, self._find(told), strict=True):
-                answer = {"text": example.fields["context"][start:end], "start": start}
-                values: dict[str, Any] = {"answers": [answer] if start >= 0 else []}
+                text = example.fields["context"][start:end] if start >= 0 else ""
+                values: dict[str, Any] = {"answers": [{"text": text, "start": start}] if start >= 0 else []}
                 if probabilities:
-                    values["score"] = round(score, 4)
+                    values["probabilities"] = [[text, round(score, 4)]]
                 yield Annotation(values=values)
 
 

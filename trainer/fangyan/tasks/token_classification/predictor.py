@@ -114,7 +114,7 @@ class TokenClassifier(Predictor):
             for tagged in self._tag([self.told(example) for example in chunk], probabilities > 0):
                 tags = tuple(self.task.notation.write(tagged.labels))
                 likely = tuple(self._most_likely(tagged, probabilities)) if probabilities > 0 else None
-                yield Annotation(tags, likely)
+                yield Annotation(tags, likely, None if self.task.scheme == "plain" else tagged.labels)
 
     def _most_likely(self, tagged: Tagged, count: int) -> Iterator[tuple[tuple[str, float], ...]]:
         """Yield the most likely tags of each token, as they are written between its neighbours' tags."""
