@@ -6,17 +6,21 @@ RECIPE ?= cantonese-pos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test bench lint clean
+.PHONY: train test workers bench lint clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
 	$(BIN)/fangyan train $(RECIPE)
 
-# Workers with one thread each, one more than two cores: tests of ranks and nodes often wait. What times runs alone.
-test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --ignore tests/bench/test_regression.py
+# Lint beside the tests, whose workers often wait. What times runs alone.
+test: .venv/dev
+	$(MAKE) --no-print-directory --jobs 2 lint workers
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/bench/test_regression.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --quick
+
+# One thread each, one more than two cores: tests of ranks and nodes wait for each other.
+workers: .venv/dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --ignore tests/bench/test_regression.py
 
 bench: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --results
