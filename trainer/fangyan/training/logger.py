@@ -235,7 +235,7 @@ def metrics_table(
     table = Table(title=f"Before and after ({unit})" if unit else "Before and after")
     head, *rows = metrics_rows(floor, before, after)
     for i, column in enumerate(head):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
     return table
