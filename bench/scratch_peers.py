@@ -157,8 +157,8 @@ def spacy(splits: Splits, seed: int, folder: Path) -> Result:
     paths = ["--paths.train", str(folder / "train.spacy"), "--paths.dev", str(folder / "dev.spacy")]
     seeds = ["--training.seed", str(seed), "--system.seed", str(seed)]
     seconds, lines = _run("spacy", "train", config, "--output", str(folder / "model"), *paths, *seeds)
-    # Columns: epoch, step, two losses, accuracy of tags in percent, score.
-    curve = _curve(lines, r"\d+\s+\d+\s+\S+\s+\S+\s+(\S+)\s+\S+$")
+    # Columns: epoch, step, two losses, accuracy of tags in percent, speed, score.
+    curve = _curve(lines, r"\d+\s+\d+\s+\S+\s+\S+\s+(\S+)\s+\S+\s+\S+$")
     nlp = library.load(folder / "model" / "model-best")
     scores = {}
     for name in ("dev", "test"):
