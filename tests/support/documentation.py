@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 # Commands that only change the machine: there is nothing of ours to check in them.
-FOREIGN = {"pip", "cp", "source", "."}
+FOREIGN = {"git", "pip", "cp", "source", "."}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from fangyan.cli_options import (
     TrainCommand,
     TrialsOption,
 )
-from fangyan.cli_output import lines_of, predictions, user_lines, write_pieces
+from fangyan.cli_output import given, lines_of, predictions, user_lines, write_pieces
 from fangyan.errors import Stopped, UserError, shorten
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
@@ -284,8 +284,7 @@ def predict(
 
     if bool(text) == (input is not None):
         raise UserError("predict needs either sentences, or --input with a file (- for standard input)")
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = given(max_new_tokens=max_new_tokens, temperature=temperature)
     data = None if input is None or input == Path("-") else format_of(run, input, format, source)
     if data is not None and input is not None:
         for name in (*options, *(["json"] if as_json else [])):
@@ -315,8 +314,7 @@ def chat(
     """
     from fangyan.inference.chat import chat as talk
 
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = given(max_new_tokens=max_new_tokens, temperature=temperature)
     talk(run, user_lines(), lambda piece: write_pieces([piece], None), options)
 
 

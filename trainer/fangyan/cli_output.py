@@ -84,3 +84,8 @@ def lines_of(path: Path | None) -> Iterable[str]:
     assert path is not None
     numbered = read_stream(sys.stdin.buffer, "standard input") if path == Path("-") else read_lines(path)
     return (line for _, line in numbered)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that the user has given."""
+    return {name: value for name, value in options.items() if value is not None}

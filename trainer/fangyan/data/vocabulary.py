@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fangyan.data.example import Example
+from fangyan.data.tokenization import Tokenizer
+from fangyan.errors import UserError
 
 # Fields of an example that a model reads.
 _READ = ("tokens", "text", "pair", "question", "context")
@@ -91,3 +93,22 @@ def unknown_characters(characters: Sequence[Character]) -> str | None:
         f"{', …' if len(unknown) > 8 else ''}), all of them the same to the model; "
         "model.extend_vocabulary adds the most frequent"
     )
+
+
+def check_prefixes(names: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Refuse names of data sets that a model could not tell apart.
+
+    Raises:
+        UserError: naming one that is unknown to the tokenizer, or two that are one to it.
+    """
+    known: dict[tuple[int, ...], str] = {}
+    for name in names:
+        ids = tuple(tokenizer.subwords(name).ids)
+        if tokenizer.backend.unk_token_id in ids:
+            raise UserError(
+                f"data.prefix: the name {name} is unknown to the tokenizer, expected names of letters that it "
+                "knows"
+            )
+        if ids in known:
+            raise UserError(f"data.prefix: {known[ids]} and {name} are one to the tokenizer, expected others")
+        known[ids] = name

@@ -20,7 +20,7 @@ from fangyan.data.masking import draws
 from fangyan.data.packing import Batch, collate, mask_tokens
 from fangyan.data.store import cache_folder
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
-from fangyan.data.vocabulary import characters_without_subword, unknown_characters
+from fangyan.data.vocabulary import characters_without_subword, check_prefixes, unknown_characters
 from fangyan.device import device, on_gpu
 from fangyan.distributed.agreement import digest_of
 from fangyan.errors import UserError
@@ -153,7 +153,7 @@ class Workload:
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
-        self._check_prefixes()
+        check_prefixes(recipe.data.prefixes, self.tokenizer)
         self.max_length = self._longest(self._room(max_length(model, recipe.model.max_length), model))
         self.cache = cache_folder(recipe.data.cache_dir)
         weights = task.class_weights
@@ -197,22 +197,6 @@ class Workload:
             )
         name = head_name(model, num_outputs(model))
         return name if self.task.pooling is None else name.partition(".")[0]
-
-    def _check_prefixes(self) -> None:
-        """Refuse names of data sets that the model could not tell apart."""
-        known: dict[tuple[int, ...], str] = {}
-        for name in self.recipe.data.prefixes:
-            ids = tuple(self.tokenizer.subwords(name).ids)
-            if self.tokenizer.backend.unk_token_id in ids:
-                raise UserError(
-                    f"data.prefix: the name {name} is unknown to the tokenizer, expected names of letters "
-                    "that it knows"
-                )
-            if ids in known:
-                raise UserError(
-                    f"data.prefix: {known[ids]} and {name} are one to the tokenizer, expected others"
-                )
-            known[ids] = name
 
     def _check_known(self, can_be_added: bool) -> None:
         """Refuse a tokenizer that does not know the data: a model learns nothing of what is unknown to it.
