@@ -106,8 +106,8 @@ def check_prefixes(names: Sequence[str], tokenizer: Tokenizer) -> None:
         ids = tuple(tokenizer.subwords(name).ids)
         if tokenizer.backend.unk_token_id in ids:
             raise UserError(
-                f"data.prefix: the name {name} is unknown to the tokenizer, expected names of letters that it "
-                "knows"
+                f"data.prefix: the name {name} is unknown to the tokenizer, expected names of letters that "
+                "it knows"
             )
         if ids in known:
             raise UserError(f"data.prefix: {known[ids]} and {name} are one to the tokenizer, expected others")
