@@ -18,9 +18,9 @@ test: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/bench/test_regression.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --quick
 
-# One thread each, two for each of two cores: tests of ranks and nodes wait for each other.
+# One thread each, one more than two cores: tests of ranks and nodes wait for each other.
 workers: .venv/dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 4 --ignore tests/bench/test_regression.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --ignore tests/bench/test_regression.py
 
 bench: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --results
