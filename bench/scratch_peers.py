@@ -319,7 +319,8 @@ def _cell(rows: list[Result], goal: list[Result]) -> str:
     if goal and "curve" in rows[0]:
         wanted = statistics.median(row["dev"] for row in goal)
         times = [next((s for s, score in row["curve"] if score >= wanted - 0.005), math.inf) for row in rows]
-        cell += f" ({statistics.median(times):.0f} s)"
+        median = statistics.median(times)
+        cell += f" ({median:.0f} s)" if math.isfinite(median) else " (never)"
     return cell
 
 

@@ -193,7 +193,7 @@ def test_warm_up_that_hangs(monkeypatch):
     monkeypatch.setattr(warm, "_work", hanging_part.compile_one_and_hang)
     start = time.monotonic()
     found = warm.warm_up(dry=True, seconds=15.0)  # a process starts within it on a busy machine
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 27
     assert found["compiled"] == 1
     assert found["not in time"] == len(warm.tasks(DRY_ENTRIES)) - 1 > 0
 

@@ -298,8 +298,8 @@ def predict(
             )
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or lines_of(input)
-    talk = input == Path("-")
-    write_pieces(predictions(run, texts, as_json, interactive=talk, options=options, source=source), output)
+    typed = input == Path("-")
+    write_pieces(predictions(run, texts, as_json, interactive=typed, options=options, source=source), output)
 
 
 @app.command()

@@ -163,9 +163,9 @@ class HKCanCor(ChatFiles):
             unanswered = [kind for kind, answers in found.items() if not answers]
             if len(unanswered) == len(found):
                 continue
-            others = unanswered[number % len(unanswered) :][:1] if unanswered else []
+            other = unanswered[number % len(unanswered)] if unanswered else None
             for kind, answers in found.items():
-                if answers or kind in others:
+                if answers or kind == other:
                     fields = {
                         "question": _QUESTIONS[kind],
                         "context": written(words),
