@@ -120,6 +120,8 @@ def test_format_of_a_file_for_a_model_of_several_data_sets(tmp_path):
         UserError, match="--source is missing: the run's data sets differ in how b.txt would be"
     ):
         format_of(run, Path("b.txt"))
+    damaged = recipe(tmp_path / "damaged", sources=[{"name": "a", "train": "b.txt"}])
+    assert format_of(damaged, Path("b.txt")) is None
     same = recipe(tmp_path / "same", format="sources", sources=[members[0], members[0] | {"name": "b"}])
     assert format_of(same, Path("b.txt")).columns["token"] == 2
     assert format_of(run, Path("b.jsonl")).format == "jsonl"

@@ -77,7 +77,7 @@ def format_of(
     fitting = [
         _own(recipe)
         for recipe in _recipe_data(run, source)
-        if by_ending == recipe["format"] or ending in _endings(recipe)
+        if by_ending == recipe.get("format") or ending in _endings(recipe)
     ]
     if any(recipe != fitting[0] for recipe in fitting):
         raise UserError(
@@ -117,7 +117,7 @@ def annotate(
 
 
 def _needed(run: Path) -> tuple[str, ...]:
-    """Return the fields of examples that a model's task needs; none where the folder does not say."""
+    """Return the fields of examples that a model's task needs; a tagger's where the folder does not say."""
     recipe = run / "recipe.yaml"
     name: Any = None
     if recipe.is_file():
@@ -151,8 +151,12 @@ def _own(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _endings(recipe: Mapping[str, Any]) -> set[str]:
     """Return the endings of a recipe's files, where they can be written."""
-    member = FORMATS.members[recipe["format"]]
-    if not issubclass(member, TaggedDataConfig) or member.annotate is TaggedDataConfig.annotate:
+    member = FORMATS.members.get(str(recipe.get("format")))
+    if (
+        member is None
+        or not issubclass(member, TaggedDataConfig)
+        or member.annotate is TaggedDataConfig.annotate
+    ):
         return set()
     named = [recipe.get(split) for split in ("train", "dev", "test")]
     files = [file for files in named for file in (files if isinstance(files, list) else [files])]

@@ -114,12 +114,14 @@ def _merge_adapter(recipe: Recipe) -> None:
 def _scores(recipe: Recipe, earlier: list[Recipe], after: dict[str, Metrics]) -> dict[str, Metrics]:
     """Return the metrics of a stage's model on the dev split of each stage of its task, itself included."""
     exported = load.load_exported(recipe.folder / "model")
+    same = [before for before in earlier if before.task.name == recipe.task.name]
     found = {}
-    for before in earlier:
-        if before.task.name == recipe.task.name:
+    if same:
+        model, tokenizer = exported.packed(), Tokenizer(exported.backend)
+        for before in same:
             examples = read_examples(before.folder / "splits" / "dev.jsonl")
             found[_stage_of(before)] = evaluation.evaluate(
-                exported.task, exported.packed(), examples, Tokenizer(exported.backend), exported.max_length
+                exported.task, model, examples, tokenizer, exported.max_length
             )
     # What is better comes first, for the table.
     best = choose_metric(recipe, exported.task)
