@@ -77,7 +77,7 @@ def format_of(
     fitting = [
         _own(recipe)
         for recipe in _recipe_data(run, source)
-        if by_ending == recipe.get("format") or ending in _endings(recipe)
+        if recipe.get("format", "") == by_ending or ending in _endings(recipe)
     ]
     if any(recipe != fitting[0] for recipe in fitting):
         raise UserError(
