@@ -1,5 +1,6 @@
 """No test reaches a hub: what is not on this machine is an error. No test fails for being slow."""
 
+import gc
 import os
 
 import pytest
@@ -11,6 +12,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+# What is imported and collected stays: a garbage collector that goes through it again and again took a third
+# of a worker's start.
+gc.set_threshold(5_000)
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 def pytest_addoption(parser):

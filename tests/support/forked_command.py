@@ -4,6 +4,7 @@ A server imports everything once and is forked for each command. It computes not
 no command misses a thread of it.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -30,6 +31,7 @@ def server():
 
 def run(folder, arguments, environment, out, err, before=None):
     """Do in the child what the console script does, after ``before``, if any."""
+    gc.freeze()  # a collector that goes through what the server imported would copy all of its memory
     if before is not None:
         before()
     os.chdir(folder)

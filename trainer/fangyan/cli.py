@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from fangyan.cli_end import end, fail
 from fangyan.cli_options import (
     MOST_RANKS,
     AnswersOption,
@@ -32,7 +33,7 @@ from fangyan.cli_options import (
     TrialsOption,
 )
 from fangyan.cli_output import given, lines_of, predictions, user_lines, write_pieces
-from fangyan.errors import Stopped, UserError, shorten
+from fangyan.errors import Stopped, UserError
 from fangyan.terminal import Terminal, arguments_error, printable, use_utf8
 
 if TYPE_CHECKING:
@@ -349,52 +350,34 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 def main() -> None:
     """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
+    # Imports make a million objects that stay: a garbage collector that wakes often, and again at the end,
+    # took a third of the seconds of a short command.
+    gc.set_threshold(5_000)
     use_utf8()
     if mistake := arguments_error():
-        _fail(mistake)
+        fail(mistake)
     try:
         app()
     except Stopped as error:  # which the run's log has said
-        _end(error.exit_code)
+        end(error.exit_code)
     except UserError as error:
         # What every rank meets is said once per machine.
         silent = error.on_every_rank and os.environ.get("LOCAL_RANK", "0") != "0"
-        _fail(str(error), silent, error.exit_code)
+        fail(str(error), silent, error.exit_code)
     except BrokenPipeError:  # whoever read the output has gone
         os._exit(0)
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise
         name = error.filename or "the disk"
-        _fail(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}")
+        fail(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
             traceback.print_exc()
-            _end(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        _fail(
+            end(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        fail(
             "train.batch_tokens: the GPU's memory does not hold a step; expected fewer tokens, or more "
             f"train.gradient_accumulation_steps ({str(error).splitlines()[0]})"
         )
-
-
-def _fail(sentence: str, silent: bool = False, code: int = 2) -> None:
-    if not silent:
-        with suppress(OSError):  # of a terminal that has closed
-            print(f"fangyan: {printable(shorten(sentence))}", file=sys.stderr)
-    _end(code, sentence)
-
-
-def _end(code: int, reason: str = "") -> None:
-    """End without waiting for threads and process groups of a run that failed.
-
-    Args:
-        code: of the exit.
-        reason: that other ranks of the run are told, which may not have met it.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    group = sys.modules.get("fangyan.distributed.process_group")
-    if group is not None and reason:
-        group.announce_end(reason, code)
-    os._exit(code)
+    finally:
+        gc.freeze()

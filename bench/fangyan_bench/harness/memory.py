@@ -7,6 +7,7 @@ import gc
 import importlib
 import multiprocessing
 import re
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from fangyan_bench.harness.check import upstream_gradient
 from fangyan_bench.harness.op import Implementation, Inputs, Op, Shape, leaves, make_inputs
 
 MINUTES = 5  # until a process that measures is given up
-# What implementations import: the process that all others are forked from has it already.
-PRELOADED = ("fangyan_bench.trainer_access", "peft")
+# What implementations import: the process that all others are forked from has what this one has.
+PRELOADED = ("torch", "fangyan_bench.trainer_access", "peft")
 
 
 def peak_memory(op: Op, shape: Shape, implementation: Implementation) -> int:
@@ -33,7 +34,7 @@ def peak_memory(op: Op, shape: Shape, implementation: Implementation) -> int:
         return _on_cuda(op, shape, implementation)
     # The server has imported torch but never started a thread: a fork of it is safe, and quick.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
     receiver, sender = context.Pipe(duplex=False)
     arguments = (sender, op.module, str(shape), implementation.name)
     process = context.Process(target=_measure, args=arguments)
