@@ -19,7 +19,7 @@ FLOORS = [
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),
     ("training", "recipe"),
-    ("cli_options", "cli_output"),
+    ("cli_end", "cli_options", "cli_output"),
     ("cli",),
     ("__init__", "__main__"),
 ]
