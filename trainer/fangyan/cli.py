@@ -115,8 +115,11 @@ def train(
         arguments = [recipe, *(overrides or []), *(["--profile"] if profile else [])]
         hosts = read_hostfile(hostfile)
         raise typer.Exit(train_on_nodes(hosts, arguments, loaded.folder, resume, max_restarts))
-    if (seeds or folds) and (resume or profile):
-        raise UserError("--seeds and --folds resume by themselves, expected neither --resume nor --profile")
+    # What ends a run says that --resume auto resumes it, also here.
+    if (seeds or folds) and (resume not in (None, "auto") or profile):
+        raise UserError(
+            "--seeds and --folds resume by themselves, expected no --resume but auto, and no --profile"
+        )
     _train_here(loaded, resume, profile, seeds, folds)
 
 
