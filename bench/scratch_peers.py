@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +219,10 @@ def fangyan(splits: Splits, seed: int, folder: Path, size: str = "small") -> Res
     return {**scores, "seconds": seconds, "curve": curve}
 
 
-def fangyan_tiny(splits: Splits, seed: int, folder: Path) -> Result:
-    """Train the smallest size."""
-    return fangyan(splits, seed, folder, "tiny")
-
-
 SYSTEMS: dict[str, Callable[[Splits, int, Path], Result]] = {
     "fangyan": fangyan,
-    "fangyan, tiny": fangyan_tiny,
+    "fangyan, tiny": partial(fangyan, size="tiny"),
+    "fangyan, base": partial(fangyan, size="base"),
     "crf": crf,
     "spacy": spacy,
     "stanza": stanza,
