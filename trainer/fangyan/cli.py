@@ -354,7 +354,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 def main() -> None:
     """Run the ``fangyan`` command: a user's mistake is one sentence and exit code 2."""
     # Imports make a million objects that stay: a garbage collector that wakes often, and again at the end,
-    # took a third of the seconds of a short command.
+    # took 1.3 of the 4.5 seconds of `fangyan predict RUN TEXT`.
     gc.set_threshold(5_000)
     use_utf8()
     if mistake := arguments_error():
