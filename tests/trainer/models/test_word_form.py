@@ -1,10 +1,15 @@
 """A tagger that starts from nothing: its features by hand, sentences apart, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fangyan.data.example import Example
+from fangyan.data.packing import collate
+from fangyan.data.tokenization import TokenizedSequence, WordAlignment
 from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
+from fangyan.models.packed import PackedModel
 from fangyan.models.word_form import WordFormConfig, WordFormForTokenClassification
 from fangyan.models.word_form.alphabet import BOUNDARY, alphabet, character_tokenizer, shape_class
 from fangyan.models.word_form.modeling import WordFeatures, find_words
@@ -30,7 +35,7 @@ def features(words):
     model, tokenizer = build()
     ids = torch.tensor([tokenizer(" ".join(words))["input_ids"]])
     found = find_words(ids, torch.ones_like(ids, dtype=torch.bool), model.config.boundary_token_id)
-    return model.word_form.vectors.features(found)
+    return model.word_form.features(found)
 
 
 def same(left, right):
@@ -90,6 +95,72 @@ def test_every_weight_has_a_gradient_even_of_padding():
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_networks_side_by_side_learn_each_and_tag_together():
+    """Loss and gradients are the mean of those of each network alone; outside of training, logits are."""
+    model, tokenizer = build(num_networks=3, word_dropout=0.0, hidden_dropout_prob=0.0)
+    model = model.double()
+    encoded = tokenizer(["giella 我哋 去", "X"], return_tensors="pt", padding=True)
+    ids = encoded["input_ids"]
+    labels = torch.where(ids == model.config.boundary_token_id, torch.arange(ids.shape[1]) % 3, -100)
+    model.train()
+    outputs = model(**encoded, labels=labels)
+    outputs.loss.backward()
+    together = {name: p.grad for name, p in model.named_parameters()}
+    alone = WordFormForTokenClassification(model.config).double()
+    losses, gradients = [], []
+    alone.word_form.networks = alone.word_form.networks[:1]
+    for i, logits in enumerate(outputs.logits):
+        state = {
+            name.replace(f"networks.{i}.", "networks.0."): value
+            for name, value in model.state_dict().items()
+            if "networks" not in name or f"networks.{i}." in name
+        }
+        alone.load_state_dict(state)
+        alone.train().zero_grad()
+        found = alone(**encoded, labels=labels)
+        found.loss.backward()
+        torch.testing.assert_close(found.logits[0], logits)
+        losses.append(found.loss)
+        gradients.append({name: p.grad.clone() for name, p in alone.named_parameters()})
+    torch.testing.assert_close(outputs.loss, torch.stack(losses).mean())
+    for name, gradient in together.items():
+        if "networks" in name:
+            i = int(name.split("networks.")[1][0])
+            expected = gradients[i][name.replace(f"networks.{i}.", "networks.0.")] / 3
+        else:
+            expected = torch.stack([of_one[name] for of_one in gradients]).mean(0)
+        torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(model.eval()(**encoded).logits, outputs.logits.mean(0))
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_fused_loss_is_that_of_the_networks(mean):
+    """With weights of classes and label smoothing; also where a word's characters are averaged."""
+    model, tokenizer = build(num_networks=2, word_dropout=0.0, hidden_dropout_prob=0.0)
+    sequences = []
+    for words in (["giella", "我哋"], ["X", "2024", "giela"]):
+        widths = [len(word) + 1 for word in words]
+        places = [sum(widths[: i + 1]) - 1 for i in range(len(words))]
+        labels = [places.index(i) % 3 if i in places else -100 for i in range(sum(widths))]
+        alignment = WordAlignment(places, 0, (0, len(words)), len(words), widths if mean else [])
+        sequences.append(TokenizedSequence(tokenizer(" ".join(words))["input_ids"], labels, 0, alignment))
+    packed = PackedModel(model, "padded").train()
+    batch = replace(collate(sequences, 0, packed.row_width), class_weights=torch.tensor([1.0, 2.0, 0.5]))
+    loss = packed.loss(batch, divisor=7.0, label_smoothing=0.1)
+    losses = [
+        torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1),
+            batch.labels.flatten(),
+            batch.class_weights,
+            label_smoothing=0.1,
+            reduction="sum",
+        )
+        for logits in model(batch.input_ids, (batch.sequence_ids > 0).long()).logits
+    ]
+    assert len(losses) == 2
+    torch.testing.assert_close(loss, torch.stack(losses).mean() / 7.0)
+
+
 def test_tokenizer_marks_every_word_and_nothing_else():
     tokenizer = character_tokenizer(["ab", "c d", BOUNDARY])
     assert tokenizer.convert_ids_to_tokens(tokenizer("  ab\tc ")["input_ids"])[:5] == [
@@ -109,7 +180,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     torch.testing.assert_close(again(**encoded).logits, model(**encoded).logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("tiny", 0.2e6), (None, 0.9e6), ("base", 3.4e6)])
+@pytest.mark.parametrize(("size", "parameters"), [("tiny", 0.2e6), (None, 0.9e6), ("base", 3.5e6)])
 def test_sizes(size, parameters):
     train = [Example({"tokens": tuple(WORDS), "tags": ("x",) * len(WORDS)}, "", "")]
     config = ModelConfig(path="scratch", size=size)

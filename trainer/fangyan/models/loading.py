@@ -30,7 +30,7 @@ class ModelConfig(Config):
     )
     size: Literal["tiny", "small", "base"] | None = Field(
         None,
-        description="Of path: scratch, a tagger of words that starts from nothing: 0.2, 0.9 or 3.4 M "
+        description="Of path: scratch, a tagger of words that starts from nothing: 0.2, 0.9 or 3.5 M "
         "parameters; by default small.",
     )
     pretrained: bool = Field(True, description="false starts the same architecture at random.")

@@ -128,20 +128,25 @@ class LossHead(nn.Linear):
             handle.remove()
 
     def loss(self, hidden: Tensor, options: LossOptions) -> Tensor:
-        """Return the loss of hidden states, (), for use within :meth:`computing`."""
+        """Return the loss of hidden states, (), for use within :meth:`computing`.
+
+        Networks side by side, (M, R, W, H), learn the labels each: the loss is the mean of theirs.
+        """
         if options.targets is not None:
             logits = super().forward(hidden)
             losses = target_losses(logits, options.targets, options.target_loss, options.class_weights)
             return (losses * (options.labels != IGNORE_INDEX)).sum() / options.divisor
+        labels = options.labels.expand(hidden.shape[:-1])
+        networks = labels.numel() // max(1, options.labels.numel())
         return linear_cross_entropy(
             hidden,
             self.weight,
-            options.labels,
+            labels,
             linear_bias=self.bias,
             weight=options.class_weights,
             reduction="mean",
-            divisor=options.divisor,
-            max_valid=options.num_valid,
+            divisor=options.divisor * networks,
+            max_valid=options.num_valid * networks,
             label_smoothing=options.label_smoothing,
             logit_scale=options.transform.scale,
             softcap=options.transform.softcap,

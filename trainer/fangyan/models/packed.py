@@ -271,7 +271,7 @@ class PackedModel(nn.Module):
 
 
 def averaged(values: Tensor, batch: Batch, segments: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return, of a batch's sub-words, the means of those that are classified together, (R, W, D).
+    """Return, of a batch's sub-words, the means of those that are classified together, (..., R, W, D).
 
     A head is linear: the mean of its outputs is its output of the mean.
     """
@@ -281,8 +281,9 @@ def averaged(values: Tensor, batch: Batch, segments: tuple[Tensor, Tensor] | Non
         return values
     lengths, segment_of = (tensor.to(values.device) for tensor in segments)
     # Unsafe: nobody waits for the device to check the lengths.
-    means = torch.segment_reduce(values.flatten(0, 1).float(), "mean", lengths=lengths, unsafe=True)
-    return means[segment_of].to(values.dtype).view(values.shape)
+    by_place = values.float().flatten(-3, -2).movedim(-2, 0)
+    means = torch.segment_reduce(by_place, "mean", lengths=lengths, unsafe=True)
+    return means[segment_of].movedim(0, -2).to(values.dtype).reshape(values.shape)
 
 
 def boundaries(batch: Batch) -> tuple[Tensor, int]:

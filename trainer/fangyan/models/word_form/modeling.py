@@ -9,7 +9,7 @@ convolution over characters is Ma & Hovy's (2016, arXiv 1603.01354), an LSTM ove
 arXiv 1604.05529).
 
 Shapes: B sequences, T characters, N words of the whole batch, W words of the longest sequence, C characters
-of all words, L characters of the longest word, F features of a word.
+of all words, L characters of the longest word, F features of a word, M networks.
 """
 
 from __future__ import annotations
@@ -148,20 +148,19 @@ class CharacterConvolution(nn.Module):
 class WordVectors(nn.Module):
     """The features of a word side by side, projected."""
 
-    def __init__(self, config: WordFormConfig):
+    def __init__(self, config: WordFormConfig, num_features: int):
         super().__init__()
-        self.features = WordFeatures(config)
         self.table = nn.Embedding(config.hash_rows, config.feature_dim)
         self.characters = CharacterConvolution(config)
         self.word_dropout = nn.Dropout(config.word_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        width = config.feature_dim * self.features.num_features + config.char_filters
+        width = config.feature_dim * num_features + config.char_filters
         self.projection = nn.Linear(width, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, words: Words) -> Tensor:
+    def forward(self, words: Words, features_NF: Tensor) -> Tensor:
         """Return a vector for each word, (N, H)."""
-        vectors_NFE = self.table(self.features(words))
+        vectors_NFE = self.table(features_NF)
         # Without its own form a word is what words are that train does not have.
         ones_N11 = vectors_NFE.new_ones(len(vectors_NFE), 1, 1)
         form_N1E = vectors_NFE[:, -1:] * self.word_dropout(ones_N11)
@@ -210,6 +209,20 @@ class ContextEncoder(nn.Module):
         return states_NH
 
 
+class WordNetwork(nn.Module):
+    """A whole tagger but for its features and its head."""
+
+    def __init__(self, config: WordFormConfig, num_features: int):
+        super().__init__()
+        self.vectors = WordVectors(config, num_features)
+        self.encoder = ContextEncoder(config)
+
+    def forward(self, words: Words, features_NF: Tensor) -> Tensor:
+        """Return the state of each word, (N, 2 H)."""
+        states_NH: Tensor = self.encoder(self.vectors(words, features_NF), words)
+        return states_NH
+
+
 class WordFormPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped
     """Loads, saves and initializes the models below."""
 
@@ -242,21 +255,32 @@ class WordFormPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transfo
 
 
 class WordFormModel(WordFormPreTrainedModel):
-    """Hidden states (B, T, H): each character has the state of its word."""
+    """The hidden states of characters, each of which has the state of its word.
+
+    Networks side by side, which start apart, err apart: in training each learns by itself, and elsewhere the
+    mean of their states is that of their logits, as they share a head (Lakshminarayanan et al. 2017, arXiv
+    1612.01474; with a head in common, Lee et al. 2015, arXiv 1511.06314).
+    """
 
     def __init__(self, config: WordFormConfig):
         super().__init__(config)
-        self.vectors = WordVectors(config)
-        self.encoder = ContextEncoder(config)
+        self.features = WordFeatures(config)
+        self.networks = nn.ModuleList(
+            WordNetwork(config, self.features.num_features) for _ in range(config.num_networks)
+        )
         self.output_dim = 2 * config.hidden_size
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        embeddings: nn.Embedding = self.vectors.characters.embeddings
-        return embeddings
+        first = self.networks[0]
+        assert isinstance(first, WordNetwork)
+        return first.vectors.characters.embeddings
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
-        """Return the states of characters; the mask, (B, T), is by default what is no padding."""
+        """Return the states of characters, (B, T, H); in training those of each network, (M, B, T, H).
+
+        The mask, (B, T), is by default what is no padding.
+        """
         if attention_mask is None:
             attention_mask = input_ids != self.config.pad_token_id
         real_BT = attention_mask.bool()
@@ -264,9 +288,11 @@ class WordFormModel(WordFormPreTrainedModel):
         is_first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
         real_BT = real_BT | (is_first & ~real_BT.any(1, keepdim=True))
         words = find_words(input_ids, real_BT, self.config.boundary_token_id)
-        states_NH = self.encoder(self.vectors(words), words)
-        hidden_BTH = states_NH[words.word_at_BT] * real_BT.unsqueeze(2)
-        return BaseModelOutput(last_hidden_state=hidden_BTH)
+        features_NF = self.features(words)
+        states_MNH = torch.stack([network(words, features_NF) for network in self.networks])
+        states = states_MNH if self.training else states_MNH.mean(0)
+        hidden = states[..., words.word_at_BT, :] * real_BT.unsqueeze(2)
+        return BaseModelOutput(last_hidden_state=hidden)
 
 
 class WordFormForTokenClassification(WordFormPreTrainedModel):
@@ -285,8 +311,13 @@ class WordFormForTokenClassification(WordFormPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> TokenClassifierOutput:
-        """Return logits, (B, T, C), and with labels, (B, T), their mean cross-entropy, -100 left out."""
-        hidden_BTH = self.word_form(input_ids, attention_mask).last_hidden_state
-        logits = self.classifier(hidden_BTH)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        """Return logits, (B, T, C), and with labels, (B, T), their mean cross-entropy, -100 left out.
+
+        In training the logits are those of each network, (M, B, T, C), and the loss is the mean of theirs.
+        """
+        hidden = self.word_form(input_ids, attention_mask).last_hidden_state
+        logits = self.classifier(hidden)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, -2), labels.expand(logits.shape[:-1]).flatten())
         return TokenClassifierOutput(loss=loss, logits=logits)
