@@ -64,11 +64,12 @@ class TaskCase:
             "checkpoint_every": 2,
             "keep_checkpoints": 99,
         }
+        nothing = {"path": "scratch", "size": "base"}  # several networks side by side
         recipe = {
             "name": "tiny",
             "task": self.task,
             "data": {"format": "jsonl", **files, **self.data},
-            "model": {"path": "scratch" if self.family is None else str(folder / "base")},
+            "model": {"path": str(folder / "base")} if self.family else nothing,
             # AdamW divides by a gradient's size: without this rounding alone grows in a few steps.
             "optimizer": {"lr": 1e-2, "eps": 1e-4},
             "schedule": {"warmup": 0.0},

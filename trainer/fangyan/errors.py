@@ -9,6 +9,8 @@ from pathlib import Path
 
 # Errors that end where there is more room; torch's, which have no number, are taken for one.
 _OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How a run that has ended is resumed; trials of tune are runs, too.
+RESUMING = "train --resume auto, or the same tune command, resumes"
 # Characters of a sentence: it may quote what a file or a name has of thousands.
 _LONGEST = 600
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fangyan.errors import disk_error
+from fangyan.errors import RESUMING, disk_error
 
 # What to do where a run cannot write.
-RESUME = "after making room, train --resume auto resumes the run"
+RESUME = f"after making room, {RESUMING} the run"
 # What to do where another command cannot.
 REPEAT = "after making room, run the command again"
 

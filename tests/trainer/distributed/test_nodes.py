@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fangyan.distributed.nodes import _in_this_folder
+from fangyan.errors import RESUMING
 from model_families import BY_NAME, save
 from nodes import nodes, why_not
 from small_disk import fill
@@ -158,7 +159,7 @@ class TestOnNodes:
             os.kill(rank, signal.SIGCONT)  # which then finds itself alone
             err = finish(process, code=1)
             assert "rank 1 on fyn1 has not answered for 40 s, last after step" in err
-            assert "train --resume auto resumes from the last checkpoint" in err
+            assert f"{RESUMING} from the last checkpoint" in err
 
             finish(start(cluster, *arguments, "--resume", "auto"))
             assert losses(first / "run") == on_one_node(3)

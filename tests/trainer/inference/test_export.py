@@ -8,7 +8,7 @@ import export_rank
 import pytest
 import torch
 from fangyan.distributed.process_group import start_distributed
-from fangyan.errors import UserError
+from fangyan.errors import RESUMING, UserError
 from fangyan.inference.export import export
 from fangyan.inference.shards import write_shards
 from model_families import BY_NAME, FAMILIES, save
@@ -191,7 +191,7 @@ def test_export_to_a_full_disk(is_adapter, tmp_path):
     assert len(sentences) > size / PAGE / 2
     pattern = (
         r"cannot be written \(No space left on device\); 0\.\d{3} GB are free on its disk; "
-        "the checkpoints are whole; after making room, train --resume auto resumes the run"
+        f"the checkpoints are whole; after making room, {RESUMING} the run"
     )
     assert [sentence for sentence in sentences if not re.search(pattern, sentence)] == []
     shutil.rmtree(tmp_path / "model")

@@ -20,7 +20,7 @@ from small_disk import fill, mounted
 PAGE = 4096
 SENTENCE = (
     r"cannot be written \(No space left on device\); 0\.\d{3} GB are free on its disk; "
-    "(the checkpoints are whole; )?after making room, train --resume auto "
+    "(the checkpoints are whole; )?after making room, train --resume auto, or the same tune command, resumes "
 )
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 import forked_command
 import psutil
 import pytest
+from fangyan.errors import RESUMING
 from fangyan.training.checkpoint_files import read_state
 from forked_command import ForkedCommand, of_ranks
 from slow_steps import delay, hang
@@ -47,7 +48,7 @@ def test_train_saves_where_a_signal_ends_it(cli, undisturbed, name, code):
     assert process.returncode == code, err
     step = read_state((cli.folder / "run/checkpoints/last").resolve()).step
     assert 3 <= step < 9
-    sentence = f"{name}: the run ends after step {step}, with a checkpoint; train --resume auto resumes it"
+    sentence = f"{name}: the run ends after step {step}, with a checkpoint; {RESUMING} it"
     assert sentence in out
     assert sentence in (cli.folder / "run" / "log.txt").read_text(encoding="utf-8")
     assert f"fangyan: {name}: the run ends after this step, with a checkpoint" in err
@@ -190,5 +191,5 @@ def test_a_killed_rank_is_named_by_the_other(cli):
     assert process._processes[0].exitcode == 1
     _, err = process.communicate(timeout=60)
     assert f"rank 1 on {socket.gethostname()} ended after step" in err
-    assert "train --resume auto resumes from the last checkpoint" in err
+    assert f"{RESUMING} from the last checkpoint" in err
     assert "Traceback" not in err

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fangyan.errors import RankLost
+from fangyan.errors import RESUMING, RankLost
 
 # Seconds between two signs of life.
 _PERIOD = 1.0
@@ -29,7 +29,7 @@ _PERIOD = 1.0
 SILENT = 40.0
 # Seconds in which the main thread may fail with a cause of its own once a rank is lost.
 _GRACE = 5.0
-_ADVICE = "; the run ends; train --resume auto resumes from the last checkpoint"
+_ADVICE = f"; the run ends; {RESUMING} from the last checkpoint"
 # Bytes of a report.
 _LONGEST = 1 << 16
 # What a collective says of a rank that is gone.

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fangyan.distributed.process_group import announce_end, control_group
+from fangyan.errors import RESUMING
 from fangyan.terminal import say_now
 
 # SIGTERM and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C.
@@ -86,9 +87,9 @@ class StopSignals:
         name = signal.Signals(number).name
         code = 128 + number
         if self._saved is None:  # the second Ctrl-C
-            sentence = f"{name} again: the run ends at once; train --resume auto resumes its last checkpoint"
+            sentence = f"{name} again: the run ends at once; {RESUMING} its last checkpoint"
         elif self._saved:
-            sentence, code = f"{name}: the run ends; train --resume auto resumes it", exit_code(number)
+            sentence, code = f"{name}: the run ends; {RESUMING} it", exit_code(number)
         else:
             sentence = f"{name}: the run ends; nothing has been trained since its start"
         say_now(sentence)

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from fangyan.distributed.disks import Disks, one_disk
 from fangyan.distributed.process_group import gathered, on_ranks
-from fangyan.errors import UserError, free_space
+from fangyan.errors import RESUMING, UserError, free_space
 from fangyan.files import sync, writing
 from fangyan.training.checkpoint_files import (
     STATE,
@@ -140,7 +140,7 @@ class Checkpoints:
                 raise UserError(
                     f"{partial}: the checkpoint cannot be written by rank {rank} on {host} ({found}); "
                     f"{left / 1e9:.2f} GB are free there; the last whole checkpoint is "
-                    f"{self._newest_name()}; after making room, train --resume auto resumes from it"
+                    f"{self._newest_name()}; after making room, {RESUMING} from it"
                 )
 
     def _share(self, folder: Path, written: Mapping[Path, Digest]) -> dict[str, Digest]:

@@ -19,7 +19,7 @@ from fangyan.distributed.process_group import (
     report_step,
 )
 from fangyan.distributed.signals import StopSignals, Votes, exit_code
-from fangyan.errors import Diverged, Stopped
+from fangyan.errors import RESUMING, Diverged, Stopped
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
@@ -202,7 +202,7 @@ class Trainer(ScoredWorkload):
         if number:
             sentence = (
                 f"{signal.Signals(number).name}: the run ends after step {self.state.step}, with a "
-                "checkpoint; train --resume auto resumes it"
+                f"checkpoint; {RESUMING} it"
             )
             self.logger.info(sentence)
             raise Stopped(sentence, exit_code(number))
