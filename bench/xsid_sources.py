@@ -1,8 +1,9 @@
 """Slots of German and four of its dialects (xSID 0.7): trained on one, on the others, on all, and on all with
-the name of its variety before each sentence.
+the name of its variety before each sentence; and on all where one has few sentences, at several temperatures.
 
 Each variety has 300 translated sentences to train on, of which a fifth picks the epoch, and 500 others to
-test on. The tagger starts from nothing: its word forms are those of the training sentences.
+test on; where it has few, every fifth of the 300. The tagger starts from nothing: its word forms are those of
+the training sentences.
 
     git clone https://github.com/mainlp/xsid
     python bench/xsid_sources.py xsid/data/xSID-0.7 --results xsid.jsonl
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +36,78 @@ VARIETIES = {
     "gsw": "Swiss German",
 }
 METRIC = "entity_f1"
+# Sentences where there are few, and how they are mixed with those of the others.
+FEW = 60
+TEMPERATURES = (1, 3, 100)
 
 
-def recipe(data: Path, trained: list[str], run: Path, seed: int, prefix: bool = False) -> dict[str, Any]:
-    """Return a recipe that trains on some varieties and tests on all."""
+@dataclass(frozen=True)
+class Trial:
+    """What is trained on.
+
+    Attributes:
+        kind: of training, as the tables name it.
+        variety: that it is about; empty where it is about all.
+        trained: the varieties that are trained on.
+        few: whether ``variety`` has few sentences.
+        prefix: whether the name of its variety is before each sentence.
+        temperature: of the mixture.
+    """
+
+    kind: str
+    variety: str
+    trained: tuple[str, ...]
+    few: bool = False
+    prefix: bool = False
+    temperature: float = 1.0
+
+
+def trials() -> Iterator[Trial]:
+    """Yield what is measured with each seed."""
+    everything = tuple(VARIETIES)
+    for variety in VARIETIES:
+        yield Trial("one", variety, (variety,))
+        yield Trial("others", variety, tuple(name for name in VARIETIES if name != variety))
+        yield Trial("few", variety, (variety,), few=True)
+        for temperature in TEMPERATURES:
+            yield Trial(f"few/{temperature}", variety, everything, few=True, temperature=temperature)
+    yield Trial("all", "", everything)
+    yield Trial("told", "", everything, prefix=True)
+
+
+def recipe(data: Path, trial: Trial, folder: Path, seed: int) -> dict[str, Any]:
+    """Return a recipe that tests on all varieties; its run and the few sentences are in a folder."""
 
     def source(name: str) -> dict[str, Any]:
         columns = {"token": 2, "tag": 4}
         own = {"name": name, "format": "conll", "columns": columns}
-        if name in trained:
-            files = {part: str(data / f"{name}.{part}.conll") for part in ("valid", "test")}
-            return {**own, "train": files["valid"], "dev": 0.2, "test": files["test"]}
-        return {**own, "train": str(data / f"{name}.test.conll")}
+        test = data / f"{name}.test.conll"
+        if name not in trial.trained:
+            return {**own, "train": str(test)}
+        train = data / f"{name}.valid.conll"
+        if trial.few and name == trial.variety:
+            sentences = train.read_text(encoding="utf-8").strip().split("\n\n")
+            sentences = sentences[:: len(sentences) // FEW]
+            train = folder / "few.conll"
+            train.write_text("\n\n".join(sentences) + "\n\n", encoding="utf-8")
+        return {**own, "train": str(train), "dev": 0.2, "test": str(test)}
 
-    zero_shot = [name for name in VARIETIES if name not in trained]
     return {
         "name": "xsid",
-        "run_dir": str(run),
+        "run_dir": str(folder / "run"),
         "seed": seed,
-        "data": {"sources": [source(name) for name in VARIETIES], "zero_shot": zero_shot, "prefix": prefix},
+        "data": {
+            "sources": [source(name) for name in VARIETIES],
+            "zero_shot": [name for name in VARIETIES if name not in trial.trained],
+            "prefix": trial.prefix,
+            "temperature": trial.temperature,
+        },
         "task": {"scheme": "iob2"},
         "model": {"path": "scratch", "size": "small"},
         "optimizer": {"lr": 2.0e-3},
-        # As many steps with one variety as with all.
-        "train": {"epochs": round(100 / len(trained)), "batch_tokens": 850, "log_every": 100},
+        # As many steps with one variety as with all. Few sentences alone are seen as often as at the highest
+        # temperature.
+        "train": {"epochs": round(100 / len(trial.trained)), "batch_tokens": 850, "log_every": 100},
     }
 
 
@@ -65,30 +115,25 @@ def measure(data: Path, seeds: int, results: Path) -> None:
     """Append what is not measured yet to a file of results, one line each."""
     known = {(row["kind"], row["variety"], row["seed"]) for row in rows_of(results)}
     for seed in range(seeds):
-        for kind, variety, trained in _trials():
-            if (kind, variety, seed) in known:
+        for trial in trials():
+            if (trial.kind, trial.variety, seed) in known:
                 continue
-            scores = train(data, trained, seed, kind == "told")
-            row = {"kind": kind, "variety": variety, "seed": seed, "test": scores}
+            row = {
+                "kind": trial.kind,
+                "variety": trial.variety,
+                "seed": seed,
+                "test": train(data, trial, seed),
+            }
             print(json.dumps(row), flush=True)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 
-def _trials() -> Iterator[tuple[str, str, list[str]]]:
-    """Yield kinds of training, the variety that they are about, and those trained on."""
-    for variety in VARIETIES:
-        yield "one", variety, [variety]
-        yield "others", variety, [name for name in VARIETIES if name != variety]
-    for kind in ("all", "told"):
-        yield kind, "", list(VARIETIES)
-
-
-def train(data: Path, trained: list[str], seed: int, prefix: bool) -> dict[str, float]:
-    """Train, with the name of its variety before each text or not; return the metric on each test split."""
+def train(data: Path, trial: Trial, seed: int) -> dict[str, float]:
+    """Train; return the metric on each test split."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        content = recipe(data, trained, folder / "run", seed, prefix)
+        content = recipe(data, trial, folder, seed)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         command = [sys.executable, "-m", "fangyan", "train", str(folder / "recipe.yaml")]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -105,18 +150,26 @@ def rows_of(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def table(results: Path) -> Table:
-    """Return the mean and standard deviation of the seeds: tested on a variety, trained on which."""
+def tables(results: Path) -> list[Table]:
+    """Return the means and standard deviations of the seeds: tested on a variety, trained on which."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows_of(results):
         for name, score in row["test"].items():
             if row["variety"] in ("", name):
                 found.setdefault((row["kind"], name), []).append(score)
-    shown = Table("tested on", "trained on it alone", "the other four", "all five", "all, told which")
-    for name, title in VARIETIES.items():
-        shown.add_row(
-            title, *(_cell(found.get((kind, name), [])) for kind in ("one", "others", "all", "told"))
-        )
+    columns = {
+        "one": "trained on it alone",
+        "others": "the other four",
+        "all": "all five",
+        "told": "all, told which",
+    }
+    few = {"few": f"{FEW} sentences of it alone"}
+    few |= {f"few/{t}": f"and the other four, temperature {t}" for t in TEMPERATURES}
+    shown = []
+    for kinds in (columns, few):
+        shown.append(Table("tested on", *kinds.values()))
+        for name, title in VARIETIES.items():
+            shown[-1].add_row(title, *(_cell(found.get((kind, name), [])) for kind in kinds))
     return shown
 
 
@@ -136,7 +189,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("xsid.jsonl"))
     arguments = parser.parse_args()
     measure(arguments.data, arguments.seeds, arguments.results)
-    Console().print(table(arguments.results))
+    Console().print(*tables(arguments.results))
 
 
 if __name__ == "__main__":
