@@ -257,9 +257,9 @@ class WordFormPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transfo
 class WordFormModel(WordFormPreTrainedModel):
     """The hidden states of characters, each of which has the state of its word.
 
-    Networks side by side, which start apart, err apart: in training each learns by itself, and elsewhere the
-    mean of their states is that of their logits, as they share a head (Lakshminarayanan et al. 2017, arXiv
-    1612.01474; with a head in common, Lee et al. 2015, arXiv 1511.06314).
+    Networks side by side, which start apart, err apart: in training each learns by itself, and elsewhere they
+    tag together (deep ensembles, Lakshminarayanan et al. 2017, arXiv 1612.01474). They share a head, which is
+    linear: the mean of their logits is that of the mean of their states.
     """
 
     def __init__(self, config: WordFormConfig):
