@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,34 @@ def test_env(cli):
     out = subprocess.run(command, cwd=cli.folder, capture_output=True, encoding="utf-8", check=True).stdout
     for name in ("torch", "deepspeed", "bitsandbytes", "processor", "GPU"):
         assert name in out
+
+
+ENDS = """
+import atexit, threading, time
+from fangyan.cli_end import leave
+
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+atexit.register(print, "at exit")
+print("output", end=" ")
+leave(3)
+print("never")
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "out", "err"),
+    [
+        (subprocess.PIPE, 3, "output thread\nat exit\n", ""),
+        ("/dev/full", 2, None, "fangyan: the output cannot be written (No space left on device)\n"),
+    ],
+)
+def test_a_command_ends_as_python_does(monkeypatch, output, code, out, err):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    with ExitStack() as stack:
+        stdout = stack.enter_context(open(output, "w")) if isinstance(output, str) else output
+        command = [sys.executable, "-c", ENDS]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8")
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
 @pytest.mark.parametrize(

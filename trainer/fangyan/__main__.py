@@ -1,5 +1,5 @@
 """``python -m fangyan``; what DeepSpeed's launcher starts on every rank."""
 
-from fangyan.cli import main
+from fangyan.cli import command
 
-main()
+command()
