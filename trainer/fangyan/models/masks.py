@@ -38,14 +38,14 @@ def packed_masks(model: Any, sequence_ids: Tensor, position_ids: Tensor, causal:
     config = model.config.get_text_config()
     # Its size, dtype and device are all that is read.
     embeddings = torch.empty(*sequence_ids.shape, 0, dtype=model.dtype, device=sequence_ids.device)
-    arguments = {"inputs_embeds": embeddings, "attention_mask": None, "past_key_values": None}
     if causal:
+        # The cache, None, has another name since transformers 5.24.
         make = getattr(model, "create_masks_for_generate", masking_utils.create_masks_for_generate)
-        masks = make(config=model.config, position_ids=position_ids, **arguments)
+        masks = make(model.config, embeddings, None, None, position_ids=position_ids)
     elif "sliding_attention" in (kinds := set(getattr(config, "layer_types", None) or ())):
         same = _same_sequence(sequence_ids)
         masks = {
-            kind: _ENCODER_MASKS[kind](config=config, and_mask_function=same, **arguments) for kind in kinds
+            kind: _ENCODER_MASKS[kind](config, embeddings, None, and_mask_function=same) for kind in kinds
         }
     else:
         masks = block_mask(sequence_ids)
