@@ -50,7 +50,9 @@ print("never")
 def test_a_command_ends_as_python_does(monkeypatch, output, code, out, err):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with ExitStack() as stack:
-        stdout = stack.enter_context(open(output, "w")) if isinstance(output, str) else output
+        stdout = (
+            stack.enter_context(open(output, "w", encoding="utf-8")) if isinstance(output, str) else output
+        )
         command = [sys.executable, "-c", ENDS]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8")
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
