@@ -207,7 +207,7 @@ def fangyan(splits: Splits, seed: int, folder: Path, size: str = "small") -> Res
         "seed": seed,
         "data": {"format": "conllu", "column": "upos", **files},
         "model": {"path": "scratch", "size": size},
-        "optimizer": {"lr": {"tiny": 3e-3, "small": 2e-3, "base": 2e-3}[size]},
+        "optimizer": {"lr": 3e-3 if size == "tiny" else 2e-3},
         "train": {"epochs": epochs, "batch_tokens": round(120 * characters / words), "log_every": 100},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -105,8 +105,8 @@ def recipe(data: Path, trial: Trial, folder: Path, seed: int) -> dict[str, Any]:
         "task": {"scheme": "iob2"},
         "model": {"path": "scratch", "size": "small"},
         "optimizer": {"lr": 2.0e-3},
-        # As many steps with one variety as with all. Few sentences alone are seen as often as at the highest
-        # temperature.
+        # As many steps with one variety as with all. Few sentences alone are seen about as often as
+        # at the highest temperature.
         "train": {"epochs": round(100 / len(trial.trained)), "batch_tokens": 850, "log_every": 100},
     }
 

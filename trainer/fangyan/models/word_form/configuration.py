@@ -12,7 +12,7 @@ _SMALL = {"hash_rows": 8192, "feature_dim": 64, "char_dim": 32, "char_filters": 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hash_rows": 4096, "feature_dim": 32, "char_dim": 16, "char_filters": 32, "hidden_size": 64},
     "small": _SMALL,
-    # Four small networks are worth more than one that is twice as wide, and learn from as few sentences.
+    # Voting, each may overfit a little more. What it is worth: bench/scratch_peers.py.
     "base": {**_SMALL, "num_networks": 4, "hidden_dropout_prob": 0.2},
 }
 

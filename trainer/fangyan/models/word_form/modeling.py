@@ -291,7 +291,9 @@ class WordFormModel(WordFormPreTrainedModel):
         features_NF = self.features(words)
         states_MNH = torch.stack([network(words, features_NF) for network in self.networks])
         states = states_MNH if self.training else states_MNH.mean(0)
-        hidden = states[..., words.word_at_BT, :] * real_BT.unsqueeze(2)
+        # Padding has a state of zeros behind the last word's: to multiply by a mask would be two more passes.
+        padded = F.pad(states, (0, 0, 0, 1))
+        hidden = padded[..., torch.where(real_BT, words.word_at_BT, states.shape[-2]), :]
         return BaseModelOutput(last_hidden_state=hidden)
 
 
