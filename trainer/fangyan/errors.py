@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 # Errors that end where there is more room; torch's, which have no number, are taken for one.
-_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How a run that has ended is resumed; trials of tune are runs, too.
 RESUMING = "train --resume auto, or the same tune command, resumes"
 # Characters of a sentence: it may quote what a file or a name has of thousands.
@@ -76,7 +76,7 @@ def disk_error(path: Path, error: OSError | RuntimeError, advice: str) -> UserEr
     if isinstance(name, str | bytes):
         path = Path(os.fsdecode(name))
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    if getattr(error, "errno", None) not in (None, *_OF_ROOM):
+    if getattr(error, "errno", None) not in (None, *OF_ROOM):
         return UserError(f"{path} cannot be written ({reason})")
     free = free_space(path) / 1e9
     return UserError(f"{path} cannot be written ({reason}); {free:.3f} GB are free on its disk; {advice}")

@@ -1,12 +1,15 @@
 """Nodes that do not see the same disk: each has whole checkpoints, and gets those that it lacks."""
 
+import re
 import shutil
 from functools import partial
 
 import pytest
+from fangyan.errors import RESUMING
 from fangyan.training.checkpoint_files import read_state, verify
 from forked_command import ForkedCommand, of_ranks
 from own_disk import mount, why_not
+from small_disk import fill, mounted
 from spread_rank import spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
@@ -75,6 +78,22 @@ def test_an_empty_node_and_a_damaged_one_get_what_they_lack(cli, nodes):
     assert (second / "splits/dev.jsonl").exists()
 
 
+def spread_on_two_ranks(folders, tmp_path, server, free_port):
+    """Send files of the first folder to the second; return what each rank says."""
+    port = free_port()
+    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    processes = [
+        server.Process(target=spread, args=(rank, port, str(folders[rank]), str(files[rank])))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [file.read_text(encoding="utf-8") for file in files]
+
+
 @pytest.mark.parametrize("lost", ["source", "target"])
 def test_spread_of_a_file_that_cannot_be_opened(lost, tmp_path, server, free_port):
     """Every rank says so in the end, and the files after it arrive whole."""
@@ -87,21 +106,24 @@ def test_spread_of_a_file_that_cannot_be_opened(lost, tmp_path, server, free_por
         (folders[0] / "a").unlink()
     else:
         (folders[1] / "a").mkdir()
-    port = free_port()
-    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
-    processes = [
-        server.Process(target=spread, args=(rank, port, str(folders[rank]), str(files[rank])))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
     reason = "No such file" if lost == "source" else "Is a directory"
-    for file in files:
-        assert f"{folders[lost == 'target']}/a: {reason}" in file.read_text(encoding="utf-8")
+    for said in spread_on_two_ranks(folders, tmp_path, server, free_port):
+        assert f"{folders[lost == 'target']}/a: {reason}" in said
     assert (folders[1] / "b").read_bytes() == b"b" * 900
+
+
+def test_spread_to_a_disk_that_is_full(tmp_path, server, free_port):
+    """Which fills up between the files that a rank wrote itself and those that it is sent."""
+    folder = tmp_path / "0"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"a" * 100_000)
+    (folder / "b").write_bytes(b"b" * 100_000)
+    with mounted(tmp_path / "1", 1 << 20) as full:
+        fill(full, leave=150_000)
+        said = spread_on_two_ranks([folder, full], tmp_path, server, free_port)
+    expected = rf"b cannot be written \(No space left on device\); 0\.\d{{3}} GB are free .* room, {RESUMING}"
+    for sentence in said:
+        assert re.search(expected, sentence)
 
 
 def test_the_node_that_is_left_resumes_alone(cli, nodes):

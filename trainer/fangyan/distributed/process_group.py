@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -21,7 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 from fangyan.device import device, peak_memory  # before DeepSpeed, which would guess its device
 from fangyan.distributed.heartbeat import Heartbeat
 from fangyan.distributed.launchers import rank_variables
-from fangyan.errors import UserError
+from fangyan.errors import OF_ROOM, UserError, disk_error
+from fangyan.files import RESUME
 from fangyan.terminal import say_later
 
 T = TypeVar("T")
@@ -264,12 +266,19 @@ def on_ranks(ranks: Sequence[int], function: Callable[[], T]) -> list[T]:
         except UserError as error:
             mistake = str(error)
         except OSError as error:
-            mistake = f"{error.filename or 'the run folder'}: {error.strerror or error}"
+            mistake = _sentence(error)
     outcomes = gathered((found, mistake, socket.gethostname()))
     for _, mistake, host in outcomes:
         if mistake is not None:
             raise UserError(f"{host}: {mistake}" if len(ranks) > 1 else mistake)
     return [outcomes[rank][0] for rank in ranks]  # type: ignore[misc]
+
+
+def _sentence(error: OSError) -> str:
+    path = error.filename or "the run folder"
+    if error.errno in OF_ROOM:
+        return str(disk_error(Path(path), error, RESUME))
+    return f"{path}: {error.strerror or error}"
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
