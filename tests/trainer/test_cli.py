@@ -30,7 +30,7 @@ def test_env(cli):
 
 ENDS = """
 import atexit, threading, time
-from fangyan.cli_end import leave
+from fangyan.cli.end import leave
 
 threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
 atexit.register(print, "at exit")

@@ -19,7 +19,6 @@ FLOORS = [
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),
     ("training", "recipe"),
-    ("cli_end", "cli_options", "cli_output"),
     ("cli",),
     ("__init__", "__main__"),
 ]

@@ -3,7 +3,7 @@
 import io
 import os
 
-from fangyan.cli_output import write_pieces
+from fangyan.cli.output import write_pieces
 from fangyan.terminal import Terminal, printable
 from rich.table import Table
 

@@ -5,7 +5,7 @@ import sys
 
 import fangyan
 import pytest
-from fangyan.cli_output import user_lines
+from fangyan.cli.output import user_lines
 from fangyan.errors import UserError
 from fangyan.inference.chat import chat
 from tiny_exports import assistant, tagger, writer

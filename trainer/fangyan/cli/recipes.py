@@ -1,0 +1,185 @@
+"""Commands on recipes: train, tune, check, estimate-memory."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fangyan.cli.options import (
+    MOST_RANKS,
+    HostfileOption,
+    Overrides,
+    RanksOption,
+    RecipeArgument,
+    RestartsOption,
+    TrialsOption,
+)
+from fangyan.cli.output import write_pieces
+from fangyan.errors import UserError
+from fangyan.terminal import Terminal
+
+if TYPE_CHECKING:
+    from fangyan.recipe import Recipe
+    from fangyan.training.staged_recipe import StagedRecipe
+
+
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: resume from the run's newest whole checkpoint, if any. Or a checkpoint's folder."
+        ),
+    ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Trace a few steps into the run folder, and show what they cost."),
+    ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=2, max=1000, help="Run with so many seeds; mean and spread of the metrics."),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, max=1000, help="Cross-validate: so many runs, each tests on a part of train."),
+    ] = None,
+    hostfile: HostfileOption = None,
+    max_restarts: RestartsOption = 0,
+) -> None:
+    """Run a recipe: evaluate, train, evaluate, export.
+
+    Several ranks: deepspeed --num_gpus N --module fangyan train RECIPE (--num_accelerators on CPUs).
+    """
+    from fangyan.recipe import Recipe
+    from fangyan.training.staged_recipe import load_training
+
+    loaded = load_training(recipe, overrides)  # before torch is imported: a mistake in it is said at once
+    if not isinstance(loaded, Recipe):
+        if hostfile is not None or folds or profile or resume not in (None, "auto"):
+            raise UserError(
+                "stages resume by themselves, expected no --resume but auto, and --seeds alone beside"
+            )
+        _train_stages(loaded, seeds)
+        return
+    if hostfile is None and max_restarts:
+        raise UserError("--max-restarts: is for --hostfile, which names the nodes to start on")
+    if hostfile is not None:
+        if seeds or folds:
+            raise UserError("--hostfile is for one run, expected neither --seeds nor --folds")
+        from fangyan.distributed.hostfile import read_hostfile
+        from fangyan.distributed.nodes import train_on_nodes
+
+        arguments = [recipe, *(overrides or []), *(["--profile"] if profile else [])]
+        hosts = read_hostfile(hostfile)
+        raise typer.Exit(train_on_nodes(hosts, arguments, loaded.folder, resume, max_restarts))
+    # What ends a run says that --resume auto resumes it, also here.
+    if (seeds or folds) and (resume not in (None, "auto") or profile):
+        raise UserError(
+            "--seeds and --folds resume by themselves, expected no --resume but auto, and no --profile"
+        )
+    _train_here(loaded, resume, profile, seeds, folds)
+
+
+def _train_stages(staged: StagedRecipe, seeds: int | None) -> None:
+    """Train all stages in this process, which may be one of several ranks."""
+    from fangyan.distributed.process_group import stop_distributed
+    from fangyan.training.stages import repeat_stages, train_stages
+
+    if seeds:
+        repeat_stages(staged, seeds)
+    else:
+        train_stages(staged)
+    stop_distributed()
+
+
+def _train_here(
+    recipe: Recipe, resume: str | None, profile: bool, seeds: int | None, folds: int | None
+) -> None:
+    """Train in this process, which may be one of several ranks."""
+    if seeds or folds:
+        from fangyan.training.repeats import repeat
+
+        repeat(recipe, seeds, folds)
+    else:
+        from fangyan.training.train import train as run
+
+        run(recipe, resume, profile)
+    from fangyan.distributed.process_group import stop_distributed
+
+    stop_distributed()
+
+
+def tune(recipe: RecipeArgument, overrides: Overrides = None, trials: TrialsOption = 20) -> None:
+    """Search for better values of the fields in the recipe's section tune, by the dev metric.
+
+    The same command again goes on where it was interrupted. Several ranks: deepspeed --module fangyan tune.
+    """
+    from fangyan.recipe import load_recipe
+    from fangyan.training.tune.fields import check_spaces
+
+    loaded = load_recipe(recipe, overrides)
+    check_spaces(loaded)  # before torch is imported
+    from fangyan.distributed.process_group import stop_distributed
+    from fangyan.training.tune.search import tune as run
+
+    run(loaded, trials)
+    stop_distributed()
+
+
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    ranks: RanksOption = 1,
+    ranks_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_RANKS, help="Of a run on several nodes.", show_default=False),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1e6, help="Between nodes, GB/s of each.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of tables.")] = False,
+) -> None:
+    """Check a recipe's data and model before it is run, and estimate memory and time.
+
+    Exit code 0: no errors, but maybe warnings. 1: errors, which would stop a run. 2: the recipe itself
+    cannot be read.
+    """
+    from fangyan.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from fangyan.distributed.process_group import start_distributed
+    from fangyan.training import check_report
+    from fangyan.training.check import check as run
+    from fangyan.training.plan import Ranks
+
+    start_distributed()
+    report = run(loaded, Ranks(ranks, ranks_per_node, bandwidth))
+    if as_json:
+        write_pieces([json.dumps(check_report.as_json(report), ensure_ascii=False, indent=2), "\n"], None)
+    else:
+        console = Terminal(highlight=False)
+        for table in check_report.tables(report, loaded, ranks):
+            console.print(table)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def estimate_memory(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    ranks: RanksOption = 1,
+) -> None:
+    """Estimate a recipe's memory: load its data and model, and run one micro-batch."""
+    from fangyan.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from fangyan.distributed.process_group import start_distributed
+    from fangyan.training import memory
+    from fangyan.training.workload import Workload
+
+    start_distributed()
+    Terminal().print(memory.memory_table(memory.estimate_memory(Workload(loaded), ranks), loaded, ranks))
