@@ -181,7 +181,14 @@ class ModelConfig(Config):
             with reading("config.json"):
                 model = auto_model.from_config(config, dtype=torch.float32, trust_remote_code=False)
             return model, tokenizer
-        return load_as_stored(auto_model, self.path, config, seed), tokenizer
+        model = load_as_stored(auto_model, self.path, config, seed)
+        if "id2label" in model_kwargs:
+            stored = read_config(self.path).id2label
+            if stored != model_kwargs["id2label"]:
+                from fangyan.models.label_rows import carry_rows
+
+                carry_rows(model, self.path, stored)
+        return model, tokenizer
 
     def _set_dropout(self, config: Any) -> None:
         """Set dropout, which configurations name in many ways; attention's always has ``att`` in its name."""

@@ -26,6 +26,9 @@ from fangyan.models.masks import packed_masks
 from fangyan.models.selection import HiddenStates
 from fangyan.models.structure import is_causal, num_outputs, position_offset
 
+# Labels whose logits are in memory at once: 100 MB of a vocabulary of 49,000, four times over.
+_PIECE = 128
+
 Layout = Literal["varlen", "rows", "padded", "unpadded"]
 T = TypeVar("T")
 
@@ -168,6 +171,36 @@ class PackedModel(nn.Module):
         """Return the model's outputs for a batch."""
         return self.model(**self._inputs(batch))
 
+    def at_labels(self, batch: Batch, compute: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Return what a function makes of the logits at the labels of a batch, (P, ...).
+
+        Labels are those of the batch's sequences, in their order. Of a large vocabulary, the logits of a few
+        are in memory at a time. For use without gradients, in evaluation mode.
+
+        Args:
+            batch: of any number of sequences.
+            compute: of logits, (p, C), float32, and which of the labels they are of, to a tensor, (p, ...).
+        """
+        places = label_places(batch)
+        spans = [slice(start, start + _PIECE) for start in range(0, len(places), _PIECE)]
+        transform, segments = self.logit_transform, word_segments(batch)
+        found: list[Tensor] = []
+
+        def read(hidden: Tensor) -> Tensor:
+            states = averaged(hidden, batch, segments).flatten(0, -2)
+            for span in spans:
+                logits = nn.functional.linear(states[places[span]], self.head.weight, self.head.bias)
+                assert transform is not None
+                found.append(compute(transform(logits).float(), span))
+            return hidden.new_zeros(())
+
+        if self.layout == "unpadded" or transform is None or (segments and transform.softcap is not None):
+            logits = self.logits(batch).flatten(0, 1)
+            found = [compute(logits[places[span]].float(), span) for span in spans]
+        else:
+            self._head_loss(batch, read)
+        return torch.cat(found) if found else places[:0]
+
     def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         """Return the logits of each of a batch's sequences, (T, C)."""
         return [
@@ -284,6 +317,18 @@ def averaged(values: Tensor, batch: Batch, segments: tuple[Tensor, Tensor] | Non
     by_place = values.float().flatten(-3, -2).movedim(-2, 0)
     means = torch.segment_reduce(by_place, "mean", lengths=lengths, unsafe=True)
     return means[segment_of].movedim(0, -2).to(values.dtype).reshape(values.shape)
+
+
+def label_places(batch: Batch) -> Tensor:
+    """Return where the labels of a batch's sequences are, in their order, (P,): of all rows in one."""
+    width = batch.input_ids.shape[1]
+    places = [
+        row * width + column + place
+        for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True)
+        for place, label in enumerate(sequence.labels)
+        if label != IGNORE_INDEX
+    ]
+    return torch.tensor(places, dtype=torch.int64, device=batch.input_ids.device)
 
 
 def boundaries(batch: Batch) -> tuple[Tensor, int]:

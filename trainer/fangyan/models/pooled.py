@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -61,6 +61,12 @@ class PooledModel(PackedModel):
         parts = split_by_length(batch)
         found = torch.cat([self._logits(part) for _, part in parts])
         return found[torch.tensor([row for rows, _ in parts for row in rows], device=found.device).argsort()]
+
+    @override
+    def at_labels(self, batch: Batch, compute: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Return what a function makes of the logits of each sequence, (S, ...)."""
+        count = len(batch.sequences)
+        return compute(self.logits(batch)[:count].float(), slice(0, count))
 
     @override
     def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:

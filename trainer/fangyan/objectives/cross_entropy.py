@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
     from fangyan.models.packed import PackedModel
 
 
-class CrossEntropy(Objective):
-    """Cross-entropy of the labels, with label smoothing (Szegedy et al. 2015, arXiv 1512.00567)."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
+class LabelObjective(Objective, ABC):
+    """Cross-entropy of the labels, whatever else an objective does."""
 
     label_smoothing: Fraction = Field(
         0.0, description="Fraction of the target distribution spread over all classes, in training alone."
@@ -36,3 +35,9 @@ class CrossEntropy(Objective):
     def loss(self, model: PackedModel, batch: Batch, divisor: float) -> Tensor:
         """Return the loss; see :class:`Objective`."""
         return model.loss(batch, divisor, self.label_smoothing)
+
+
+class CrossEntropy(LabelObjective):
+    """Cross-entropy of the labels, with label smoothing (Szegedy et al. 2015, arXiv 1512.00567)."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"

@@ -51,12 +51,17 @@ def assert_full_precision_states(
 
 def flat_parameters(engine: Any, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
     """Return the tensors that the optimizer really steps on, with the names of their groups."""
+    return [(group["name"], vector) for group, vector in flat_groups(engine, optimizer)]
+
+
+def flat_groups(engine: Any, optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], Tensor]]:
+    """Return the tensors that the optimizer really steps on, with their groups."""
     wrapper = engine.optimizer
     if hasattr(wrapper, "fp32_partitioned_groups_flat"):  # ZeRO 3: one vector per sub-group
         group_of = wrapper.sub_group_to_group_id
         return [
-            (optimizer.param_groups[group_of[i]]["name"], flat)
+            (optimizer.param_groups[group_of[i]], flat)
             for i, flat in enumerate(wrapper.fp32_partitioned_groups_flat)
         ]
     # Otherwise the wrapper, if any, has put its own tensors into the optimizer's groups.
-    return [(group["name"], parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    return [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -100,7 +101,11 @@ def gradient_buffer(trained: int) -> int:
 
 
 def build_engine(
-    recipe: Recipe, model: nn.Module, total_steps: int, accumulation: int | None = None
+    recipe: Recipe,
+    model: nn.Module,
+    total_steps: int,
+    accumulation: int | None = None,
+    new: Collection[int] = (),
 ) -> tuple[Any, torch.optim.Optimizer]:
     """Wrap the model in a DeepSpeed engine; return it with the optimizer inside it.
 
@@ -109,11 +114,12 @@ def build_engine(
         model: whose trainable parameters are stepped.
         total_steps: optimizer steps of the whole run, for the learning rate's schedule.
         accumulation: micro-batches per rank and step, by default the recipe's.
+        new: ``id`` of parameters that the run adds to the model, which an objective may tell from others.
     """
     import deepspeed  # after fangyan.device
 
     on_cpu = not on_gpu() or recipe.engine.offload == "optimizer"
-    groups = parameter_groups(model, recipe.optimizer)
+    groups = parameter_groups(model, recipe.optimizer, new if recipe.objective.holds_weights else ())
     optimizer = recipe.optimizer.build(groups, total_steps, on_cpu)
     name = {"constant": "constant_with_warmup"}.get(recipe.schedule.decay, recipe.schedule.decay)
     schedule = get_scheduler(name, optimizer, round(recipe.schedule.warmup * total_steps), total_steps)

@@ -69,6 +69,8 @@ def _step_by_lists(wrapper: Any, optimizer: torch.optim.Optimizer) -> bool:
 @torch.no_grad()
 def _step_in_one_pass(wrapper: Any, optimizer: torch.optim.Optimizer) -> bool:
     """Clip and step AdamW on the CPU; return as :func:`_step_by_lists`."""
+    if optimizer._optimizer_step_pre_hooks:  # what acts before a step sees one
+        return _step_by_lists(wrapper, optimizer)
     gradients = [w.grad.contiguous() for group in wrapper.fp16_groups for w in group if w.grad is not None]
     norm = math.sqrt(torch.ops.fangyan.sum_of_squares(gradients)) if gradients else 0.0
     scale = _gradient_scale(wrapper, norm)

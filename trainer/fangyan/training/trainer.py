@@ -27,6 +27,7 @@ from fangyan.tasks.task import Metrics
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
+from fangyan.training.objective_run import objective_run
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
 from fangyan.training.run_folder import RunFolder, Start
@@ -73,7 +74,7 @@ class Trainer(ScoredWorkload):
                 f"{ranks * self.accumulation}: dropout draws other masks from here on"
             )
         self.engine, self.optimizer = build_engine(
-            self.recipe, self.model, self.total_steps, self.accumulation
+            self.recipe, self.model, self.total_steps, self.accumulation, self.new_parameters
         )
 
     def fit(
@@ -110,15 +111,20 @@ class Trainer(ScoredWorkload):
         if start.state is None or self._has_steps(start.state):
             self.folder.checkpoints.assert_room(self._least_checkpoint())
         if start.checkpoint is None:
-            state, messages = State(), self.folder.claim()
+            checkpoint, messages = None, self.folder.claim()
         else:
             checkpoint, messages = self.folder.undamaged(start)
+        self.folder.write_inputs(self.recipe, self.splits)
+        self.prepared = self.recipe.objective.start(objective_run(self))
+        messages += self.prepared.messages
+        if checkpoint is None:
+            state = State()
+        else:
             state, more = self._load(checkpoint)
             messages += [f"resuming {checkpoint} at step {state.step}", *more, *self._check_best(state)]
         state.ranks = dist.get_world_size()
         state.micro_batches = state.ranks * self.accumulation
         self._saved_step, self._saved_at = state.step, time.monotonic()
-        self.folder.write_inputs(self.recipe, self.splits)
         return state, messages
 
     def _has_steps(self, state: State) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +15,8 @@ from numpy.typing import NDArray
 from fangyan.data.batching import Epochs
 from fangyan.data.example import DATASET, Example, Splits
 from fangyan.data.findings import Finding
-from fangyan.data.masking import draws
-from fangyan.data.packing import Batch, collate, mask_tokens
 from fangyan.data.store import cache_folder
-from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
+from fangyan.data.tokenization import Tokenizer
 from fangyan.data.vocabulary import characters_without_subword, check_prefixes, unknown_characters
 from fangyan.device import device, on_gpu
 from fangyan.distributed.agreement import digest_of
@@ -31,6 +28,7 @@ from fangyan.models.packed import PackedModel
 from fangyan.models.structure import (
     fingerprint,
     head_name,
+    is_in,
     looks_ahead,
     max_length,
     new_modules,
@@ -38,12 +36,14 @@ from fangyan.models.structure import (
     num_parameters,
 )
 from fangyan.models.vocabulary import extend_vocabulary
+from fangyan.objectives.objective import Prepared
 from fangyan.recipe import Recipe
 from fangyan.tasks.checks import data_findings
 from fangyan.tasks.evaluation import BATCH_TOKENS
 from fangyan.tasks.task import Metrics, Task
 from fangyan.training.checks import workload_findings
 from fangyan.training.engine import activation_dtype, check_precision, choose_precision, slow_precision
+from fangyan.training.step_batches import StepBatches
 
 # The shortest sequence that a document is cut into, however small a batch.
 _SHORTEST = 8
@@ -96,7 +96,7 @@ def choose_metric(recipe: Recipe, task: Task) -> str:
     return metric
 
 
-class Workload:
+class Workload(StepBatches):
     """A recipe's data and model, and every step laid out.
 
     Making one needs no process group and touches no file of the run.
@@ -119,6 +119,8 @@ class Workload:
         model: what is trained.
         base: of an adapter's export; None where the model's own weights learn.
         num_frozen: parameters that do not learn.
+        new_parameters: ``id`` of those of a new head.
+        prepared: what the objective has made before the first step.
         messages: for the user, on the model.
         findings: on the data.
     """
@@ -146,6 +148,8 @@ class Workload:
         task.use_model(model, backend)
         self._check_task()
         head = self._find_new_head(model)
+        new_head = self._unknown_head(model, head)
+        recipe.objective.check(task, new_head is not None)
         new = new_modules(model, head)
         self._fingerprint = fingerprint(model, new)
         self.base = self._describe_base(model, new)
@@ -158,10 +162,12 @@ class Workload:
         self.cache = cache_folder(recipe.data.cache_dir)
         weights = task.class_weights
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-        self._changed: tuple[str, dict[int, TokenizedSequence]] = "", {}
+        self._changed = "", {}
+        self.prepared = Prepared()
         self.batches = self._lay_out_steps()
         self._check_known(unknown)
         self.model = self._adapt(model, head)
+        self.new_parameters = _parameters_of(self.model.base, new_head)
         self._choose_layout()
         self.findings = [*data.findings, *workload_findings(self)]
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
@@ -197,6 +203,17 @@ class Workload:
             )
         name = head_name(model, num_outputs(model))
         return name if self.task.pooling is None else name.partition(".")[0]
+
+    def _unknown_head(self, model: Any, head: str | None) -> str | None:
+        """Return the head if it knows nothing of its labels: some of its weights are random."""
+        config = self.recipe.model
+        if head is None or (
+            config.pretrained
+            and not config.is_scratch
+            and not any(is_in(name, [head]) for name in getattr(model, "new_weights", []))
+        ):
+            return None
+        return head
 
     def _check_known(self, can_be_added: bool) -> None:
         """Refuse a tokenizer that does not know the data: a model learns nothing of what is unknown to it.
@@ -348,42 +365,7 @@ class Workload:
         weights = self._fingerprint if config.pretrained and not config.is_scratch else ""
         return found | {"model.path": digest_of(f"{shapes} {weights}")}
 
-    def total_weight(self, indices: list[int], step: str = "0") -> float:
-        """Return what the loss of a step is divided by: how many labels it has, or the sum of their weights.
 
-        Args:
-            indices: of the step's sequences, over all ranks.
-            step: number of the step, by which sequences change.
-        """
-        if self.task.corrupts:
-            changed = self._training_sequences(indices, step)
-            return float(sum(label != IGNORE_INDEX for sequence in changed for label in sequence.labels))
-        weights = self._class_weights
-        if weights is None or self.task.has_targets:
-            return float(self.num_valid[indices].sum())
-        labels = torch.tensor([label for i in indices for label in self.sequences[i].labels])
-        return float(weights.double()[labels[labels != IGNORE_INDEX]].sum())
-
-    def _training_sequences(self, indices: list[int], step: str) -> list[TokenizedSequence]:
-        """Return sequences as a step trains on them."""
-        if not self.task.corrupts:
-            return [self.sequences[i] for i in indices]
-        # Counted for all ranks, and then trained on by one: made once.
-        if self._changed[0] != step or not all(i in self._changed[1] for i in indices):
-            chosen = [self.sequences[i] for i in indices]
-            found = self.task.corrupt(chosen, draws(self.recipe.seed, step, indices), self.tokenizer)
-            self._changed = step, dict(zip(indices, found, strict=True))
-        return [self._changed[1][i] for i in indices]
-
-    def micro_batch(self, indices: list[int], key: str) -> Batch:
-        """Return sequences as a batch on the device; ``key``, ``step/micro-batch``, seeds what is random."""
-        # Dropout follows the micro-batch, not the rank: one rank with two of them and two ranks with one
-        # draw the same masks, and a resumed run needs no generator's state.
-        torch.manual_seed(zlib.crc32(f"{self.recipe.seed}/{key}".encode()))
-        chosen = self._training_sequences(indices, key.partition("/")[0])
-        batch = collate(chosen, self.tokenizer.pad_id, self.model.row_width)
-        if self._class_weights is not None:
-            batch = replace(batch, class_weights=self._class_weights)
-        if self.tokenizer.mask_id is not None and self.recipe.train.token_masking:
-            batch = mask_tokens(batch, self.recipe.train.token_masking, self.tokenizer.mask_id)
-        return batch.to(device())
+def _parameters_of(model: Any, module: str | None) -> set[int]:
+    """Return the ``id`` of each parameter of a module, which an adapter may have copied."""
+    return set() if module is None else {id(own) for own in model.get_submodule(module).parameters()}
