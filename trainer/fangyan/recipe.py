@@ -15,8 +15,10 @@ from pydantic import Field
 from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.adaptation import Adaptation
 from fangyan.config import Config, OneOf, PathName, error_sentence, family_of, short
-from fangyan.data.formats import FORMATS, with_defaults
+from fangyan.data.formats import FORMATS
+from fangyan.data.formats.for_task import check_fields, filled
 from fangyan.data.formats.records import PREDICTED
+from fangyan.data.retained import parse_retained
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 from fangyan.models.loading import ModelConfig
@@ -53,6 +55,11 @@ class Recipe(Config):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    retain: list[dict[str, Any]] = Field(
+        [],
+        description="Data sets that are scored before and after training, to see what is forgotten: a "
+        "section like data for each, with a name. Scored is its test, or all of its train without one.",
+    )
     tune: dict[str, Space] | None = Field(
         None,
         description="What fangyan tune tries, by field: {optimizer.lr: {log: [1.0e-5, 1.0e-3]}}; or uniform, "
@@ -77,14 +84,13 @@ class Recipe(Config):
         chosen = TASKS.members.get(str(task.get("name", TASKS.default)))
         if chosen is None or not issubclass(chosen, TaskConfig):
             return content
-        filled = with_defaults(data, chosen.fields)
-        if isinstance(data.get("sources"), list):  # several data sets
-            members = [
-                with_defaults(each, chosen.fields) if isinstance(each, Mapping) else each
-                for each in data["sources"]
-            ]
-            filled = {"format": "sources", **filled, "sources": members}
-        return sections | {"data": filled}
+        sections["data"] = filled(data, chosen.fields)
+        objective, retain = sections.get("objective"), sections.get("retain")
+        if isinstance(objective, Mapping) and "data" in objective:
+            sections["objective"] = {**objective, "data": filled(objective["data"], chosen.fields)}
+        if isinstance(retain, list):
+            sections["retain"] = [filled(each, chosen.fields) for each in retain]
+        return sections
 
     @pydantic.model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -114,24 +120,28 @@ class Recipe(Config):
                 f"data.prefix is for tasks with tags, labels or answers, found {self.task.name}; expected "
                 "false, and the name in the texts themselves"
             )
-        missing = [field for field in self.task.fields if field not in self.data.provided]
-        if missing and set(missing) <= set(self.data.fields):  # by other columns
+        for place, data in self._all_data().items():
+            check_fields(data, place, self.task.name, self.task.fields)
+        if self.data.replay.is_own and not self.task.can_write_texts:
             raise ValueError(
-                f"data.{self.data.chooser} makes {' and '.join(self.data.provided)} of a {self.data.format} "
-                f"file, but {self.task.name} needs {' and '.join(self.task.fields)}; expected "
-                f"{self.data.choice(self.task.fields)}"
-            )
-        if missing:
-            fitting = [
-                name
-                for name, member in FORMATS.members.items()
-                if issubclass(member, DataConfig) and set(self.task.fields) <= set(member.fields)
-            ]
-            raise ValueError(
-                f"data.format is {self.data.format}, which has no {' and '.join(missing)}; "
-                f"expected {', '.join(fitting) or 'a format that has'} for {self.task.name}"
+                "data.replay.source is self, which is for models that write raw text, found "
+                f"{self.task.name}; expected data"
             )
         return self
+
+    def _all_data(self) -> dict[str, DataConfig]:
+        """Return the run's data, and what else it reads, by the field of the recipe."""
+        replayed = self.data.replay.data()
+        try:
+            retained = parse_retained(self.retain)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return {
+            "data": self.data,
+            **({} if replayed is None else {"data.replay.source": replayed}),
+            **self.objective.other_data(),
+            **{f"retain: {name}": data for name, data in retained.items()},
+        }
 
     def _check_new_tokens(self) -> None:
         adaptation = self.adaptation
@@ -276,9 +286,8 @@ def _describe_family(family: OneOf, prefix: str) -> list[FieldDescription]:
     rows = [FieldDescription(f"{prefix}.{family.tag}", family.default or "required", " ".join(summaries))]
     owners: dict[FieldDescription, list[str]] = {}
     for member_name, member in family.members.items():
-        for name, field in member.model_fields.items():
-            if name != family.tag:
-                row = FieldDescription(f"{prefix}.{name}", _default(field), field.description or "")
+        for row in _describe(member, f"{prefix}."):
+            if row.name != f"{prefix}.{family.tag}":
                 owners.setdefault(row, []).append(member_name)
     for row, names in owners.items():
         rows.append(row if len(names) == len(family.members) else row._replace(members=tuple(names)))

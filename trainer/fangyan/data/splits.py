@@ -21,6 +21,7 @@ from fangyan.config import Config, PathName, short
 from fangyan.data.annotated import Annotator
 from fangyan.data.arrays import cumulative, differences, shuffled
 from fangyan.data.example import DATASET, PREFIX, Example, Splits, read_lines
+from fangyan.data.replay import Replay
 from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
 
@@ -53,6 +54,7 @@ class DataConfig(Config, ABC):
         description="k/n: the k-th of n parts of train is the test split, for cross-validation; see fangyan "
         "train --folds.",
     )
+    replay: Replay = Field(default_factory=Replay)
     cache_dir: PathName | None = Field(
         None,
         description="Folder for data larger than memory, read and tokenized: any disk with room, by default "

@@ -10,7 +10,7 @@ import pydantic
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.formats import parse_data
+from fangyan.data.formats import parse_other_data
 from fangyan.errors import UserError
 from fangyan.objectives.cross_entropy import LabelObjective
 from fangyan.objectives.l2sp import Strength
@@ -53,14 +53,15 @@ class EWC(LabelObjective):
     @pydantic.model_validator(mode="after")
     def _data_is_right(self) -> EWC:
         try:
-            self.parsed_data()
+            self.other_data()
         except UserError as error:
             raise ValueError(str(error)) from None
         return self
 
-    def parsed_data(self) -> DataConfig:
+    @override
+    def other_data(self) -> dict[str, DataConfig]:
         """Return the data that is not to be forgotten."""
-        return parse_data(self.data, "objective.data")
+        return {"objective.data": parse_other_data(self.data, "objective.data")}
 
     @override
     def check(self, task: Any, has_new_head: bool) -> None:
@@ -90,7 +91,8 @@ class EWC(LabelObjective):
     def _sequences(self, run: Run) -> list[TokenizedSequence]:
         from fangyan.data.masking import draws
 
-        examples = self.parsed_data().load(run.seed)["train"]
+        (data,) = self.other_data().values()
+        examples = data.load(run.seed)["train"]
         chosen = np.random.default_rng(run.seed).permutation(len(examples))[: self.samples]
         sequences = run.task.tokenize([examples[i] for i in chosen], run.tokenizer, run.longest)
         if run.task.corrupts:

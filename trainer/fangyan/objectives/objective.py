@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fangyan.data.packing import Batch
+    from fangyan.data.splits import DataConfig
     from fangyan.data.token_store import TokenStore
     from fangyan.data.tokenization import Tokenizer
     from fangyan.models.packed import PackedModel
@@ -89,6 +90,10 @@ class Objective(Config, ABC):
     def smooths_labels(self) -> bool:
         """Return whether some of the target distribution is spread over all classes."""
         return False
+
+    def other_data(self) -> dict[str, DataConfig]:
+        """Return data that it reads besides that of the run, by the field of the recipe."""
+        return {}
 
     def check(self, task: Any, has_new_head: bool) -> None:
         """Refuse what the objective means nothing for.

@@ -321,6 +321,8 @@ class TaskConfig(Config, ABC):
     name: str
     # Of an example, that the task needs.
     fields: ClassVar[tuple[str, ...]]
+    # Whether its model writes texts like those it learns from, beginning with nothing.
+    can_write_texts: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, splits: Splits, data: DataConfig) -> Task:

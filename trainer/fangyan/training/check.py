@@ -19,9 +19,10 @@ from fangyan.device import device, on_gpu, reset_peak_memory
 from fangyan.errors import UserError
 from fangyan.models.structure import num_parameters
 from fangyan.recipe import Recipe
+from fangyan.training.loaded_data import LoadedData, load_data
 from fangyan.training.memory import MemoryEstimate, estimate_memory
 from fangyan.training.plan import Plan, Ranks, plan
-from fangyan.training.workload import LoadedData, Workload, load_data
+from fangyan.training.workload import Workload
 
 # Micro-batches that are laid out to see what padding costs, and that are timed.
 _LAID_OUT = 100

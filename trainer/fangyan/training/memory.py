@@ -186,6 +186,9 @@ def _training(
         items.append(MemoryItem("master weights in 32 bits", trained, 4 * shard, away))
     states = _states(recipe, model) / (ranks if stage else 1)
     items.append(MemoryItem("optimizer states", trained, states, away))
+    if kept := recipe.objective.bytes_per_parameter:
+        nbytes = kept * (shard if stage else trained)
+        items.append(MemoryItem("the objective's, of the weights at the beginning", trained, nbytes, away))
     return items
 
 

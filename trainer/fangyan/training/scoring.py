@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fangyan.data.example import Example
+from fangyan.data.retained import RETAINED
 from fangyan.data.splits import by_data_set
 from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
@@ -57,12 +58,17 @@ class ScoredWorkload(Workload):
         )
 
     def evaluate_data_sets(self) -> dict[str, Metrics]:
-        """Return the metrics of each data set in dev and test, where there are several. Collective."""
+        """Return the metrics of each data set in dev and test, where there are several, and of retained ones.
+
+        Collective.
+        """
         self.engine.eval()
         found = {}
         for split in ("dev", "test"):
             for name, examples in by_data_set(self.splits.get(split, ())).items():
                 found[f"{split}/{name}"] = self._evaluate(examples)
+        for name, examples in self.retained.items():
+            found[RETAINED + name] = self._evaluate(examples)
         self.engine.train()
         return found
 

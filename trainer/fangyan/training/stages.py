@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.table import Table
 
+from fangyan.data.retained import RETAINED
 from fangyan.data.splits import read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import reset_peak_memory
@@ -22,10 +23,10 @@ from fangyan.tasks import evaluation
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
 from fangyan.training.engine import choose_precision
+from fangyan.training.loaded_data import choose_metric
 from fangyan.training.repeats import Summary, finished_metrics, show_summary, summarize
 from fangyan.training.staged_recipe import MERGED, StagedRecipe
 from fangyan.training.train import train
-from fangyan.training.workload import choose_metric
 
 # Of the whole: the scores of each stage's model on the dev splits of all stages so far.
 SCORES = "stages.json"
@@ -125,8 +126,12 @@ def _scores(recipe: Recipe, earlier: list[Recipe], after: dict[str, Metrics]) ->
             )
     # What is better comes first, for the table.
     best = choose_metric(recipe, exported.task)
-    every = {**found, _stage_of(recipe): after["dev"]}
+    every = {**found, _stage_of(recipe): after["dev"], **_retained(after)}
     return {stage: {best: metrics[best], **metrics} for stage, metrics in every.items()}
+
+
+def _retained(metrics: dict[str, Metrics]) -> dict[str, Metrics]:
+    return {split: own for split, own in metrics.items() if split.startswith(RETAINED)}
 
 
 def _stage_of(recipe: Recipe) -> str:
@@ -134,13 +139,14 @@ def _stage_of(recipe: Recipe) -> str:
 
 
 def _table(stages: dict[str, Recipe], scores: Scores) -> Table:
-    """Return the primary metric of each model on each stage's dev split, as a table for a terminal."""
+    """Return the primary metric of each model on each stage's dev split and what is retained, as a table."""
     table = Table("model after", title="Dev scores after each stage", title_justify="left")
-    for name in stages:
-        table.add_column(f"on {name}", justify="right")
+    retained = list(dict.fromkeys(split for row in scores.values() for split in _retained(row)))
+    for name in (*stages, *retained):
+        table.add_column(f"on {name.removeprefix(RETAINED)}", justify="right")
     for name, row in scores.items():
         cells = []
-        for other in stages:
+        for other in (*stages, *retained):
             metric = next(iter(row.get(other, {}).items()), None)
             cells.append("–" if metric is None else f"{metric[0].replace('_', ' ')} {metric[1]:.2f}")
         table.add_row(name, *cells)

@@ -26,6 +26,7 @@ from fangyan.optimizers.states import assert_full_precision_states, flat_paramet
 from fangyan.tasks.task import Metrics
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
+from fangyan.training.forgetting import forgetting
 from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.objective_run import objective_run
 from fangyan.training.on_epoch import OnEpoch, go_on
@@ -321,6 +322,10 @@ class Trainer(ScoredWorkload):
                 logger.table(table)
         logger.table(metrics_table(self.floor, state.before, after, self.task.metric_unit))
         if sentence := below_the_floor(self.floor, after, self.metric, self.task.greater_is_better):
+            logger.info(sentence)
+        for sentence in forgetting(
+            state.before, after, self.metric, self.task.greater_is_better, self.task.metric_unit
+        ):
             logger.info(sentence)
         speed = self.throughput.tokens_per_second
         logger.info(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from fangyan_kernels.capability import bfloat16_missing
 from numpy.typing import NDArray
 
 from fangyan.data.batching import Epochs
-from fangyan.data.example import DATASET, Example, Splits
-from fangyan.data.findings import Finding
-from fangyan.data.store import cache_folder
+from fangyan.data.example import DATASET, Example
+from fangyan.data.store import cache_folder, keep_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.data.vocabulary import characters_without_subword, check_prefixes, unknown_characters
 from fangyan.device import device, on_gpu
@@ -38,11 +37,12 @@ from fangyan.models.structure import (
 from fangyan.models.vocabulary import extend_vocabulary
 from fangyan.objectives.objective import Prepared
 from fangyan.recipe import Recipe
-from fangyan.tasks.checks import data_findings
 from fangyan.tasks.evaluation import BATCH_TOKENS
-from fangyan.tasks.task import Metrics, Task
+from fangyan.tasks.task import Metrics
 from fangyan.training.checks import workload_findings
 from fangyan.training.engine import activation_dtype, check_precision, choose_precision, slow_precision
+from fangyan.training.loaded_data import LoadedData, choose_metric, load_data
+from fangyan.training.self_replay import own_texts
 from fangyan.training.step_batches import StepBatches
 
 # The shortest sequence that a document is cut into, however small a batch.
@@ -51,49 +51,6 @@ _SHORTEST = 8
 _SAMPLED, _MOST_UNKNOWN = 2000, 0.2
 # What checks of a model take, and so the least that an adapter leaves of its length.
 _LEAST_ROOM = 64
-
-
-@dataclass(frozen=True)
-class LoadedData:
-    """A recipe's data, before there is a model.
-
-    Attributes:
-        splits: examples, by name.
-        task: fitted to them.
-        findings: on them.
-    """
-
-    splits: Splits
-    task: Task
-    findings: list[Finding]
-
-
-def load_data(recipe: Recipe) -> LoadedData:
-    """Read a recipe's data, fit its task, and check both.
-
-    Raises:
-        UserError: naming file and line, for what cannot be read or learned.
-    """
-    splits = recipe.data.load(recipe.seed)
-    task = recipe.task.build(splits, recipe.data)
-    return LoadedData(splits, task, data_findings(splits, task))
-
-
-def choose_metric(recipe: Recipe, task: Task) -> str:
-    """Return the dev metric that says which of two models is better.
-
-    Raises:
-        UserError: if the task does not have the recipe's.
-    """
-    metric = recipe.train.metric
-    if metric == "auto":
-        return task.primary_metric
-    if metric not in task.metric_names:
-        raise UserError(
-            f"train.metric: {metric!r} is no metric of this task, expected one of "
-            f"{', '.join(task.metric_names)}"
-        )
-    return metric
 
 
 class Workload(StepBatches):
@@ -107,6 +64,7 @@ class Workload(StepBatches):
 
     Attributes:
         splits: examples, by name.
+        retained: examples that show what is forgotten, by the name of the data set.
         task: fitted to them.
         tokenizer: of the model.
         max_length: most sub-words of a sequence that is not trained on.
@@ -129,7 +87,8 @@ class Workload(StepBatches):
         self.recipe = recipe = choose_precision(recipe)
         check_precision(recipe.engine)
         data = data or load_data(recipe)
-        self.splits, self.task = data.splits, data.task
+        self.splits, self.task = dict(data.splits), data.task
+        self.retained, self._num_own = data.retained, data.num_own
         self.metric = choose_metric(recipe, self.task)
         self.messages = slow_precision(recipe.engine)
         task = self.task
@@ -153,13 +112,14 @@ class Workload(StepBatches):
         new = new_modules(model, head)
         self._fingerprint = fingerprint(model, new)
         self.base = self._describe_base(model, new)
+        self.cache = cache_folder(recipe.data.cache_dir)
+        self._add_own_texts(model, backend)
         unknown = self._check_vocabulary(model, backend)
         self.tokenizer = Tokenizer(backend)
         if recipe.train.token_masking and self.tokenizer.mask_id is None:
             raise UserError(f"train.token_masking: {recipe.model.path!r} has no mask token, expected 0")
         check_prefixes(recipe.data.prefixes, self.tokenizer)
         self.max_length = self._longest(self._room(max_length(model, recipe.model.max_length), model))
-        self.cache = cache_folder(recipe.data.cache_dir)
         weights = task.class_weights
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self._changed = "", {}
@@ -289,11 +249,31 @@ class Workload(StepBatches):
 
     def _repeats(self, train: Sequence[Example]) -> NDArray[np.float32] | None:
         """Return how often each sequence is seen in an epoch, (S,); None where all are seen once."""
-        wanted = self.recipe.data.repeats(train)
-        if wanted is None:
+        data = self.recipe.data
+        wanted = data.repeats(train)
+        if wanted is None and not data.replay.share:
             return None
-        of_example = np.array([wanted[example.fields[DATASET]] for example in train], dtype=np.float32)
-        return of_example[[sequence.example for sequence in self.sequences]]
+        sets = wanted or {}
+        of_example = np.array(
+            [sets.get(example.fields.get(DATASET, ""), 1.0) for example in train], dtype=np.float32
+        )
+        examples = np.array([sequence.example for sequence in self.sequences])
+        own: NDArray[np.float32] = of_example[examples]
+        if not data.replay.share:
+            return own
+        repeats = data.replay.repeats(own, self.lengths, examples >= self._num_own)
+        self.messages.append(
+            f"data.replay: {len(train) - self._num_own:,} examples, seen {repeats[-1]:.2f} times per epoch, "
+            f"are {data.replay.share:.0%} of its sub-words"
+        )
+        return repeats
+
+    def _add_own_texts(self, model: Any, backend: Any) -> None:
+        """Let the model write what is replayed, if it is to, before anything of it changes."""
+        replay = self.recipe.data.replay
+        if replay.is_own:
+            texts = own_texts(model, backend, self._fingerprint, replay.texts, self.recipe.seed, self.cache)
+            self.splits["train"] = keep_examples(chain(self.splits["train"], texts), self.cache)
 
     def _describe_base(self, model: Any, new: list[str]) -> Base | None:
         """Return what an adapter's export says on its base: before it is quantized or has new embeddings."""
@@ -354,12 +334,11 @@ class Workload(StepBatches):
         Random weights are left out, of which all take the first rank's: processors draw them differently.
         """
         found = {"data.train": self.sequences.digest()}
-        for name in self.splits.keys() - {"train"}:
-            examples = self.splits[name]
+        scored = {f"data.{name}": self.splits[name] for name in self.splits.keys() - {"train"}}
+        scored |= {f"retain: {name}": examples for name, examples in self.retained.items()}
+        for name, examples in scored.items():
             sample = range(0, len(examples), max(1, len(examples) // 1000))
-            found[f"data.{name}"] = digest_of(
-                str([len(examples), [dict(examples[i].fields) for i in sample]])
-            )
+            found[name] = digest_of(str([len(examples), [dict(examples[i].fields) for i in sample]]))
         shapes = [(key, tuple(parameter.shape)) for key, parameter in self.model.named_parameters()]
         config = self.recipe.model
         weights = self._fingerprint if config.pretrained and not config.is_scratch else ""

@@ -9,7 +9,8 @@ from fangyan.errors import UserError
 from fangyan.recipe import parse_recipe
 from fangyan.tasks.extractive_qa.decoding import SpanOutput
 from fangyan.tasks.extractive_qa.task import ExtractiveQA, ExtractiveQAConfig
-from fangyan.training.workload import Workload, load_data
+from fangyan.training.loaded_data import load_data
+from fangyan.training.workload import Workload
 from tiny_tokenizers import wordpiece
 
 CONTEXT = "我哋去 睇戲 我哋"

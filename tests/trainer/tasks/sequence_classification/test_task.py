@@ -8,7 +8,8 @@ from fangyan.data.tokenization import IGNORE_INDEX, Tokenizer
 from fangyan.errors import UserError
 from fangyan.recipe import parse_recipe
 from fangyan.tasks.sequence_classification.task import SequenceClassification
-from fangyan.training.workload import Workload, load_data
+from fangyan.training.loaded_data import load_data
+from fangyan.training.workload import Workload
 from tiny_tokenizers import wordpiece
 
 ONE = [{"text": "我哋去睇戲", "label": "x"}, {"text": "去睇戲", "label": "y"}]

@@ -54,6 +54,14 @@ def parse_data(content: Mapping[str, Any], source: str) -> DataConfig:
         raise UserError(f"{source}: {error_sentence(error, Section)}") from None
 
 
+def parse_other_data(content: Mapping[str, Any], source: str) -> DataConfig:
+    """Check a section like ``data`` for data besides that of the run; see :func:`parse_data`."""
+    data = parse_data(content, source)
+    if data.replay.share:
+        raise UserError(f"{source}: replay is given, expected it in data alone")
+    return data
+
+
 def with_defaults(data: Mapping[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
     """Return a section ``data`` with what its format has to be told for a task, where it does not say.
 

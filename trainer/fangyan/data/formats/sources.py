@@ -77,7 +77,7 @@ class Sources(DataConfig):
         Raises:
             UserError: naming the field, what was found and what was expected.
         """
-        from fangyan.data.formats import parse_data
+        from fangyan.data.formats import parse_other_data
 
         found: dict[str, DataConfig] = {}
         for name, content in named_sources(self.sources):
@@ -92,7 +92,7 @@ class Sources(DataConfig):
                 own["fold"] = self.fold
             if own.get("format") == self.format:
                 raise UserError(f"sources: {name} is of sources itself, expected a format of files")
-            found[name] = parse_data(own, f"sources: {name}")
+            found[name] = parse_other_data(own, f"sources: {name}")
         return found
 
     @property
@@ -186,8 +186,9 @@ class Sources(DataConfig):
             return None
         sizes: dict[str, int] = {}
         for example in train:
-            name = example.fields[DATASET]
-            sizes[name] = sizes.get(name, 0) + 1
+            name = example.fields.get(DATASET)
+            if name is not None:  # what is replayed is of none
+                sizes[name] = sizes.get(name, 0) + 1
         weights = {name: size ** (1.0 / self.temperature) for name, size in sizes.items()}
         per_weight = sum(sizes.values()) / sum(weights.values())
         return {name: per_weight * weights[name] / size for name, size in sizes.items()}

@@ -23,6 +23,7 @@ class CausalLMConfig(TaskConfig):
 
     name: Literal["causal_lm"] = "causal_lm"
     fields: ClassVar[tuple[str, ...]] = ("text",)
+    can_write_texts: ClassVar[bool] = True
 
     @override
     def build(self, splits: Splits, data: DataConfig) -> CausalLM:

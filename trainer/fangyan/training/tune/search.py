@@ -21,6 +21,7 @@ from fangyan.files import REPEAT, whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
+from fangyan.training.loaded_data import choose_metric, load_data
 from fangyan.training.run_folder import check_same_recipe, is_empty
 from fangyan.training.run_lock import RunLock
 from fangyan.training.train import train
@@ -28,7 +29,6 @@ from fangyan.training.tune import report
 from fangyan.training.tune.fields import check_spaces, trial_recipe
 from fangyan.training.tune.report import TRIALS, show
 from fangyan.training.tune.space import Space
-from fangyan.training.workload import choose_metric, load_data
 
 if TYPE_CHECKING:
     from fangyan.training.tune.study import Draw, Study, Trial
