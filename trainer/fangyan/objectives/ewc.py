@@ -11,6 +11,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from fangyan.data.formats import parse_other_data
+from fangyan.data.other_data import train_of
 from fangyan.errors import UserError
 from fangyan.objectives.cross_entropy import LabelObjective
 from fangyan.objectives.l2sp import Strength
@@ -91,8 +92,8 @@ class EWC(LabelObjective):
     def _sequences(self, run: Run) -> list[TokenizedSequence]:
         from fangyan.data.masking import draws
 
-        (data,) = self.other_data().values()
-        examples = data.load(run.seed)["train"]
+        ((place, data),) = self.other_data().items()
+        examples = train_of(data, place, run.seed)
         chosen = np.random.default_rng(run.seed).permutation(len(examples))[: self.samples]
         sequences = run.task.tokenize([examples[i] for i in chosen], run.tokenizer, run.longest)
         if run.task.corrupts:
@@ -108,6 +109,7 @@ class EWC(LabelObjective):
 def _kept_or_made(run: Run, sequences: list[TokenizedSequence]) -> list[Tensor]:
     """Return the Fisher information of the run's files, or estimate it and keep it there. Collective."""
     import torch.distributed as dist
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     from fangyan.distributed.agreement import digest_of
@@ -124,7 +126,7 @@ def _kept_or_made(run: Run, sequences: list[TokenizedSequence]) -> list[Tensor]:
         try:
             found = load_file(path)
             importances = [found[str(i)].to(vector.device) for i, vector in enumerate(vectors)]
-        except (OSError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError, SafetensorError):
             return None
         fits = all(own.shape == v.shape for own, v in zip(importances, vectors, strict=True))
         return importances if fits else None
