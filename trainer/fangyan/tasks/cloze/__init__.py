@@ -1,0 +1,1 @@
+"""Classes of texts, as words that a masked language model fills in."""
