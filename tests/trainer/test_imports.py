@@ -18,6 +18,7 @@ FLOORS = [
     ("models",),
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),
+    ("selection",),
     ("training", "recipe"),
     ("cli",),
     ("__init__", "__main__"),

@@ -34,6 +34,7 @@ COMMANDS: list[Callable[..., None]] = [
     recipes.estimate_memory,
     runs.evaluate,
     runs.predict,
+    runs.select,
     runs.chat,
     runs.export,
     machine.env,

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,18 @@ class Prediction(ABC):
     @abstractmethod
     def record(self) -> dict[str, Any]:
         """Return it as what one line of JSON holds."""
+
+
+class Scored(NamedTuple):
+    """What a model makes of one example, in numbers.
+
+    Attributes:
+        log_probabilities_UC: of the classes of each unit that has one, a token or the text: (U, C).
+        hidden_UH: what the model's head reads of each unit, (U, H), where it was asked for.
+    """
+
+    log_probabilities_UC: NDArray[np.float32]
+    hidden_UH: NDArray[np.float32] | None = None
 
 
 class Predictor(ABC):
@@ -106,6 +118,51 @@ class Predictor(ABC):
             "--input: this file needs a model that predicts tags, labels or answers, found one that writes "
             "text"
         )
+
+    def example(self, text: str, source: str = "") -> Example:
+        """Return a text as an example of the model's.
+
+        Args:
+            text: as a user types it.
+            source: of it, for error messages.
+
+        Raises:
+            UserError: if it is not what the model reads.
+        """
+        return Example({"text": text}, source, text)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Return the tags or classes that the model has learned; none, if it predicts others."""
+        return ()
+
+    def knows(self, label: str) -> bool:
+        """Return whether the model has learned a tag, as files have it, or a class."""
+        return label in self.labels
+
+    def corrected(self, example: Example, labels: Sequence[str]) -> Annotation:
+        """Return what a person says of an example, as :meth:`annotate` has it.
+
+        Args:
+            example: without labels.
+            labels: a tag for each token, as files have it, or the class of a text.
+
+        Raises:
+            UserError: for a label that the model has not learned, or tags that are not well-formed.
+        """
+        raise UserError(f"{example.source}: labels {', '.join(labels)}, but the model predicts others")
+
+    def score(self, examples: Iterable[Example], hidden: bool = False) -> Iterator[Scored]:  # noqa: ARG002
+        """Yield the probabilities of each example's classes, in order, for input of any length.
+
+        Args:
+            examples: as for :meth:`annotate`.
+            hidden: whether to return what the head reads, too.
+
+        Raises:
+            UserError: if the model gives no unit one class of several.
+        """
+        raise UserError("select: is for taggers, and classifiers of one class per text, found another model")
 
 
 class Task(ABC):

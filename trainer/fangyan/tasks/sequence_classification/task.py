@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -49,10 +50,12 @@ class TextOutput(NamedTuple):
     Attributes:
         example: index of it.
         scores_C: of the head, float32: (C,).
+        hidden_H: what the head reads of it, (H,), where it is asked for.
     """
 
     example: int
     scores_C: NDArray[np.float32]
+    hidden_H: NDArray[np.float32] | None = None
 
 
 class SequenceClassificationConfig(TaskConfig):
@@ -154,6 +157,7 @@ class SequenceClassification(Task):
         self.has_targets = kind != "single_label_classification"
         self.pooling = None if pooling == "auto" else pooling
         self._is_native = True
+        self._keep_hidden = False
         self._index = {label: i for i, label in enumerate(labels)}
         self._read = reader(kind)
 
@@ -289,7 +293,11 @@ class SequenceClassification(Task):
     def outputs(self, model: PackedModel, batch: Batch) -> list[TextOutput]:
         """Return the head's outputs for every text; see :class:`TextOutput`."""
         scores = model.logits(batch).float().cpu().numpy()
-        return [TextOutput(sequence.example, scores[i]) for i, sequence in enumerate(batch.sequences)]
+        hidden = model.head_inputs(batch).float().cpu().numpy() if self._keep_hidden else None
+        return [
+            TextOutput(sequence.example, scores[i], None if hidden is None else hidden[i])
+            for i, sequence in enumerate(batch.sequences)
+        ]
 
     def label(self, scores_C: NDArray[np.float32]) -> Any:
         """Return what the head's outputs for a text say: its class, its classes, or its number."""
@@ -349,10 +357,12 @@ class SequenceClassification(Task):
         from fangyan.tasks.evaluation import run_batches
         from fangyan.tasks.sequence_classification.predictor import TextClassifier
 
-        def score(examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        def score(examples: Sequence[Example], hidden: bool) -> list[TextOutput]:
+            keeping = copy.copy(self)
+            keeping._keep_hidden = hidden
             sequences = self.tokenize(examples, tokenizer, max_length)
-            outputs: list[TextOutput] = run_batches(self, model, sequences, tokenizer.pad_id)
-            return [output.scores_C for output in sorted(outputs, key=lambda output: output.example)]
+            outputs: list[TextOutput] = run_batches(keeping, model, sequences, tokenizer.pad_id)
+            return sorted(outputs, key=lambda output: output.example)
 
         return TextClassifier(self, score)
 
