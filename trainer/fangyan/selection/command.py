@@ -58,10 +58,10 @@ class Selection:
             run: a run folder, or an exported model.
             file: texts, one per line, or of a format.
             output: where selected sentences go; its ending says in which format.
-            wanted: the file's format; see :func:`fangyan.inference.annotate.format_of`.
+            wanted: the file's format, where neither its name nor the run says it; ``text`` is texts.
             source: name of the data set that the sentences are of.
         """
-        data = format_of(run, file, wanted, source)
+        data = None if wanted == "text" else format_of(run, file, wanted, source)
         predictor = load(run, source)
         next(iter(predictor.score([])), None)  # refuses other models before a long file is read
         examples = read_pool(predictor, file, data)

@@ -109,6 +109,9 @@ class Labelling:
         Returns:
             How many were labelled.
         """
+        if items:
+            change = "3 v or 3-5 v 7 n change tags" if _is_tagged(items[0]) else "a class changes it"
+            self._say(f"Enter accepts; {change}; {UNDO} undoes; {QUIT} leaves, and the same command goes on")
         typed = iter(lines)
         labels = [proposed(annotation) for annotation in annotations]
         place = 0
@@ -134,7 +137,7 @@ class Labelling:
                 return -1
             try:
                 if command:
-                    self._change(command, labels, "tokens" in item.example.fields)
+                    self._change(command, labels, _is_tagged(item))
                     continue
                 annotation = self._predictor.corrected(item.example, labels)
             except UserError as error:  # what was typed is asked for again
@@ -198,6 +201,10 @@ class Labelling:
 
     def _say(self, sentence: str) -> None:
         self._terminal.print(Text(printable(sentence)))
+
+
+def _is_tagged(item: Item) -> bool:
+    return "tokens" in item.example.fields
 
 
 def proposed(annotation: Annotation) -> list[str]:

@@ -89,6 +89,8 @@ def choose(
         raise UserError(f"number: {number}, expected at least 1")
     next(iter(predictor.score([])), None)  # refuses a model that has no classes to be unsure of
     indices = fresh(examples, chain(*labelled))
+    if not len(indices):
+        return []
     if strategy == "random":
         chosen = np.random.default_rng(seed).permutation(indices)
     elif strategy == "badge" or strategy == "k_centre":  # as mypy understands it
@@ -121,15 +123,13 @@ def _embeddings(
     indices: NDArray[np.int64],
     embed: Callable[[Scored], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """Return a vector for each of some examples, (N, D)."""
+    """Return a vector for each of some examples, of which there is one at least: (N, D)."""
     scored = predictor.score((examples[i] for i in indices.tolist()), hidden=True)
-    rows: NDArray[np.float32] | None = None
-    for i, each in enumerate(scored):
-        row = embed(each)
-        if rows is None:
-            rows = np.empty((len(indices), len(row)), dtype=np.float32)
-        rows[i] = row
-    return np.empty((0, 0), dtype=np.float32) if rows is None else rows
+    first = embed(next(scored))
+    rows_ND = np.empty((len(indices), len(first)), dtype=np.float32)
+    for i, row_D in enumerate(chain([first], map(embed, scored))):
+        rows_ND[i] = row_D
+    return rows_ND
 
 
 def _badge(
@@ -137,8 +137,6 @@ def _badge(
 ) -> list[int]:
     """Return which of the candidates BADGE draws."""
     points_ND = _embeddings(predictor, examples, indices, GradientEmbeddings(seed))
-    if not number:
-        return []
     drawn = kmeans_seeds(points_ND, number, seed)
     # Where fewer differ, the longest gradients of the others follow: those of which the model is least sure.
     others = np.argsort(-np.square(points_ND).sum(1), kind="stable").tolist()

@@ -116,7 +116,7 @@ class Sheet:
         for item, annotation in zip(items, annotations, strict=True):
             lines = [self.data.blank(item.example, self.path)] if item.lines is None else list(item.lines)
             if self.data.has_comments:
-                lines = [*_comments(item.example, annotation, lines), *filter(_is_other, lines)]
+                lines = _commented(lines, item.example, annotation)
             blank += (_ended(line) for line in lines)
             blank.append(self.data.between_examples)
         bare = [_without_probabilities(each) if self.data.has_comments else each for each in annotations]
@@ -152,25 +152,19 @@ def _without_probabilities(annotation: Annotation) -> Annotation:
     return Annotation(annotation.tags, None, annotation.labels, annotation.values)
 
 
-def _comments(example: Example, annotation: Annotation, lines: Sequence[str]) -> Iterator[str]:
-    """Yield where an example is from, and the likely tags of each token whose tag is in doubt.
+def _commented(lines: Sequence[str], example: Example, annotation: Annotation) -> list[str]:
+    """Return an example's lines after where it is from, and the likely tags of each token in doubt.
 
-    Args:
-        example: of the comments.
-        annotation: of it.
-        lines: of it, which may say where it is from.
+    What an earlier selection has said of its doubts is out of date.
     """
-    if not any(line.startswith(_SOURCE) for line in lines):
-        yield f"{_SOURCE}{example.source}\n"
+    sources = [line for line in lines if line.startswith(_SOURCE)] or [f"{_SOURCE}{example.source}"]
+    doubts = []
     for place, likely in enumerate(annotation.probabilities or ()):
         if is_doubtful(annotation.tags[place], likely):
             shown = " ".join(f"{tag}:{probability:.4f}" for tag, probability in likely)
-            yield f"# {place + 1} = {example.fields['tokens'][place]} {shown}\n"
-
-
-def _is_other(line: str) -> bool:
-    """Return whether a line is none of tags in doubt: those of an earlier selection are out of date."""
-    return _IN_DOUBT.match(line) is None
+            doubts.append(f"# {place + 1} = {example.fields['tokens'][place]} {shown}")
+    others = [line for line in lines if not line.startswith(_SOURCE) and not _IN_DOUBT.match(line)]
+    return [*sources, *doubts, *others]
 
 
 def is_doubtful(tag: str, likely: Sequence[tuple[str, float]]) -> bool:
