@@ -20,6 +20,7 @@ FLOORS = [
     ("inference",),
     ("selection",),
     ("training", "recipe"),
+    ("prompting",),
     ("cli",),
     ("__init__", "__main__"),
 ]

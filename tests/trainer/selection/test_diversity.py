@@ -9,7 +9,7 @@ from fangyan.selection.diversity import (
     kmeans_seeds,
     mean_hidden,
 )
-from fangyan.tasks.task import Scored
+from fangyan.tasks.predictor import Scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -32,6 +32,7 @@ COMMANDS: list[Callable[..., None]] = [
     recipes.tune,
     recipes.check,
     recipes.estimate_memory,
+    recipes.prompt,
     runs.evaluate,
     runs.predict,
     runs.select,

@@ -14,7 +14,7 @@ from fangyan.selection.labelling import LabelledFile, Labelling
 from fangyan.selection.pool import key_of, labelled_examples, read_pool
 from fangyan.selection.select import Strategy, choose
 from fangyan.selection.writing import Item, Sheet
-from fangyan.tasks.task import Predictor
+from fangyan.tasks.predictor import Predictor
 from fangyan.terminal import Terminal, say_later
 
 # Likely tags or classes that are shown beside the first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fangyan.tasks.task import Scored
+from fangyan.tasks.predictor import Scored
 
 # Numbers that stand for one example's gradient: 160 MB for 20,000 of them.
 GRADIENT_SIZE = 2048

@@ -15,7 +15,7 @@ from fangyan.errors import UserError
 from fangyan.files import REPEAT, whole_file
 from fangyan.selection.pool import key_of
 from fangyan.selection.writing import Item, Sheet, is_doubtful
-from fangyan.tasks.task import Predictor
+from fangyan.tasks.predictor import Predictor
 from fangyan.terminal import Terminal, printable
 
 UNDO, QUIT = "u", "q"

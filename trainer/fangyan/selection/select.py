@@ -18,7 +18,7 @@ from fangyan.inference.load import load
 from fangyan.selection.diversity import GradientEmbeddings, k_centre, kmeans_seeds, mean_hidden
 from fangyan.selection.pool import NOTHING, Labelled, fresh, labelled_examples
 from fangyan.selection.uncertainty import UNCERTAINTIES, Uncertainty, uncertainty
-from fangyan.tasks.task import Predictor, Scored
+from fangyan.tasks.predictor import Predictor, Scored
 
 Strategy = Uncertainty | Literal["badge", "k_centre", "random"]
 STRATEGIES: tuple[Strategy, ...] = (*UNCERTAINTIES, "badge", "k_centre", "random")

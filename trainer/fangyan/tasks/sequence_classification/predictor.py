@@ -14,16 +14,17 @@ from typing_extensions import override
 
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
-from fangyan.tasks.task import Prediction, Predictor, Scored
+from fangyan.tasks.predictor import Prediction, Predictor, Scored
+from fangyan.tasks.sequence_classification.outputs import TextOutput
 
 if TYPE_CHECKING:
-    from fangyan.tasks.sequence_classification.task import SequenceClassification, TextOutput
+    from fangyan.tasks.sequence_classification.task import SequenceClassification
 
 # Texts classified together: enough to fill a batch of evaluation.
 CHUNK = 256
 
 # From examples, and whether to return what the head reads, too, to the output of the model for each.
-Score = Callable[[Sequence[Example], bool], "list[TextOutput]"]
+Score = Callable[[Sequence[Example], bool], list[TextOutput]]
 
 
 @dataclass(frozen=True, slots=True)

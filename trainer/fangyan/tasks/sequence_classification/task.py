@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,14 @@ from fangyan.tasks.sequence_classification.labels import (
     SCORE,
     Kind,
     Wanted,
+    check_classes,
     classes_of,
     reader,
     recognise,
 )
 from fangyan.tasks.sequence_classification.metrics import METRICS, label_metrics, label_report
-from fangyan.tasks.task import Metrics, Task, TaskConfig
+from fangyan.tasks.sequence_classification.outputs import TextOutput
+from fangyan.tasks.task import Metrics, Task, TaskConfig, Unit
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -42,20 +44,6 @@ if TYPE_CHECKING:
     from fangyan.tasks.sequence_classification.predictor import TextClassifier
 
 Pooling = Literal["auto"] | LabelPlace
-
-
-class TextOutput(NamedTuple):
-    """The output of one text.
-
-    Attributes:
-        example: index of it.
-        scores_C: of the head, float32: (C,).
-        hidden_H: what the head reads of it, (H,), where it is asked for.
-    """
-
-    example: int
-    scores_C: NDArray[np.float32]
-    hidden_H: NDArray[np.float32] | None = None
 
 
 class SequenceClassificationConfig(TaskConfig):
@@ -90,7 +78,7 @@ class SequenceClassificationConfig(TaskConfig):
         found = {name: Counter(classes_of(kind, map(read, examples))) for name, examples in splits.items()}
         classes = [SCORE] if kind == "regression" else self.labels or sorted(set().union(*found.values()))
         if self.labels is not None:
-            _check_classes(splits["train"], kind, classes)
+            check_classes(splits["train"], kind, classes)
         if len(classes) < 2 and kind == "single_label_classification":
             raise UserError(f"data.train: all labels are {classes[0]!r}, expected two classes or more")
         if not classes:
@@ -351,6 +339,22 @@ class SequenceClassification(Task):
         """Return scores of each class; None of numbers."""
         return label_report(self.kind, *self._both(examples, outputs))
 
+    @property
+    @override
+    def unit_labels(self) -> Sequence[str]:
+        """Return the classes, where a text has one."""
+        return self.labels if self.kind == "single_label_classification" else ()
+
+    @override
+    def units(self, example: Example) -> list[Unit]:
+        """Return the text, or the pair."""
+        fields = {name: example.fields[name] for name in ("text", "pair")[: 1 + self.has_pairs]}
+        return [Unit(fields, self._read(example))]
+
+    @override
+    def unit_output(self, example: int, log_probabilities_UC: NDArray[np.float32]) -> TextOutput:
+        return TextOutput(example, log_probabilities_UC[0])
+
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TextClassifier:
         """Return the model as a classifier."""
@@ -382,15 +386,3 @@ class SequenceClassification(Task):
     def export_config(self) -> dict[str, Any]:
         """Return what the model's own configuration, which has the classes, does not say."""
         return {"pooling": self.pooling, "pairs": self.has_pairs}
-
-
-def _check_classes(train: Sequence[Example], kind: Kind, classes: Sequence[str]) -> None:
-    """Refuse a label that is not among the recipe's classes."""
-    read = reader(kind)
-    for example in train:
-        for label in classes_of(kind, [read(example)]):
-            if label not in classes:
-                raise UserError(
-                    f"{example.source}: label {label!r} is not among the {len(classes)} classes: "
-                    f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}"
-                )

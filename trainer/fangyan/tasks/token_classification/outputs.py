@@ -1,13 +1,19 @@
-"""What evaluation keeps of a tagger's batches, and its pieces joined to whole sentences."""
+"""What evaluation keeps of a tagger's batches, joined to sentences; and tokens as prompts ask for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fangyan.data.example import Example
+from fangyan.tasks.task import Unit
+
+# Around the token that is asked for, of which a sentence may have several.
+_MARKS = "«", "»"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +49,23 @@ def whole_examples(
         example: np.concatenate([rows for _, rows in sorted(parts, key=lambda part: part[0])])
         for example, parts in spans.items()
     }
+
+
+def marked_tokens(example: Example, labels: Sequence[str], spaced: bool) -> list[Unit]:
+    """Return each token of an example, with the sentence, and with the sentence in which it is marked.
+
+    Args:
+        example: with tokens, and maybe with ``spaces``.
+        labels: one for each.
+        spaced: whether white space follows tokens, where the example does not say.
+    """
+    tokens = example.fields["tokens"]
+    spaces = example.fields.get("spaces", (spaced,) * len(tokens))
+    pieces = [token + " " * space for token, space in zip(tokens, spaces, strict=True)]
+    sentence = "".join(pieces).rstrip()
+    units = []
+    for i, (token, label) in enumerate(zip(tokens, labels, strict=True)):
+        around = [*pieces[:i], _MARKS[0], token, _MARKS[1], " " * spaces[i], *pieces[i + 1 :]]
+        fields = {"sentence": sentence, "marked": "".join(around).rstrip(), "token": token}
+        units.append(Unit(fields, label))
+    return units

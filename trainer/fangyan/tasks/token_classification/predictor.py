@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
-from fangyan.tasks.task import Prediction, Predictor, Scored
+from fangyan.tasks.predictor import Prediction, Predictor, Scored
 from fangyan.tasks.token_classification.metrics import word_spans
 from fangyan.tasks.token_classification.recognition import broken_rule
 

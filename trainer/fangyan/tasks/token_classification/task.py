@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
@@ -23,13 +25,13 @@ from fangyan.errors import UserError
 from fangyan.tasks.class_weights import ClassWeights, weigh
 from fangyan.tasks.label_set import config_fields, labels_of
 from fangyan.tasks.report import Report
-from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
+from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit, Unit
 from fangyan.tasks.token_classification.checks import count_tags, cut_tokens, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.floor import MostFrequentTags
 from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
-from fangyan.tasks.token_classification.outputs import SpanOutput, whole_examples
+from fangyan.tasks.token_classification.outputs import SpanOutput, marked_tokens, whole_examples
 from fangyan.tasks.token_classification.predictor import Kept, Tagged, TokenClassifier
 from fangyan.tasks.token_classification.recognition import TagPairs, Wanted, recognise
 from fangyan.tasks.token_classification.report import tag_report
@@ -322,6 +324,21 @@ class TokenClassification(Task):
         """Return scores of each tag, entity type or word tag."""
         gold = [self.read(example) for example in examples]
         return tag_report(gold, self.join(outputs, len(examples)), self.scheme)
+
+    @property
+    @override
+    def unit_labels(self) -> Sequence[str]:
+        """Return the tag set."""
+        return self.labels
+
+    @override
+    def units(self, example: Example) -> list[Unit]:
+        """Return each token in its sentence; see :func:`marked_tokens`."""
+        return marked_tokens(example, self.read(example), self.token_unit == "words")
+
+    @override
+    def unit_output(self, example: int, log_probabilities_UC: NDArray[np.float32]) -> SpanOutput:
+        return SpanOutput(example, 0, None, log_probabilities_UC)
 
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TokenClassifier:

@@ -1,0 +1,209 @@
+"""The probability that a causal model writes each of some words after a prompt.
+
+Words are scored whole, as the product of all their sub-words' probabilities. What all prompts begin with is
+computed once, then each prompt, then what differs between the words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fangyan.data.tokenization import Tokenizer
+from fangyan.errors import UserError
+
+# Sub-words of a batch, those that are kept of what prompts begin with included.
+BATCH_TOKENS = 8192
+# Of those, sub-words that have logits: of a vocabulary of 50,000 these take 200 MB.
+LOGIT_TOKENS = 1024
+
+
+class LabelWords:
+    """The words that stand for labels, as sub-words.
+
+    Args:
+        labels: of the task.
+        words: for each label a word, by default the label itself.
+        tokenizer: of the model.
+
+    Attributes:
+        ids: of each label's word, as it follows a text and a space.
+
+    Raises:
+        UserError: for a word of no label, or one that another word begins with.
+    """
+
+    def __init__(self, labels: Sequence[str], words: Mapping[str, str], tokenizer: Tokenizer):
+        for label in words:
+            if label not in labels:
+                raise UserError(
+                    f"--words: {label!r} is no label of the data, expected some of {', '.join(labels[:8])}"
+                )
+        self.words = [words.get(label, label) for label in labels]
+        self.ids = [tuple(tokenizer.continuation(f" {word}")) for word in self.words]
+        for word, ids in zip(self.words, self.ids, strict=True):
+            if not ids or (tokenizer.unknown_id in ids and tokenizer.unknown_id != tokenizer.pad_id):
+                raise UserError(
+                    f"--words: {word!r} is unknown to the model's tokenizer, expected another word"
+                )
+        ordered = sorted(range(len(self.ids)), key=lambda i: self.ids[i])
+        for i, j in pairwise(ordered):
+            if self.ids[j][: len(self.ids[i])] == self.ids[i]:
+                raise UserError(
+                    f"--words: {self.words[j]!r} begins with {self.words[i]!r} for the model, which could "
+                    "not be told apart; expected words none of which begins another"
+                )
+
+    @property
+    def stems(self) -> list[tuple[int, ...]]:
+        """Return what words begin with: all but their last sub-word; no stem begins another."""
+        stems = sorted({ids[:-1] for ids in self.ids})
+        return [
+            stem
+            for stem, after in zip(stems, [*stems[1:], None], strict=True)
+            if after is None or after[: len(stem)] != stem
+        ]
+
+
+class WordScorer:
+    """Scores words after prompts that share their beginning.
+
+    Args:
+        model: of transformers, causal, in evaluation mode.
+        words: to score.
+        beginning: sub-words that all prompts begin with; it may be empty.
+        pad_id: of the tokenizer.
+    """
+
+    def __init__(self, model: Any, words: LabelWords, beginning: Sequence[int], pad_id: int):
+        self._model = model
+        self._words = words
+        self._beginning = list(beginning)
+        self._pad_id = pad_id
+        self._device = next(model.parameters()).device
+        self._stems = words.stems
+        self._cache = self._keep_beginning()
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return the log-probability of each word after each prompt, (N, C).
+
+        Args:
+            prompts: sub-words that follow the beginning, at least one.
+        """
+        scores_NC = np.empty((len(prompts), len(self._words.ids)), dtype=np.float32)
+        by_length: dict[int, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            by_length.setdefault(len(prompt), []).append(i)
+        longest_stem = max(map(len, self._stems))
+        for length, members in by_length.items():
+            rows = len(self._stems) * (len(self._beginning) + length + longest_stem)
+            size = max(
+                1, min(BATCH_TOKENS // rows, LOGIT_TOKENS // max(length, len(self._stems) * longest_stem))
+            )
+            for start in range(0, len(members), size):
+                chosen = members[start : start + size]
+                ids = torch.tensor([list(prompts[i]) for i in chosen], device=self._device)
+                score = self._score_whole if self._cache is None else self._score_kept
+                scores_NC[chosen] = score(ids).cpu().numpy()
+        return scores_NC
+
+    def _keep_beginning(self) -> Any:
+        """Return the model's cache behind the beginning; None if there is none, or it cannot be repeated."""
+        if not self._beginning or not hasattr(self._model, "generate"):
+            return None
+        with torch.no_grad():
+            ids = torch.tensor([self._beginning], device=self._device)
+            cache = self._model(input_ids=ids, use_cache=True).past_key_values
+        return cache if hasattr(cache, "batch_repeat_interleave") else None
+
+    def _score_kept(self, prompts_BT: Tensor) -> Tensor:
+        """Return scores by what the model keeps of beginning and prompts, (B, C)."""
+        outputs = self._model(
+            input_ids=prompts_BT, past_key_values=_repeated(self._cache, len(prompts_BT)), use_cache=True
+        )
+        first_BV = outputs.logits[:, -1].float().log_softmax(-1)
+        behind: dict[tuple[int, ...], Tensor] = {}
+        if any(self._stems):
+            stems_SL = self._padded(self._stems)
+            rows = _repeated(outputs.past_key_values, len(self._stems))
+            logits = self._model(
+                input_ids=stems_SL.repeat(len(prompts_BT), 1), past_key_values=rows, use_cache=True
+            ).logits
+            logs = logits.float().log_softmax(-1).unflatten(0, (len(prompts_BT), len(self._stems)))
+            behind = {stem: logs[:, i] for i, stem in enumerate(self._stems)}
+        return self._joined(first_BV, behind)
+
+    def _score_whole(self, prompts_BT: Tensor) -> Tensor:
+        """Return scores by forwards of whole sequences, (B, C), of models that keep nothing to go on from."""
+        count = len(prompts_BT)
+        beginning = torch.tensor(self._beginning, dtype=torch.int64, device=self._device).expand(count, -1)
+        before = torch.cat([beginning, prompts_BT], 1)
+        last = before.shape[1] - 1
+        firsts: Tensor | None = None
+        behind: dict[tuple[int, ...], Tensor] = {}
+        for stem in self._stems:
+            added = torch.tensor(stem, dtype=torch.int64, device=self._device).expand(count, -1)
+            logits = self._model(input_ids=torch.cat([before, added], 1)).logits[:, last:]
+            logs = logits.float().log_softmax(-1)
+            firsts = logs[:, 0]
+            behind[stem] = logs[:, 1:]
+        assert firsts is not None
+        return self._joined(firsts, behind)
+
+    def _joined(self, first_BV: Tensor, behind: Mapping[tuple[int, ...], Tensor]) -> Tensor:
+        """Return the sums of each word's sub-words.
+
+        Args:
+            first_BV: log-probabilities behind the prompts.
+            behind: those behind each sub-word of a stem, (B, L, V).
+        """
+        columns = []
+        for ids in self._words.ids:
+            column = first_BV[:, ids[0]]
+            if len(ids) > 1:
+                stem = next(stem for stem in self._stems if stem[: len(ids) - 1] == ids[:-1])
+                for place, subword in enumerate(ids[1:]):
+                    column = column + behind[stem][:, place, subword]
+            columns.append(column)
+        return torch.stack(columns, 1)
+
+    def _padded(self, stems: Sequence[Sequence[int]]) -> Tensor:
+        """Return stems as rows with padding behind them, which nothing before it sees, (S, L)."""
+        longest = max(map(len, stems))
+        rows = [[*stem, *[self._pad_id] * (longest - len(stem))] for stem in stems]
+        return torch.tensor(rows, device=self._device)
+
+
+def _repeated(cache: Any, times: int) -> Any:
+    """Return a copy of a cache in which every row is there several times, side by side."""
+    copied = copy.deepcopy(cache)
+    copied.batch_repeat_interleave(times)
+    return copied
+
+
+def calibrated(scores_NC: NDArray[np.float32], free_MC: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return log-probabilities over the labels, divided by what the model gives where nothing is said.
+
+    Contextual calibration (Zhao et al. 2021, arXiv 2102.09690, section 5): with p the mean of the
+    probabilities of content-free prompts, W is diag(p)^-1.
+
+    Args:
+        scores_NC: of prompts.
+        free_MC: of the content-free ones.
+    """
+    free_C = np.log(np.exp(normalized(free_MC).astype(np.float64)).mean(0) + 1e-30)
+    return normalized((normalized(scores_NC) - free_C).astype(np.float32))
+
+
+def normalized(scores_NC: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return log-probabilities over the labels alone, (N, C)."""
+    normal_NC: NDArray[np.float32] = scores_NC - np.logaddexp.reduce(scores_NC, axis=1, keepdims=True)
+    return normal_NC
