@@ -165,7 +165,8 @@ def _check_room(model: Any, prompts: Sequence[Sequence[int]], around: int, shots
         around: sub-words before and after each.
         shots: that are shown in those before.
     """
-    longest, limit = around + max(map(len, prompts)), max_length(model, None)
+    virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0
+    longest, limit = around + max(map(len, prompts)), max_length(model, None) - virtual
     if longest > limit:
         raise UserError(
             f"--shots: a prompt with {shots} has {longest:,} sub-words, but the model takes {limit:,}; "

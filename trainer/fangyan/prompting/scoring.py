@@ -23,6 +23,8 @@ from fangyan.errors import UserError
 BATCH_TOKENS = 8192
 # Of those, sub-words that have logits: of a vocabulary of 50,000 these take 200 MB.
 LOGIT_TOKENS = 1024
+# How far log-probabilities may be apart that are computed in pieces, and at once.
+_SAME = 1e-2
 
 
 class LabelWords:
@@ -89,7 +91,8 @@ class WordScorer:
         self._pad_id = pad_id
         self._device = next(model.parameters()).device
         self._stems = words.stems
-        self._cache = self._keep_beginning()
+        self._cache: Any = None
+        self._is_tried = False
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -98,6 +101,8 @@ class WordScorer:
         Args:
             prompts: sub-words that follow the beginning, at least one.
         """
+        if prompts and not self._is_tried:
+            self._cache, self._is_tried = self._keep_beginning(prompts[0]), True
         scores_NC = np.empty((len(prompts), len(self._words.ids)), dtype=np.float32)
         by_length: dict[int, list[int]] = {}
         for i, prompt in enumerate(prompts):
@@ -111,24 +116,36 @@ class WordScorer:
             for start in range(0, len(members), size):
                 chosen = members[start : start + size]
                 ids = torch.tensor([list(prompts[i]) for i in chosen], device=self._device)
-                score = self._score_whole if self._cache is None else self._score_kept
-                scores_NC[chosen] = score(ids).cpu().numpy()
+                whole = self._cache is None
+                score = self._score_whole(ids) if whole else self._score_kept(ids, self._cache)
+                scores_NC[chosen] = score.cpu().numpy()
         return scores_NC
 
-    def _keep_beginning(self) -> Any:
-        """Return the model's cache behind the beginning; None if there is none, or it cannot be repeated."""
-        if not self._beginning or not hasattr(self._model, "generate"):
-            return None
-        with torch.no_grad():
-            ids = torch.tensor([self._beginning], device=self._device)
-            cache = self._model(input_ids=ids, use_cache=True).past_key_values
-        return cache if hasattr(cache, "batch_repeat_interleave") else None
+    def _keep_beginning(self, prompt: Sequence[int]) -> Any:
+        """Return the model's cache behind the beginning; None if it is not what whole sequences are.
 
-    def _score_kept(self, prompts_BT: Tensor) -> Tensor:
-        """Return scores by what the model keeps of beginning and prompts, (B, C)."""
-        outputs = self._model(
-            input_ids=prompts_BT, past_key_values=_repeated(self._cache, len(prompts_BT)), use_cache=True
-        )
+        Recurrent layers go on by one sub-word at a time, if at all, and some take no notice of their state
+        where there are more; an adapter's own tokens would be there again.
+
+        Args:
+            prompt: to compare.
+        """
+        adapter = getattr(self._model, "active_peft_config", None)
+        if not self._beginning or (adapter is not None and adapter.is_prompt_learning):
+            return None
+        ids = torch.tensor([list(prompt)], device=self._device)
+        beginning = torch.tensor([self._beginning], device=self._device)
+        try:
+            cache = self._model(input_ids=beginning, use_cache=True).past_key_values
+            found = self._score_kept(ids, cache)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return None
+        return cache if torch.allclose(found, self._score_whole(ids), atol=_SAME, rtol=0.0) else None
+
+    def _score_kept(self, prompts_BT: Tensor, cache: Any) -> Tensor:
+        """Return scores by what the model keeps of the beginning, and of prompts, (B, C)."""
+        rows = _repeated(cache, len(prompts_BT))
+        outputs = self._model(input_ids=prompts_BT, past_key_values=rows, use_cache=True)
         first_BV = outputs.logits[:, -1].float().log_softmax(-1)
         behind: dict[tuple[int, ...], Tensor] = {}
         if any(self._stems):
@@ -146,12 +163,11 @@ class WordScorer:
         count = len(prompts_BT)
         beginning = torch.tensor(self._beginning, dtype=torch.int64, device=self._device).expand(count, -1)
         before = torch.cat([beginning, prompts_BT], 1)
-        last = before.shape[1] - 1
         firsts: Tensor | None = None
         behind: dict[tuple[int, ...], Tensor] = {}
         for stem in self._stems:
             added = torch.tensor(stem, dtype=torch.int64, device=self._device).expand(count, -1)
-            logits = self._model(input_ids=torch.cat([before, added], 1)).logits[:, last:]
+            logits = self._model(input_ids=torch.cat([before, added], 1)).logits[:, -1 - len(stem) :]
             logs = logits.float().log_softmax(-1)
             firsts = logs[:, 0]
             behind[stem] = logs[:, 1:]

@@ -54,8 +54,11 @@ class Template:
             raise UserError(f"--template: {short(self.text)}: {error}, {expected}") from None
         if unknown := sorted(named - set(known)):
             raise UserError(f"--template: {short(self.text)} has {{{unknown[0]}}}, {expected}")
-        if not named:
-            raise UserError(f"--template: {short(self.text)} has no field, {expected}")
+        if not named or not self.text.format(**dict.fromkeys(known, "")).strip():
+            missing = "words beside its fields" if named else "a field"
+            raise UserError(
+                f"--template: {short(self.text)} is without {missing}, {expected}, and some words"
+            )
 
     def of(self, unit: Unit) -> str:
         """Return the prompt of a unit."""
