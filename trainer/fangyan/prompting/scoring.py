@@ -1,7 +1,8 @@
 """The probability that a causal model writes each of some words after a prompt.
 
-Words are scored whole, as the product of all their sub-words' probabilities. What all prompts begin with is
-computed once, then each prompt, then what differs between the words.
+Words are scored whole, as the product of all their sub-words' probabilities; where others begin with a word,
+the model must not go on as they do. What all prompts begin with is computed once, then each prompt, then
+what differs between the words.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ BATCH_TOKENS = 8192
 LOGIT_TOKENS = 1024
 # How far log-probabilities may be apart that are computed in pieces, and at once.
 _SAME = 1e-2
+# The least probability of not going on as a longer word does.
+_LEAST = 1e-6
 
 
 class LabelWords:
@@ -39,7 +42,7 @@ class LabelWords:
         ids: of each label's word, as it follows a text and a space.
 
     Raises:
-        UserError: for a word of no label, or one that another word begins with.
+        UserError: for a word of no label, or two words that are the same for the model.
     """
 
     def __init__(self, labels: Sequence[str], words: Mapping[str, str], tokenizer: Tokenizer):
@@ -57,11 +60,16 @@ class LabelWords:
                 )
         ordered = sorted(range(len(self.ids)), key=lambda i: self.ids[i])
         for i, j in pairwise(ordered):
-            if self.ids[j][: len(self.ids[i])] == self.ids[i]:
+            if self.ids[i] == self.ids[j]:
                 raise UserError(
-                    f"--words: {self.words[j]!r} begins with {self.words[i]!r} for the model, which could "
-                    "not be told apart; expected words none of which begins another"
+                    f"--words: {self.words[i]!r} and {self.words[j]!r} are the same for the model, expected "
+                    "words that differ"
                 )
+        # The sub-words by which longer words go on behind each word.
+        self.longer = [
+            sorted({other[len(ids)] for other in self.ids if len(other) > len(ids) and begins(ids, other)})
+            for ids in self.ids
+        ]
 
     @property
     def stems(self) -> list[tuple[int, ...]]:
@@ -70,8 +78,13 @@ class LabelWords:
         return [
             stem
             for stem, after in zip(stems, [*stems[1:], None], strict=True)
-            if after is None or after[: len(stem)] != stem
+            if after is None or not begins(stem, after)
         ]
+
+
+def begins(ids: Sequence[int], others: Sequence[int]) -> bool:
+    """Return whether some sub-words are the first of others."""
+    return others[: len(ids)] == ids
 
 
 class WordScorer:
@@ -182,12 +195,15 @@ class WordScorer:
             behind: those behind each sub-word of a stem, (B, L, V).
         """
         columns = []
-        for ids in self._words.ids:
+        for ids, longer in zip(self._words.ids, self._words.longer, strict=True):
             column = first_BV[:, ids[0]]
-            if len(ids) > 1:
-                stem = next(stem for stem in self._stems if stem[: len(ids) - 1] == ids[:-1])
-                for place, subword in enumerate(ids[1:]):
-                    column = column + behind[stem][:, place, subword]
+            known = ids if longer else ids[:-1]
+            stem = next(stem for stem in self._stems if begins(known, stem))
+            for place, subword in enumerate(ids[1:]):
+                column = column + behind[stem][:, place, subword]
+            if longer:
+                goes_on_B = behind[stem][:, len(ids) - 1, longer].exp().sum(1)
+                column = column + torch.log1p(-goes_on_B.clamp(max=1.0 - _LEAST))
             columns.append(column)
         return torch.stack(columns, 1)
 
