@@ -6,13 +6,16 @@ import random
 import fangyan
 import numpy as np
 import pytest
+import torch
 from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.selection import select as selection
 from fangyan.selection.pool import NOTHING, fresh, labelled_examples
 from fangyan.selection.select import STRATEGIES, choose, select
 from fangyan.selection.uncertainty import uncertainty
+from model_families import BY_NAME
 from tiny_exports import CHARACTERS, classifier, tagger, writer
+from tiny_runs import exported, workload
 
 
 def sentences(count, seed=0):
@@ -157,3 +160,25 @@ def test_labelled_examples_that_are_gone(tmp_path):
     assert messages == [
         "the run's own data cannot be read, and may be selected again (gone.conll: no such file)"
     ]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"adaptation": {"name": "lora", "rank": 4}},
+        {"adaptation": {"name": "prompt_tuning", "virtual_tokens": 4}, "train": {"packing": False}},
+        {"model": {"path": "scratch", "size": "base"}, "adaptation": {"name": "full"}},
+    ],
+    ids=["lora", "prompt_tuning", "scratch"],
+)
+def test_hidden_states_of_other_models_make_their_probabilities(tmp_path, sections):
+    run = workload(BY_NAME["BERT"], tmp_path, **sections)
+    predictor = fangyan.load(exported(run, tmp_path / "model"))
+    pool = [Example({"tokens": tuple(f"w{10 + i + j}" for j in range(3))}, "", "") for i in range(12)]
+    head = run.model.head
+    for each in predictor.score(pool, hidden=True):
+        logits = torch.from_numpy(each.hidden_UH) @ head.weight.T + head.bias
+        found = torch.from_numpy(each.log_probabilities_UC)
+        torch.testing.assert_close(logits.log_softmax(1), found, rtol=1e-4, atol=1e-4)
+    for strategy in ("badge", "k_centre", "margin"):
+        assert len(select(tmp_path / "model", pool, 4, strategy, say=str)) == 4
