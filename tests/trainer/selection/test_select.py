@@ -58,6 +58,8 @@ def test_select_leaves_out_what_is_labelled_and_copies(run, strategy):
 
 def test_select_draws_by_the_seed(run):
     pool = sentences(60)
+    bare = [Example({**example.fields, "tags": ("?",)}, "", "") for example in pool]
+    assert select(run, bare, 15) == select(run, pool, 15)  # labels are not read
     for strategy in ("random", "badge"):
         assert select(run, pool, 15, strategy, seed=1) != select(run, pool, 15, strategy, seed=2)
     assert fangyan.select(run, pool, 3) == select(run, pool, 3)

@@ -107,6 +107,18 @@ def test_lines_of_a_file_keep_what_else_they_have(tmp_path, model, capsys):
     assert sorted(row.split("\t")[0] for row in rows) == ["0", "1", "2", "3"]
 
 
+def test_a_byte_order_mark_is_of_no_sentence(tmp_path, model, capsys):
+    (tmp_path / "pool.conll").write_text(
+        "\ufeff" + "\n\n".join("\n".join(t) for t in TEXTS), encoding="utf-8"
+    )
+    (tmp_path / "pool.csv").write_text("\ufefftokens\n" + "\n".join(map(" ".join, TEXTS)), encoding="utf-8")
+    for ending in ("conll", "csv"):
+        output = tmp_path / f"o.{ending}"
+        fangyan_select(model, "--input", tmp_path / f"pool.{ending}", "--output", output)
+        assert "\ufeff" not in output.read_text(encoding="utf-8")
+        assert len(list(parse_data({"format": ending, "train": "x"}, "").read(output))) == 4
+
+
 def test_selecting_again_replaces_comments(tmp_path, model, raw, capsys):
     for source, output in ((raw, "a.conll"), (tmp_path / "a.conll", "b.conll")):
         fangyan_select(model, "--input", source, "--strategy", "k_centre", "--output", tmp_path / output)

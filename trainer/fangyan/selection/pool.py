@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fangyan.data.example import Example, Splits, read_lines
 from fangyan.data.formats import parse_data
+from fangyan.data.formats.records import PREDICTED
 from fangyan.data.formats.sources import Sources
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.data.store import cache_folder, keep_examples
@@ -93,6 +94,12 @@ def _splits(recipe: Path) -> Iterator[Splits]:
         return
     for name, member in data.members().items():
         yield {"test": member.load_named()["train"]} if name in data.zero_shot else member.load(seed)
+
+
+def unlabelled(example: Example) -> Example:
+    """Return an example without its labels, which may be any."""
+    fields = {name: value for name, value in example.fields.items() if name not in PREDICTED}
+    return Example(fields, example.source, example.group)
 
 
 def fresh(examples: Iterable[Example], labelled: Iterable[Example]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.inference.load import load
 from fangyan.selection.diversity import GradientEmbeddings, k_centre, kmeans_seeds, mean_hidden
-from fangyan.selection.pool import NOTHING, Labelled, fresh, labelled_examples
+from fangyan.selection.pool import NOTHING, Labelled, fresh, labelled_examples, unlabelled
 from fangyan.selection.uncertainty import UNCERTAINTIES, Uncertainty, uncertainty
 from fangyan.tasks.predictor import Predictor, Scored
 
@@ -111,7 +111,7 @@ def _most_uncertain(
     predictor: Predictor, examples: Sequence[Example], indices: NDArray[np.int64], kind: Uncertainty
 ) -> NDArray[np.int64]:
     """Return indices by how unsure the model is of their examples, the least sure first."""
-    scored = predictor.score(examples[i] for i in indices.tolist())
+    scored = predictor.score(unlabelled(examples[i]) for i in indices.tolist())
     scores = np.fromiter((uncertainty(each.log_probabilities_UC, kind) for each in scored), np.float32)
     ordered: NDArray[np.int64] = indices[np.argsort(-scores, kind="stable")]
     return ordered
@@ -124,7 +124,7 @@ def _embeddings(
     embed: Callable[[Scored], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
     """Return a vector for each of some examples, of which there is one at least: (N, D)."""
-    scored = predictor.score((examples[i] for i in indices.tolist()), hidden=True)
+    scored = predictor.score((unlabelled(examples[i]) for i in indices.tolist()), hidden=True)
     first = embed(next(scored))
     rows_ND = np.empty((len(indices), len(first)), dtype=np.float32)
     for i, row_D in enumerate(chain([first], map(embed, scored))):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fangyan.data.compression import suffix
-from fangyan.data.example import Annotation, Example
+from fangyan.data.example import BOM, Annotation, Example
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
 from fangyan.inference.annotate import format_of
@@ -89,14 +89,19 @@ class Sheet:
         if self.keeps_lines:
             wanted = set(indices)
             blocks = (block for block in self.data.blocks(file, False) if block.example is not None)
-            lines = {i: tuple(block.lines) for i, block in enumerate(blocks) if i in wanted}
+            # The byte order mark stays where it was: at the begin of the file.
+            lines = {
+                i: tuple(line.removeprefix(BOM) for line in block.lines)
+                for i, block in enumerate(blocks)
+                if i in wanted
+            }
         return [Item(examples[i], lines.get(i)) for i in indices]
 
     def header(self, file: Path) -> str:
         """Return what the file begins with: that of the file whose lines it keeps, or its own."""
         if not (self.keeps_lines and self.data.has_header):
             return self.data.header(self.path)
-        return _ended("".join(next(iter(self.data.blocks(file, False))).lines))
+        return _ended("".join(next(iter(self.data.blocks(file, False))).lines).removeprefix(BOM))
 
     def text(self, items: Sequence[Item], annotations: Sequence[Annotation], header: str) -> str:
         """Return a file of items with their annotations.
