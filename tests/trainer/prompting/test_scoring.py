@@ -66,6 +66,22 @@ def test_batches_may_be_small(tmp_path, monkeypatch):
     assert scorer.score([]).shape == (0, len(WORDS))
 
 
+@pytest.mark.parametrize("beginning", [[], [21, 22]])
+def test_words_of_one_sub_word_are_scored_in_padded_batches(tmp_path, beginning, monkeypatch):
+    model = save(CAUSAL["Qwen 3"], tmp_path)
+    words = LabelWords(
+        ["a", "b"], {"a": "w20", "b": "w21"}, Tokenizer(AutoTokenizer.from_pretrained(tmp_path))
+    )
+    assert words.stems == [()]
+    scorer = WordScorer(model, words, beginning, 0)
+    assert list(scorer._batches([3, 1, 5, 3, 1])) == [[1, 4, 0, 3, 2]]
+    found = scorer.score(PROMPTS)
+    np.testing.assert_allclose(found, [scorer.score([prompt])[0] for prompt in PROMPTS], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([[*beginning, *PROMPTS[2]]])).logits[0, -1].log_softmax(-1)
+    np.testing.assert_allclose(found[2], logs[[20, 21]], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning"])
 def test_words_of_an_adapted_model(tmp_path, method):
     """Whose own tokens are there once, whatever the model keeps."""

@@ -8,7 +8,7 @@ what differs between the words.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -117,22 +117,34 @@ class WordScorer:
         if prompts and not self._is_tried:
             self._cache, self._is_tried = self._keep_beginning(prompts[0]), True
         scores_NC = np.empty((len(prompts), len(self._words.ids)), dtype=np.float32)
-        by_length: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            by_length.setdefault(len(prompt), []).append(i)
-        longest_stem = max(map(len, self._stems))
-        for length, members in by_length.items():
-            rows = len(self._stems) * (len(self._beginning) + length + longest_stem)
-            size = max(
-                1, min(BATCH_TOKENS // rows, LOGIT_TOKENS // max(length, len(self._stems) * longest_stem))
-            )
-            for start in range(0, len(members), size):
-                chosen = members[start : start + size]
-                ids = torch.tensor([list(prompts[i]) for i in chosen], device=self._device)
-                whole = self._cache is None
-                score = self._score_whole(ids) if whole else self._score_kept(ids, self._cache)
-                scores_NC[chosen] = score.cpu().numpy()
+        for members in self._batches([len(prompt) for prompt in prompts]):
+            chosen = [prompts[i] for i in members]
+            whole = self._cache is None
+            score = self._score_whole(chosen) if whole else self._score_kept(chosen, self._cache)
+            scores_NC[members] = score.cpu().numpy()
         return scores_NC
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Yield which prompts are scored together, shortest first.
+
+        What goes on behind prompts would follow the padding of shorter ones: they are of one length then.
+
+        Args:
+            lengths: sub-words of each prompt.
+        """
+        stems, longest = len(self._stems), max(map(len, self._stems))
+        batch: list[int] = []
+        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            width, rows = lengths[i], len(batch) + 1
+            kept = rows * stems * (len(self._beginning) + width + longest)
+            logits = rows * max(width, stems * longest)
+            other = longest > 0 and batch and lengths[batch[0]] != width
+            if batch and (other or kept > BATCH_TOKENS or logits > LOGIT_TOKENS):
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
 
     def _keep_beginning(self, prompt: Sequence[int]) -> Any:
         """Return the model's cache behind the beginning; None if it is not what whole sequences are.
@@ -146,46 +158,43 @@ class WordScorer:
         adapter = getattr(self._model, "active_peft_config", None)
         if not self._beginning or (adapter is not None and adapter.is_prompt_learning):
             return None
-        ids = torch.tensor([list(prompt)], device=self._device)
         beginning = torch.tensor([self._beginning], device=self._device)
         try:
             cache = self._model(input_ids=beginning, use_cache=True).past_key_values
-            found = self._score_kept(ids, cache)
+            found = self._score_kept([prompt], cache)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return None
-        return cache if torch.allclose(found, self._score_whole(ids), atol=_SAME, rtol=0.0) else None
+        return cache if torch.allclose(found, self._score_whole([prompt]), atol=_SAME, rtol=0.0) else None
 
-    def _score_kept(self, prompts_BT: Tensor, cache: Any) -> Tensor:
+    def _score_kept(self, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:
         """Return scores by what the model keeps of the beginning, and of prompts, (B, C)."""
-        rows = _repeated(cache, len(prompts_BT))
-        outputs = self._model(input_ids=prompts_BT, past_key_values=rows, use_cache=True)
-        first_BV = outputs.logits[:, -1].float().log_softmax(-1)
+        outputs = self._model(
+            input_ids=self._padded(prompts), past_key_values=_repeated(cache, len(prompts)), use_cache=True
+        )
+        first_BV = _last(outputs.logits, prompts)
         behind: dict[tuple[int, ...], Tensor] = {}
         if any(self._stems):
-            stems_SL = self._padded(self._stems)
             rows = _repeated(outputs.past_key_values, len(self._stems))
-            logits = self._model(
-                input_ids=stems_SL.repeat(len(prompts_BT), 1), past_key_values=rows, use_cache=True
-            ).logits
-            logs = logits.float().log_softmax(-1).unflatten(0, (len(prompts_BT), len(self._stems)))
+            stems_RL = self._padded(self._stems).repeat(len(prompts), 1)
+            logits = self._model(input_ids=stems_RL, past_key_values=rows, use_cache=True).logits
+            logs = logits.float().log_softmax(-1).unflatten(0, (len(prompts), len(self._stems)))
             behind = {stem: logs[:, i] for i, stem in enumerate(self._stems)}
         return self._joined(first_BV, behind)
 
-    def _score_whole(self, prompts_BT: Tensor) -> Tensor:
+    def _score_whole(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Return scores by forwards of whole sequences, (B, C), of models that keep nothing to go on from."""
-        count = len(prompts_BT)
-        beginning = torch.tensor(self._beginning, dtype=torch.int64, device=self._device).expand(count, -1)
-        before = torch.cat([beginning, prompts_BT], 1)
-        firsts: Tensor | None = None
+        first_BV: Tensor | None = None
         behind: dict[tuple[int, ...], Tensor] = {}
         for stem in self._stems:
-            added = torch.tensor(stem, dtype=torch.int64, device=self._device).expand(count, -1)
-            logits = self._model(input_ids=torch.cat([before, added], 1)).logits[:, -1 - len(stem) :]
-            logs = logits.float().log_softmax(-1)
-            firsts = logs[:, 0]
-            behind[stem] = logs[:, 1:]
-        assert firsts is not None
-        return self._joined(firsts, behind)
+            rows = [[*self._beginning, *prompt, *stem] for prompt in prompts]
+            logits = self._model(input_ids=self._padded(rows)).logits
+            if not stem:
+                first_BV = _last(logits, rows)
+                continue
+            logs = logits[:, -1 - len(stem) :].float().log_softmax(-1)  # rows are of one length
+            first_BV, behind[stem] = logs[:, 0], logs[:, 1:]
+        assert first_BV is not None
+        return self._joined(first_BV, behind)
 
     def _joined(self, first_BV: Tensor, behind: Mapping[tuple[int, ...], Tensor]) -> Tensor:
         """Return the sums of each word's sub-words.
@@ -207,11 +216,24 @@ class WordScorer:
             columns.append(column)
         return torch.stack(columns, 1)
 
-    def _padded(self, stems: Sequence[Sequence[int]]) -> Tensor:
-        """Return stems as rows with padding behind them, which nothing before it sees, (S, L)."""
-        longest = max(map(len, stems))
-        rows = [[*stem, *[self._pad_id] * (longest - len(stem))] for stem in stems]
-        return torch.tensor(rows, device=self._device)
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return rows with padding behind them, which nothing before it sees, (R, L)."""
+        longest = max(map(len, rows))
+        padded = [[*row, *[self._pad_id] * (longest - len(row))] for row in rows]
+        return torch.tensor(padded, device=self._device)
+
+
+def _last(logits_RLV: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return the log-probabilities behind each row's last sub-word, (R, V).
+
+    Args:
+        logits_RLV: of rows with padding behind them; an adapter's own tokens may stand before.
+        rows: without padding.
+    """
+    longest = max(map(len, rows))
+    places = [logits_RLV.shape[1] - 1 - longest + len(row) for row in rows]
+    chosen_RV = logits_RLV[range(len(rows)), places]
+    return chosen_RV.float().log_softmax(-1)
 
 
 def _repeated(cache: Any, times: int) -> Any:
