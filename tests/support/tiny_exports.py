@@ -5,9 +5,11 @@ from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.tasks.causal_lm.task import CausalLM
 from fangyan.tasks.instruction.task import Instruction
+from fangyan.tasks.sequence_classification.task import SequenceClassification
 from fangyan.tasks.token_classification.task import TokenClassification
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertForTokenClassification,
     BertTokenizerFast,
     Qwen3Config,
@@ -30,6 +32,15 @@ def tagger(folder):
     config = BertConfig(vocab_size=5 + len(CHARACTERS), max_position_embeddings=64, **_SIZES, **names)
     task = TokenClassification(LABELS, "segmentation", "characters", subword="first")
     return _write(folder, BertForTokenClassification(config), task)
+
+
+def classifier(folder, classes=("question", "statement"), kind="single_label_classification", pairs=False):
+    """A classifier of texts at random weights."""
+    names = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
+    sizes = {"vocab_size": 5 + len(CHARACTERS), "max_position_embeddings": 64, **_SIZES}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**sizes, **names, problem_type=kind))
+    return _write(folder, model, SequenceClassification(list(classes), kind, pairs, "first"))
 
 
 def writer(folder):

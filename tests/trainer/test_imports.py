@@ -19,7 +19,9 @@ FLOORS = [
     ("optimizers",),
     ("tasks", "objectives", "adaptation"),
     ("inference",),
+    ("selection",),
     ("training", "recipe"),
+    ("prompting",),
     ("cli",),
     ("__init__", "__main__"),
 ]

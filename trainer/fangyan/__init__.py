@@ -16,6 +16,7 @@ from fangyan.errors import UserError
 if TYPE_CHECKING:
     from fangyan.inference.load import evaluate, export, load, merge
     from fangyan.recipe import Recipe, load_recipe
+    from fangyan.selection.select import select
     from fangyan.training.train import train
     from fangyan.training.trainer import Result, Trainer
 
@@ -29,6 +30,7 @@ _HOMES = {
     "load": "inference.load",
     "load_recipe": "recipe",
     "merge": "inference.load",
+    "select": "selection.select",
     "train": "training.train",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "load",
     "load_recipe",
     "merge",
+    "select",
     "train",
 ]
 

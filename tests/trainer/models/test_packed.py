@@ -1,13 +1,14 @@
 """A packed batch returns what each sentence returns alone, for encoders and causal models."""
 
 import copy
+from dataclasses import replace
 
 import adapted_models
 import fangyan_kernels
 import pytest
 import torch
 from fangyan.data.packing import collate
-from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, WordAlignment
 from fangyan.device import on_gpu
 from fangyan.errors import UserError
 from fangyan.models import attention
@@ -109,6 +110,24 @@ def test_loss_is_cross_entropy_of_the_logits(name):
         torch.cat(logits), labels, reduction="sum", ignore_index=IGNORE_INDEX
     )
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("layout", ["rows", "padded", "unpadded"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_head_inputs_make_the_logits(name, layout, mean):
+    packed = build(CONFIGS[name], layout)
+    sequences = make_sequences()
+    if mean:  # words of three sub-words, but for what is left
+        for i, sequence in enumerate(sequences):
+            places = [*range(2, len(sequence.input_ids), 3)]
+            alignment = WordAlignment(places, 0, (0, len(places)), len(places), [3] * len(places))
+            sequences[i] = replace(sequence, alignment=alignment)
+    batch = collate(sequences, 0, packed.row_width)
+    with torch.no_grad():
+        hidden, logits = spans(packed.head_inputs(batch), batch), spans(packed.logits(batch), batch)
+        for states, expected in zip(hidden, logits, strict=True):
+            torch.testing.assert_close(packed.head(states), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_is_divided_and_smoothed():

@@ -94,6 +94,7 @@ def test_packed_batch_is_transformers_own(name, kind):
         packed.use_layout(layout)
         batch = collate(chosen, model.config.get_text_config().pad_token_id, packed.row_width)
         torch.testing.assert_close(packed.logits(batch), logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(packed.head(packed.head_inputs(batch)), logits, rtol=1e-5, atol=1e-5)
         found = packed.loss(batch)
         torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-5)
         for key, gradient in gradients(model, found).items():

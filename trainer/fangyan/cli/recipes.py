@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from fangyan.cli.options import (
     MOST_RANKS,
@@ -166,6 +167,49 @@ def check(
             console.print(table)
     if report.errors:
         raise typer.Exit(1)
+
+
+def prompt(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    shots: Annotated[
+        int,
+        typer.Option(min=0, max=10_000, help="Labelled texts, or tokens, of train to show in each prompt."),
+    ] = 0,
+    examples: Annotated[
+        int, typer.Option(min=1, help="Most examples of test, or dev, to score; they are drawn.")
+    ] = 100,
+    words: Annotated[
+        str,
+        typer.Option(
+            help="What stands for a label in a prompt, by default itself: {LABEL: WORD, LABEL: WORD}."
+        ),
+    ] = "{}",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="A prompt, with {text} and {pair}, or {sentence}, {marked} and {token}; a label follows it.",
+            show_default=False,
+        ),
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="What comes before everything.", show_default=False)] = "",
+    show: Annotated[bool, typer.Option("--show", help="Show a prompt.")] = False,
+) -> None:
+    """Score a causal model that is prompted, not trained, on a recipe's data, by the words for its labels."""
+    from fangyan.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from fangyan.prompting.evaluate import evaluate_prompts, parse_words
+
+    found = evaluate_prompts(loaded, shots, examples, parse_words(words), template, instruction)
+    if show:
+        write_pieces([found.prompt, "\n"], None)
+    shown = f"{found.shots} shown" if found.shots else "none shown"
+    table = Table(f"{found.examples} examples of {found.split}, {shown}", "floor", "prompted", "calibrated")
+    for name, value in found.plain.items():
+        floor = f"{found.floor[name]:.2f}" if name in found.floor else ""
+        table.add_row(name.replace("_", " "), floor, f"{value:.2f}", f"{found.calibrated[name]:.2f}")
+    Terminal().print(table)
 
 
 def estimate_memory(

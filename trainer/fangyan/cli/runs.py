@@ -102,6 +102,61 @@ def predict(
     write_pieces(predictions(run, texts, as_json, interactive=typed, options=options, source=source), output)
 
 
+def select(
+    run: RunArgument,
+    input: Annotated[
+        Path,
+        typer.Option(
+            help="Texts, one per line, or a file that predict --input reads; labels in it are not read.",
+            show_default=False,
+        ),
+    ],
+    number: Annotated[int, typer.Option(min=1, help="Most sentences to select.")] = 100,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="entropy, margin, least_confidence: what the model is least sure of. badge, k_centre: what "
+            "also differs from each other. random."
+        ),
+    ] = "entropy",
+    seed: Annotated[int, typer.Option(min=0, help="Of badge, k_centre and random.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new file, in the format of its ending: .conll, .conllu, .jsonl or .csv. By default "
+            "standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        bool,
+        typer.Option(
+            "--label",
+            help="Label them here, one by one. Each goes into --output when it is done, and the same command "
+            "goes on.",
+        ),
+    ] = False,
+    format: FormatOption = None,
+    source: SourceOption = None,
+) -> None:
+    """Select the sentences that are most worth labelling, with what the model predicts, to correct."""
+    from fangyan.selection.command import Selection
+
+    if label and output is None:
+        raise UserError("--label: needs --output, a file for what is labelled")
+
+    def say(sentence: str) -> None:
+        print(f"fangyan: {printable(sentence)}", file=sys.stderr)
+
+    selection = Selection.of(run, input, output, format, source)
+    selection.check(resumes=label)
+    if label:
+        done, count = selection.label(number, strategy, seed, user_lines(), Terminal(), say)
+        say(f"{done} of {count} labelled in {output}")
+        return
+    write_pieces([selection.text(number, strategy, seed, say)], output)
+
+
 def chat(
     run: RunArgument,
     max_new_tokens: MaxNewTokensOption = None,

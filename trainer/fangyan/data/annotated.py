@@ -27,6 +27,11 @@ class Block:
     rows: tuple[int, ...] = ()
 
 
+def examples_of(blocks: Iterable[Block]) -> Iterator[Example]:
+    """Yield the examples of blocks that have one."""
+    return (block.example for block in blocks if block.example is not None)
+
+
 def annotate_blocks(
     blocks: Iterable[Block], annotate: Annotator, write: Callable[[Block, Annotation], Iterable[str]]
 ) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 from abc import ABC, abstractmethod
 from array import array
@@ -13,16 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
-from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
 from fangyan.config import Config, PathName, short
-from fangyan.data.annotated import Annotator
-from fangyan.data.arrays import cumulative, differences, shuffled
+from fangyan.data.annotated import Annotator, Block, examples_of
 from fangyan.data.example import DATASET, PREFIX, Example, Splits, read_lines
+from fangyan.data.held_out import count_groups, group_keys, hold_out, take, take_fold
 from fangyan.data.replay import Replay
-from fangyan.data.store import ExampleFile, Subset, as_fields, cache_folder, keep_examples
+from fangyan.data.store import as_fields, cache_folder, keep_examples
 from fangyan.errors import UserError
 
 HeldOut = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -154,12 +152,12 @@ class DataConfig(Config, ABC):
         splits = self.load_named()
         self.check_named(splits)
         if self.fold is not None:
-            splits["train"], splits["test"] = _take_fold(splits["train"], self.fold, seed)
+            splits["train"], splits["test"] = take_fold(splits["train"], self.fold, seed)
         for salt, name in enumerate(("test", "dev")):
             fraction = getattr(self, name)
             if isinstance(fraction, float):
                 before = splits["train"]
-                splits["train"], splits[name] = _hold_out(before, fraction, seed + salt)
+                splits["train"], splits[name] = hold_out(before, fraction, seed + salt)
                 if not splits["train"]:
                     raise UserError(self._nothing_left(name, fraction, before))
         return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
@@ -174,7 +172,7 @@ class DataConfig(Config, ABC):
 
     def _nothing_left(self, name: str, fraction: float, examples: Sequence[Example]) -> str:
         """Return why a fraction leaves nothing to train on."""
-        groups = len(_count_groups(_group_keys(examples))[0])
+        groups = len(count_groups(group_keys(examples))[0])
         reason = (
             "identical sentences, or those of one document, are kept together and these are all one group"
             if groups == 1
@@ -209,6 +207,10 @@ class TaggedDataConfig(DataConfig, ABC):
     fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     # Whether the line of an example's token follows from the example's: messages on tags then name it.
     line_per_token: ClassVar[bool] = False
+    # Lines before the first example that a file needs, those between two, and whether # begins a comment.
+    has_header: ClassVar[bool] = False
+    between_examples: ClassVar[str] = ""
+    has_comments: ClassVar[bool] = False
 
     tokens: Literal["words", "characters"] = Field(
         "words", description="What carries a tag; predict cuts a text into these."
@@ -229,9 +231,40 @@ class TaggedDataConfig(DataConfig, ABC):
         Raises:
             UserError: as :meth:`read` does, or if the format cannot be written.
         """
-        raise UserError(
+        raise self._not_written(path)
+
+    def _not_written(self, path: Path) -> UserError:
+        return UserError(
             f"{path}: format {self.format} cannot be written, expected conll, conllu, jsonl or csv"
         )
+
+    def blocks(self, path: Path, labelled: bool) -> Iterator[Block]:  # noqa: ARG002
+        """Yield the lines of a file in blocks, one for each example, of a format that can be written.
+
+        Args:
+            path: of the file.
+            labelled: whether every example needs its tags, label or answers, which are then read.
+
+        Raises:
+            UserError: as :meth:`read` does, or if the format cannot be written.
+        """
+        raise self._not_written(path)
+
+    def read_unlabelled(self, path: Path) -> Iterator[Example]:
+        """Yield the examples of a file without tags, labels and answers, which need not be there."""
+        return examples_of(self.blocks(path, False))
+
+    def header(self, path: Path) -> str:  # noqa: ARG002
+        """Return what a new file begins with."""
+        return ""
+
+    def blank(self, example: Example, path: Path) -> str:  # noqa: ARG002
+        """Return the lines of an example in a new file, without tags, label or answers.
+
+        Raises:
+            UserError: if the format cannot be written.
+        """
+        raise self._not_written(path)
 
 
 class TextDataConfig(DataConfig, ABC):
@@ -247,7 +280,7 @@ def by_data_set(examples: Sequence[Example]) -> dict[str, Sequence[Example]]:
     indices: dict[str, array[int]] = {}
     for i, example in enumerate(examples):
         indices.setdefault(example.fields[DATASET], array("q")).append(i)
-    return {name: _take(examples, np.array(chosen)) for name, chosen in indices.items()}
+    return {name: take(examples, np.array(chosen)) for name, chosen in indices.items()}
 
 
 def with_prefix(example: Example, name: str) -> Example:
@@ -276,89 +309,6 @@ def find_files(path: str) -> list[Path]:
     if not found:
         raise UserError(f"{path}: no file has such a name")
     return [Path(file) for file in found]
-
-
-def _hold_out(
-    examples: Sequence[Example], fraction: float, seed: int
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Move whole groups out of ``examples`` until the fraction is reached."""
-    keys = _group_keys(examples)
-    groups, sizes = _count_groups(keys)
-    order = shuffled(len(groups), seed)
-    taken = cumulative(sizes, order)
-    chosen = np.sort(groups[order[: taken.searchsorted(fraction * len(examples)) + 1]])
-    del groups, sizes, order, taken
-    return _split(examples, keys, chosen)
-
-
-def _take_fold(
-    examples: Sequence[Example], fold: str, seed: int
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return the examples outside and inside a fold; those of one group are in one fold.
-
-    Groups are shuffled, and the largest go first to the smallest fold: sizes are nearly equal.
-
-    Raises:
-        UserError: if there are fewer groups than folds.
-    """
-    number, count = map(int, fold.split("/"))
-    keys = _group_keys(examples)
-    groups, sizes = _count_groups(keys)
-    if len(groups) < count:
-        raise UserError(
-            f"data.fold: {count} folds of {len(groups)} groups that are kept together (identical sentences, "
-            f"or documents); expected {len(groups)} folds at most"
-        )
-    order = shuffled(len(groups), seed)
-    folds = [(0, i) for i in range(count)]
-    chosen = []
-    for group in sorted(order, key=lambda i: -sizes[i]):
-        size, lightest = folds[0]
-        heapq.heapreplace(folds, (size + int(sizes[group]), lightest))
-        if lightest == number - 1:
-            chosen.append(groups[group])
-    return _split(examples, keys, np.sort(np.array(chosen, dtype=groups.dtype)))
-
-
-def _count_groups(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Return the groups in order and how many examples each has; ``np.unique`` takes 70 bytes per example."""
-    in_order = np.sort(keys)
-    last = np.ones(len(keys), dtype=np.bool_)
-    last[:-1] = in_order[1:] != in_order[:-1]
-    groups = in_order[last]
-    del in_order
-    ends = last.nonzero()[0]
-    ends += 1
-    return groups, differences(ends)
-
-
-def _split(
-    examples: Sequence[Example], keys: NDArray[Any], chosen: NDArray[Any]
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return the examples outside and inside the chosen groups, which are in order."""
-    inside = chosen[chosen.searchsorted(keys).clip(max=len(chosen) - 1)] == keys
-    return _select(examples, ~inside), _select(examples, inside)
-
-
-def _group_keys(examples: Sequence[Example]) -> NDArray[Any]:
-    """Return a number for each example, the same within its group, in an order that fixes the draw.
-
-    Groups in memory are in alphabetical order; those in a file, which may be whole texts, in that of hashes.
-    """
-    if isinstance(examples, ExampleFile | Subset):
-        return examples.groups
-    places = {group: i for i, group in enumerate(sorted({example.group for example in examples}))}
-    return np.array([places[example.group] for example in examples], dtype=np.int64)
-
-
-def _select(examples: Sequence[Example], mask: NDArray[np.bool_]) -> Sequence[Example]:
-    return _take(examples, mask.nonzero()[0])
-
-
-def _take(examples: Sequence[Example], indices: NDArray[np.integer[Any]]) -> Sequence[Example]:
-    if isinstance(examples, ExampleFile | Subset):
-        return Subset(examples, indices)
-    return [examples[i] for i in indices.tolist()]
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:

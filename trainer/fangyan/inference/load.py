@@ -32,8 +32,9 @@ from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
 from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
 from fangyan.tasks import evaluation, task_of_export
+from fangyan.tasks.predictor import Predictor
 from fangyan.tasks.report import Report
-from fangyan.tasks.task import Metrics, Predictor, Task
+from fangyan.tasks.task import Metrics, Task
 from fangyan.yaml_text import read_yaml
 
 # Answers that a model writes for an evaluation: some minutes' worth on a CPU.
@@ -85,7 +86,7 @@ def load(run: str | Path, source: str | None = None) -> Predictor:
     Raises:
         UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
-    exported = load_exported(_model_folder(Path(run)))
+    exported = load_run(run)
     _check_source(source, exported.prefixes, source_names(Path(run)))
     predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
     predictor.prefix = source if source in exported.prefixes else None
@@ -140,7 +141,7 @@ def evaluate(
         UserError: if it is no run folder, or a file is not of its format.
     """
     folder = Path(run)
-    exported = load_exported(_model_folder(folder))
+    exported = load_run(folder)
     examples = _examples(folder, data, source)
     for note in exported.task.notes(examples):
         say(note)
@@ -243,6 +244,15 @@ def _model_folder(run: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no exported model in it, expected a finished run or its model folder")
     return folder
+
+
+def load_run(run: str | Path) -> ExportedModel:
+    """Load the model of a run folder, or an exported model folder, with its tokenizer and its task.
+
+    Raises:
+        UserError: if there is no exported model, or it cannot be loaded.
+    """
+    return load_exported(_model_folder(Path(run)))
 
 
 def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:

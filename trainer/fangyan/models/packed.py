@@ -155,17 +155,39 @@ class PackedModel(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of a batch, (R, W, C)."""
+        return self._by_length(batch, self._logits)
+
+    def head_inputs(self, batch: Batch) -> Tensor:
+        """Return what the head reads of a batch, (R, W, H): the means of words where they are classified."""
+        return self._by_length(batch, self._head_inputs)
+
+    def _by_length(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """Return what is computed of a batch, (R, W, D); of a layout without padding, for each length."""
         if self.layout != "unpadded":
-            return self._logits(batch)
+            return compute(batch)
         parts = split_by_length(batch)
-        logits = [self._logits(part) for _, part in parts]
-        joined = logits[0].new_zeros(*batch.input_ids.shape, logits[0].shape[-1])
-        for (rows, part), found in zip(parts, logits, strict=True):
-            joined[rows, : part.input_ids.shape[1]] = found
+        found = [compute(part) for _, part in parts]
+        joined = found[0].new_zeros(*batch.input_ids.shape, found[0].shape[-1])
+        for (rows, part), values in zip(parts, found, strict=True):
+            joined[rows, : part.input_ids.shape[1]] = values
         return joined
 
     def _logits(self, batch: Batch) -> Tensor:
         return averaged(self._run(batch).logits, batch, word_segments(batch))
+
+    def _head_inputs(self, batch: Batch) -> Tensor:
+        return averaged(self._taken_by_head(batch), batch, word_segments(batch))
+
+    def _taken_by_head(self, batch: Batch) -> Tensor:
+        """Return what the head takes in a forward of a batch, as it is."""
+        taken: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _head, inputs: taken.append(inputs[0]))
+        try:
+            self._run(batch)
+        finally:
+            handle.remove()
+        (hidden,) = taken
+        return hidden
 
     def _run(self, batch: Batch) -> Any:
         """Return the model's outputs for a batch."""

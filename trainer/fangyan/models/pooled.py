@@ -56,10 +56,19 @@ class PooledModel(PackedModel):
     @override
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of each sequence of a batch, (S, C); of a batch without any, one row."""
+        return self._by_length(batch, self._logits)
+
+    @override
+    def head_inputs(self, batch: Batch) -> Tensor:
+        """Return what the head reads of each sequence of a batch, (S, H); of a batch without any, one row."""
+        return self._by_length(batch, self._head_inputs)
+
+    @override
+    def _by_length(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
         if self.layout != "unpadded":
-            return self._logits(batch)
+            return compute(batch)
         parts = split_by_length(batch)
-        found = torch.cat([self._logits(part) for _, part in parts])
+        found = torch.cat([compute(part) for _, part in parts])
         return found[torch.tensor([row for rows, _ in parts for row in rows], device=found.device).argsort()]
 
     @override
@@ -107,6 +116,12 @@ class PooledModel(PackedModel):
             handle.remove()
         (found,) = outputs
         return self._pooled(found, batch) if self._hidden.head_reads_rows else found.flatten(0, -2)
+
+    @override
+    def _head_inputs(self, batch: Batch) -> Tensor:
+        with nullcontext() if self._pools_by_itself else self._reading(batch):
+            hidden = self._taken_by_head(batch)
+        return self._pooled(hidden, batch) if self._hidden.head_reads_rows else hidden.flatten(0, -2)
 
     @override
     def _loss(self, batch: Batch, divisor: float, label_smoothing: float) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,100 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fangyan.config import Config
-from fangyan.data.example import Annotation, Example, Splits
+from fangyan.data.example import Example, Splits
 from fangyan.data.findings import Finding
-from fangyan.data.splits import DataConfig, with_prefix
+from fangyan.data.splits import DataConfig
 from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
 from fangyan.data.tokenization import LabelPlace, TokenizedSequence, Tokenizer
-from fangyan.errors import UserError
 from fangyan.tasks.report import Report
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
     from fangyan.models.loss_head import Kernels
     from fangyan.models.packed import Layout, PackedModel
+    from fangyan.tasks.predictor import Predictor
 
 
 Metrics = dict[str, float]
 
 
-class Prediction(ABC):
-    """What a predictor says of one text."""
-
-    @abstractmethod
-    def pieces(self) -> Iterator[str]:
-        """Yield it as text, a piece at a time as it comes."""
-
-    @abstractmethod
-    def record(self) -> dict[str, Any]:
-        """Return it as what one line of JSON holds."""
-
-
-class Predictor(ABC):
-    """A trained model in use.
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What has one label, as a prompt asks for it: a text, or a token in its sentence.
 
     Attributes:
-        prefix: name of the data set that texts are of, where the model has learned to be told; see
-            :class:`fangyan.data.formats.sources.Sources`.
+        fields: what a template says of it, by name.
+        label: of it.
     """
 
-    prefix: str | None = None
-
-    def told(self, example: Example) -> Example:
-        """Return an example as the model reads it."""
-        return example if self.prefix is None else with_prefix(example, self.prefix)
-
-    @abstractmethod
-    def predict(self, texts: Iterable[str]) -> Sequence[Any]:
-        """Return a prediction for every text, in order."""
-
-    @abstractmethod
-    def stream(
-        self, texts: Iterable[str], *, interactive: bool = False, options: Mapping[str, Any] | None = None
-    ) -> Iterator[Prediction]:
-        """Yield predictions, in order, for input of any length.
-
-        Args:
-            texts: one at a time.
-            interactive: answer each text before the next is read.
-            options: of this kind of predictor.
-
-        Raises:
-            UserError: for an option that it does not have, or that is out of bounds.
-        """
-
-    def chat(
-        self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 512, temperature: float = 0.0
-    ) -> Iterator[str]:
-        """Answer the last of some messages, a piece at a time; assistants only.
-
-        Args:
-            messages: with role and content, the last of the user's; the system's is put before them.
-            max_new_tokens: most sub-words; the model may end before.
-            temperature: 0 takes the most likely sub-word each time; more samples from all of them.
-
-        Raises:
-            UserError: if the model has learned something else, or for an option out of bounds.
-        """
-        del messages, max_new_tokens, temperature
-        raise UserError("chat: is for models of the task instruction, found one that answers nothing")
-
-    def annotate(self, examples: Iterable[Example], probabilities: int = 0) -> Iterator[Annotation]:  # noqa: ARG002
-        """Yield what is predicted for each example of a file, in order, for input of any length.
-
-        Args:
-            examples: without what is predicted: tags, a label or answers.
-            probabilities: how many of the most likely tags of each token, or classes of a text, to return
-                with their probabilities.
-
-        Raises:
-            UserError: if the model has learned to write text.
-        """
-        raise UserError(
-            "--input: this file needs a model that predicts tags, labels or answers, found one that writes "
-            "text"
-        )
+    fields: Mapping[str, str]
+    label: str
 
 
 class Task(ABC):
@@ -305,6 +241,24 @@ class Task(ABC):
         """Return metrics of what a model writes for examples, which takes a while; nothing if it does not."""
         del examples, model, tokenizer, max_length
         return {}
+
+    @property
+    def unit_labels(self) -> Sequence[str]:
+        """Return the labels of :meth:`units`, in the order of scores; none, if units have not one each."""
+        return ()
+
+    def units(self, example: Example) -> list[Unit]:
+        """Return what of a labelled example has one of :attr:`unit_labels` each."""
+        raise NotImplementedError(self.name)
+
+    def unit_output(self, example: int, log_probabilities_UC: NDArray[np.float32]) -> Any:
+        """Return scores of an example's units as :meth:`outputs` has them, for :meth:`metrics`.
+
+        Args:
+            example: index of it.
+            log_probabilities_UC: of its units' labels.
+        """
+        raise NotImplementedError(self.name)
 
     @abstractmethod
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> Predictor:

@@ -8,16 +8,16 @@ from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.tasks.sequence_classification.labels import KINDS
 from fangyan.tasks.sequence_classification.predictor import TextClassifier
-from fangyan.tasks.sequence_classification.task import SequenceClassification
+from fangyan.tasks.sequence_classification.task import SequenceClassification, TextOutput
 
 
 def classifier(kind, scores, pairs=False):
     task = SequenceClassification(["a", "b"], KINDS[kind], pairs, "first")
     seen = []
 
-    def score(examples):
+    def score(examples, hidden):
         seen.extend(examples)
-        return [np.array(scores, dtype=np.float32) for _ in examples]
+        return [TextOutput(i, np.array(scores, dtype=np.float32)) for i in range(len(examples))]
 
     return TextClassifier(task, score), seen
 

@@ -108,6 +108,11 @@ class ChatFiles(TaggedDataConfig, ABC):
             if words:
                 yield self._example(words, tags, f"{path.name}:{turn.line}", stem(path))
 
+    @override
+    def read_unlabelled(self, path: Path) -> Iterator[Example]:
+        for example in self.read(path):
+            yield Example({"tokens": example.fields["tokens"]}, example.source, example.group)
+
     def _example(self, words: list[str], tags: list[str], source: str, group: str) -> Example:
         tokens = words
         if self.tokens == "characters":

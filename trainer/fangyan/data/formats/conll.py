@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks, likely_tags
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of, likely_tags
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
@@ -35,6 +35,8 @@ class Conll(TaggedDataConfig):
 
     format: Literal["conll"] = "conll"
     line_per_token: ClassVar[bool] = True
+    between_examples: ClassVar[str] = "\n"
+    has_comments: ClassVar[bool] = True
 
     columns: dict[Literal["token", "tag"], Annotated[int, Field(ge=1, le=10_000)]] | None = Field(
         None,
@@ -59,7 +61,26 @@ class Conll(TaggedDataConfig):
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the sentences of a file; see :class:`DataConfig`."""
-        return (block.example for block in _Reader(self, path, True).blocks() if block.example is not None)
+        return examples_of(self.blocks(path, True))
+
+    @override
+    def blocks(self, path: Path, labelled: bool) -> Iterator[Block]:
+        """Yield the sentences of a file, and the lines between them; see :class:`TaggedDataConfig`."""
+        return _Reader(self, path, labelled).blocks()
+
+    @override
+    def blank(self, example: Example, path: Path) -> str:
+        """Return a line for each token, without its tag; columns before the tag's are ``_``."""
+        columns = self.columns or {"token": 1, "tag": 2}
+        between = "\t" if self.separator == "auto" else self.separator
+        cells = ["_"] * max(columns.values())
+        if columns["tag"] == len(cells):  # spaces do not stand for an empty column
+            cells[-1:] = [] if between == " " else [""]
+        lines = []
+        for token in example.fields["tokens"]:
+            cells[columns["token"] - 1] = self.token_prefix + token
+            lines.append(between.join(cells) + "\n")
+        return "".join(lines)
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:

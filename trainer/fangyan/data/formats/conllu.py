@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks, likely_tags
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of, likely_tags
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.formats.conll import cut_end, is_blank
 from fangyan.data.splits import TaggedDataConfig
@@ -31,6 +31,8 @@ class Conllu(TaggedDataConfig):
     """CoNLL-U of Universal Dependencies: one column, feature or MISC entry is the tag of each word."""
 
     format: Literal["conllu"] = "conllu"
+    between_examples: ClassVar[str] = "\n"
+    has_comments: ClassVar[bool] = True
 
     column: Annotated[str, Field(pattern=r"^(upos|xpos|deprel|feats|feats\.[^=|\s]+|misc\.[^=|\s]+)$")] = (
         Field(
@@ -46,7 +48,7 @@ class Conllu(TaggedDataConfig):
 
         Syntactic words are the tokens. Multi-word tokens and empty nodes are none.
         """
-        return (block.example for block in self._blocks(path, True) if block.example is not None)
+        return examples_of(self.blocks(path, True))
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
@@ -54,16 +56,29 @@ class Conllu(TaggedDataConfig):
 
         Probabilities are in MISC, as ``Probabilities=NOUN:0.9812,VERB:0.0130``.
         """
-        return annotate_blocks(self._blocks(path, False), annotations, self._write)
+        return annotate_blocks(self.blocks(path, False), annotations, self._write)
 
-    def _blocks(self, path: Path, tagged: bool) -> Iterator[Block]:
+    @override
+    def blank(self, example: Example, path: Path) -> str:
+        """Return a line for each word, with its number, its form and whether white space follows."""
+        tokens = example.fields["tokens"]
+        spaces = example.fields.get("spaces", (self.tokens == "words",) * len(tokens))
+        lines = []
+        for number, (token, space) in enumerate(zip(tokens, spaces, strict=True), start=1):
+            misc = EMPTY if space else "SpaceAfter=No"
+            lines.append("\t".join([str(number), token, *[EMPTY] * 7, misc]) + "\n")
+        return "".join(lines)
+
+    @override
+    def blocks(self, path: Path, labelled: bool) -> Iterator[Block]:
+        """Yield the sentences of a file, and the lines between them; see :class:`TaggedDataConfig`."""
         sentence: list[str] = []
         start = 1
         for number, raw in read_raw_lines(path):
             text = bare(raw, str(path), number)
             if is_blank(text):
                 if sentence:
-                    yield self._block(sentence, path, start, tagged)
+                    yield self._block(sentence, path, start, labelled)
                     sentence = []
                 yield Block([raw])
                 continue
@@ -71,7 +86,7 @@ class Conllu(TaggedDataConfig):
                 start = number
             sentence.append(raw)
         if sentence:
-            yield self._block(sentence, path, start, tagged)
+            yield self._block(sentence, path, start, labelled)
 
     def _block(self, lines: list[str], path: Path, start: int, tagged: bool) -> Block:
         words: list[str] = []

@@ -6,15 +6,16 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of
 from fangyan.data.compression import suffix
 from fangyan.data.example import BOM, Annotation, Example, read_raw_lines
 from fangyan.data.formats.conll import cut_end
@@ -33,6 +34,7 @@ class Csv(RecordsConfig):
     """CSV or TSV with a header: tokens and tags in cells of words or JSON lists, or a text."""
 
     format: Literal["csv"] = "csv"
+    has_header: ClassVar[bool] = True
 
     separator: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         None, description="Between cells; by default a tab in .tsv files, else a comma."
@@ -44,8 +46,41 @@ class Csv(RecordsConfig):
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the rows of a file; see :class:`DataConfig`."""
-        blocks = _Table(self, path, True).blocks()
-        return (block.example for block in blocks if block.example is not None)
+        return examples_of(self.blocks(path, True))
+
+    @override
+    def blocks(self, path: Path, labelled: bool) -> Iterator[Block]:
+        """Yield the header and the rows of a file; see :class:`TaggedDataConfig`."""
+        return _Table(self, path, labelled).blocks()
+
+    @override
+    def header(self, path: Path) -> str:
+        """Return the names of the columns of :meth:`blank`."""
+        return self._row(list(self.unlabelled_columns), path)
+
+    @override
+    def blank(self, example: Example, path: Path) -> str:
+        """Return a row with tokens, or with a text and its pair."""
+        return self._row([_cell(value) for value in self.unlabelled(example).values()], path)
+
+    def _row(self, cells: Sequence[str], path: Path) -> str:
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+        row = StringIO()
+        writer = csv.writer(
+            row,
+            delimiter=self.between(path),
+            quoting=quoting,
+            quotechar='"' if self.quoted else None,
+            lineterminator="\n",
+        )
+        try:
+            writer.writerow(cells)
+        except csv.Error:
+            raise UserError(
+                f"{path}: {str(cells)[:60]} has the separator in it, which can only be written with "
+                "data.quoted: true"
+            ) from None
+        return row.getvalue()
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
@@ -240,6 +275,14 @@ class _Table:
 def _text(value: Any) -> str:
     """Return a value as a cell: text and numbers as they are, else JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cell(value: Any) -> str:
+    """Return a text as it is; words with spaces between them, or as JSON where they have some."""
+    if isinstance(value, str):
+        return value
+    is_plain = all(" " not in word for word in value) and not value[0].startswith("[")
+    return " ".join(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def _list(cell: str, source: str) -> Any:

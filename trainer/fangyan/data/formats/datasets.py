@@ -25,6 +25,13 @@ class Datasets(RecordsConfig):
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the rows of a data set, which are read as they come; see :class:`DataConfig`."""
+        return self._read(path, True)
+
+    @override
+    def read_unlabelled(self, path: Path) -> Iterator[Example]:
+        return self._read(path, False)
+
+    def _read(self, path: Path, labelled: bool) -> Iterator[Example]:
         rows = _open(path)
         names = rows.column_names
         wanted = [name for name in self._wanted(names) if name in names]
@@ -33,7 +40,7 @@ class Datasets(RecordsConfig):
         for number, row in enumerate(_readable(rows, path), start=1):
             source = f"{path}:{number}"
             record = {name: _named(value, classes.get(name), source) for name, value in row.items()}
-            example = self.example(record, source)
+            example = self.example(record, source, labelled)
             if example is not None:
                 yield example
 

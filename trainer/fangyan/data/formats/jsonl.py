@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.formats.conll import cut_end
 from fangyan.data.formats.records import RecordsConfig
@@ -28,7 +28,7 @@ class Jsonl(RecordsConfig):
     @override
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the objects of a file; see :class:`DataConfig`."""
-        return (block.example for block in self._blocks(path, True) if block.example is not None)
+        return examples_of(self.blocks(path, True))
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
@@ -37,12 +37,21 @@ class Jsonl(RecordsConfig):
         Probabilities are a key of their own: per token, or of the text, a list of tags or classes with
         theirs.
         """
-        return annotate_blocks(self._blocks(path, False), annotations, self._write)
+        return annotate_blocks(self.blocks(path, False), annotations, self._write)
 
-    def _blocks(self, path: Path, tagged: bool) -> Iterator[Block]:
+    @override
+    def blank(self, example: Example, path: Path) -> str:
+        """Return an object with tokens, or with a text and its pair."""
+        return json.dumps(self.unlabelled(example), ensure_ascii=False) + "\n"
+
+    @override
+    def blocks(self, path: Path, labelled: bool) -> Iterator[Block]:
+        """Yield the lines of a file; see :class:`TaggedDataConfig`."""
         for number, raw in read_raw_lines(path):
             line, source = bare(raw, str(path), number), f"{path}:{number}"
-            yield Block([raw], self.example(_object(line, source), source, tagged) if line.strip() else None)
+            yield Block(
+                [raw], self.example(_object(line, source), source, labelled) if line.strip() else None
+            )
 
     def _write(self, block: Block, annotation: Annotation) -> Iterator[str]:
         assert block.example is not None

@@ -201,6 +201,24 @@ class RecordsConfig(TaggedDataConfig, ABC):
         pattern = r"\S" if self.tokens == "characters" else r"\S+"
         return [match.span() for match in re.finditer(pattern, text)]
 
+    @property
+    def unlabelled_columns(self) -> dict[str, str]:
+        """Return what of an example is read, and no label, with its name in the file."""
+        columns: dict[str, str] = {str(own): key for own, key in self.columns.items()}
+        if {"text", "spans"}.isdisjoint(columns):
+            return {"tokens": columns.get("tokens", "tokens")}
+        return {own: columns.get(own, own) for own in ("text", "pair") if own in columns or own == "text"}
+
+    def unlabelled(self, example: Example) -> dict[str, Any]:
+        """Return an example as a record of its own, without labels."""
+        record: dict[str, Any] = {}
+        for own, key in self.unlabelled_columns.items():
+            value = example.fields.get(own)
+            if value is None and own == "text":  # tokens, whose tags the file has as spans of a text
+                value = ("" if self.tokens == "characters" else " ").join(example.fields["tokens"])
+            record[key] = list(value) if isinstance(value, tuple) else value
+        return record
+
     def predicted(
         self, record: Mapping[str, Any], annotation: Annotation, example: Example | None
     ) -> dict[str, Any]:

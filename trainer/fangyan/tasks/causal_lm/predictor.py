@@ -16,7 +16,7 @@ from fangyan.data.tokenization import Tokenizer
 from fangyan.errors import UserError
 from fangyan.models.packed import PackedModel
 from fangyan.models.structure import max_length
-from fangyan.tasks.task import Prediction, Predictor
+from fangyan.tasks.predictor import Prediction, Predictor
 
 _MOST_NEW_TOKENS = 1_000_000
 # Beyond these, sampling is taking the most likely sub-word or any: scores divided by less are infinite.

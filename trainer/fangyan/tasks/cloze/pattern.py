@@ -59,8 +59,10 @@ class Pattern:
                     f"task.pattern: has {len(found[0]):,} sub-words without a text, expected fewer than "
                     f"{max_length:,}"
                 )
-            kept = sizes[longest] - (len(found[0]) - max_length)
-            fitting[longest] = _beginning(fitting[longest], kept, tokenizer)
+            excess = len(found[0]) - max_length
+            ahead = 2 * sizes[longest] - sum(sizes.values()) if len(sizes) > 1 else excess
+            cut = min(excess, ahead) if ahead else -(-excess // 2)
+            fitting[longest] = _beginning(fitting[longest], sizes[longest] - cut, tokenizer)
         return found
 
     def _encode(self, texts: Mapping[str, str], tokenizer: Tokenizer) -> tuple[list[int], int]:

@@ -21,12 +21,9 @@ from fangyan.data.splits import DataConfig
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
 from fangyan.errors import UserError
 from fangyan.tasks.cloze.pattern import PAIR, TEXT, Pattern, word_ids
-from fangyan.tasks.sequence_classification.labels import recognise
-from fangyan.tasks.sequence_classification.task import (
-    SequenceClassification,
-    TextOutput,
-    check_classes,
-)
+from fangyan.tasks.sequence_classification.labels import check_classes, recognise
+from fangyan.tasks.sequence_classification.outputs import TextOutput
+from fangyan.tasks.sequence_classification.task import SequenceClassification
 from fangyan.tasks.task import Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -163,8 +160,16 @@ class Cloze(SequenceClassification):
     @override
     def outputs(self, model: PackedModel, batch: Batch) -> list[TextOutput]:
         """Return the logits of the classes' words for every text; see :class:`TextOutput`."""
+        from fangyan.models.packed import label_places
+
         scores = model.at_labels(batch, lambda logits, _: logits[:, self.word_ids]).cpu().numpy()
-        return [TextOutput(sequence.example, scores[i]) for i, sequence in enumerate(batch.sequences)]
+        hidden = None
+        if self._keep_hidden:
+            hidden = model.head_inputs(batch).flatten(0, 1)[label_places(batch)].float().cpu().numpy()
+        return [
+            TextOutput(sequence.example, scores[i], None if hidden is None else hidden[i])
+            for i, sequence in enumerate(batch.sequences)
+        ]
 
     @property
     @override

@@ -12,7 +12,7 @@ from typing_extensions import override
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
 from fangyan.tasks.extractive_qa.decoding import Answer
-from fangyan.tasks.task import Prediction, Predictor
+from fangyan.tasks.predictor import Prediction, Predictor
 
 if TYPE_CHECKING:
     from fangyan.tasks.extractive_qa.task import ExtractiveQA

@@ -14,7 +14,7 @@ from fangyan.data.tokenization import Tokenizer
 from fangyan.models.packed import PackedModel
 from fangyan.tasks.causal_lm.predictor import TextGenerator
 from fangyan.tasks.instruction.template import ChatTemplate
-from fangyan.tasks.task import Prediction
+from fangyan.tasks.predictor import Prediction
 
 # Answers that are written together.
 _BATCH = 16

@@ -14,7 +14,7 @@ from fangyan.data.packing import collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
 from fangyan.errors import UserError
 from fangyan.models.packed import PackedModel
-from fangyan.tasks.task import Prediction, Predictor
+from fangyan.tasks.predictor import Prediction, Predictor
 
 # Candidates that are returned for a gap.
 _CANDIDATES = 5

@@ -10,12 +10,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
-from fangyan.tasks.task import Prediction, Predictor
+from fangyan.tasks.predictor import Prediction, Predictor, Scored
+from fangyan.tasks.sequence_classification.outputs import TextOutput
 
 if TYPE_CHECKING:
     from fangyan.tasks.sequence_classification.task import SequenceClassification
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # Texts classified together: enough to fill a batch of evaluation.
 CHUNK = 256
 
-# From examples to the outputs of the head for each, (C,).
-Score = Callable[[Sequence[Example]], list[NDArray[np.float32]]]
+# From examples, and whether to return what the head reads, too, to the output of the model for each.
+Score = Callable[[Sequence[Example], bool], list[TextOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class TextClassifier(Predictor):
             raise UserError(f"{name}: is for models that write text, found a classifier")
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
-            examples = [self.told(self._example(text)) for text in chunk]
-            for text, scores_C in zip(chunk, self._score(examples), strict=True):
+            examples = [self.told(self.example(text)) for text in chunk]
+            for text, (_, scores_C, _) in zip(chunk, self._score(examples, False), strict=True):
                 yield Classified(text, self.task.label(scores_C), self.task.probabilities(scores_C))
 
     @override
@@ -96,29 +96,64 @@ class TextClassifier(Predictor):
         """Yield the label of each example; see :class:`fangyan.tasks.task.Predictor`."""
         source = iter(examples)
         while chunk := list(islice(source, CHUNK)):
-            if ("pair" in chunk[0].fields) != self.task.has_pairs:
-                texts, more = ("two texts", "pair: NAME, ") if self.task.has_pairs else ("one text", "")
-                raise UserError(
-                    f"{chunk[0].source}: the model reads {texts}, expected --format '{{format: jsonl, "
-                    f"columns: {{text: NAME, {more}label: NAME}}}}' with the names in the file"
-                )
-            for scores_C in self._score([self.told(example) for example in chunk]):
+            self._check_pairs(chunk[0])
+            for _, scores_C, _ in self._score([self.told(example) for example in chunk], False):
                 values: dict[str, Any] = {"label": _as_json(self.task.label(scores_C))}
                 if probabilities and self.task.kind != "regression":
                     likely = islice(self.task.probabilities(scores_C).items(), probabilities)
                     values["probabilities"] = [[name, round(probability, 4)] for name, probability in likely]
                 yield Annotation(values=values)
 
-    def _example(self, text: str) -> Example:
+    @override
+    def score(self, examples: Iterable[Example], hidden: bool = False) -> Iterator[Scored]:
+        """Yield the log-probabilities of each text's classes; see :class:`fangyan.tasks.task.Predictor`."""
+        if self.task.kind != "single_label_classification":
+            found = "numbers" if self.task.kind == "regression" else "any number of classes"
+            raise UserError(
+                f"select: is for taggers, and classifiers of one class per text, found a model of {found}"
+            )
+        source = iter(examples)
+        while chunk := list(islice(source, CHUNK)):
+            self._check_pairs(chunk[0])
+            for _, scores_C, hidden_H in self._score([self.told(example) for example in chunk], hidden):
+                log_probabilities_C = scores_C - np.logaddexp.reduce(scores_C)
+                yield Scored(log_probabilities_C[None], None if hidden_H is None else hidden_H[None])
+
+    @override
+    def corrected(self, example: Example, labels: Sequence[str]) -> Annotation:
+        """Return a class as a person gives it; see :class:`fangyan.tasks.task.Predictor`."""
+        (label,) = labels
+        if not self.knows(label):
+            raise UserError(f"{example.source}: class {label!r}, expected one of {', '.join(self.labels)}")
+        return Annotation(values={"label": _as_json(label)})
+
+    @property
+    @override
+    def labels(self) -> Sequence[str]:
+        """Return the classes."""
+        return self.task.labels
+
+    def _check_pairs(self, example: Example) -> None:
+        """Refuse a pair where the model reads one text, and one text where it reads a pair."""
+        if ("pair" in example.fields) != self.task.has_pairs:
+            texts, more = ("two texts", "pair: NAME, ") if self.task.has_pairs else ("one text", "")
+            raise UserError(
+                f"{example.source}: the model reads {texts}, expected --format '{{format: jsonl, "
+                f"columns: {{text: NAME, {more}label: NAME}}}}' with the names in the file"
+            )
+
+    @override
+    def example(self, text: str, source: str = "") -> Example:
+        """Return a text; of a pair, both, which have a tab between them; see the base class."""
         if not self.task.has_pairs:
-            return Example({"text": text}, "", "")
+            return Example({"text": text}, source, text)
         first, tab, second = text.partition("\t")
         if not tab or "\t" in second:
             raise UserError(
-                f"predict: {text[:60]!r} has {text.count(chr(9))} tabs, expected a pair of texts with one "
-                "between"
+                f"{source or 'predict'}: {text[:60]!r} has {text.count(chr(9))} tabs, expected a pair of "
+                "texts with one between"
             )
-        return Example({"text": first, "pair": second}, "", "")
+        return Example({"text": first, "pair": second}, source, text)
 
 
 def _as_json(label: str | tuple[str, ...] | float) -> Any:

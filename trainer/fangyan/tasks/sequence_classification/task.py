@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +28,14 @@ from fangyan.tasks.sequence_classification.labels import (
     SCORE,
     Kind,
     Wanted,
+    check_classes,
     classes_of,
     reader,
     recognise,
 )
 from fangyan.tasks.sequence_classification.metrics import METRICS, label_metrics, label_report
-from fangyan.tasks.task import Metrics, Task, TaskConfig
+from fangyan.tasks.sequence_classification.outputs import TextOutput
+from fangyan.tasks.task import Metrics, Task, TaskConfig, Unit
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -41,18 +44,6 @@ if TYPE_CHECKING:
     from fangyan.tasks.sequence_classification.predictor import TextClassifier
 
 Pooling = Literal["auto"] | LabelPlace
-
-
-class TextOutput(NamedTuple):
-    """The output of one text.
-
-    Attributes:
-        example: index of it.
-        scores_C: of the head, float32: (C,).
-    """
-
-    example: int
-    scores_C: NDArray[np.float32]
 
 
 class SequenceClassificationConfig(TaskConfig):
@@ -154,6 +145,7 @@ class SequenceClassification(Task):
         self.has_targets = kind != "single_label_classification"
         self.pooling = None if pooling == "auto" else pooling
         self._is_native = True
+        self._keep_hidden = False
         self._index = {label: i for i, label in enumerate(labels)}
         self._read = reader(kind)
 
@@ -289,7 +281,11 @@ class SequenceClassification(Task):
     def outputs(self, model: PackedModel, batch: Batch) -> list[TextOutput]:
         """Return the head's outputs for every text; see :class:`TextOutput`."""
         scores = model.logits(batch).float().cpu().numpy()
-        return [TextOutput(sequence.example, scores[i]) for i, sequence in enumerate(batch.sequences)]
+        hidden = model.head_inputs(batch).float().cpu().numpy() if self._keep_hidden else None
+        return [
+            TextOutput(sequence.example, scores[i], None if hidden is None else hidden[i])
+            for i, sequence in enumerate(batch.sequences)
+        ]
 
     def label(self, scores_C: NDArray[np.float32]) -> Any:
         """Return what the head's outputs for a text say: its class, its classes, or its number."""
@@ -343,16 +339,34 @@ class SequenceClassification(Task):
         """Return scores of each class; None of numbers."""
         return label_report(self.kind, *self._both(examples, outputs))
 
+    @property
+    @override
+    def unit_labels(self) -> Sequence[str]:
+        """Return the classes, where a text has one."""
+        return self.labels if self.kind == "single_label_classification" else ()
+
+    @override
+    def units(self, example: Example) -> list[Unit]:
+        """Return the text, or the pair."""
+        fields = {name: example.fields[name] for name in ("text", "pair")[: 1 + self.has_pairs]}
+        return [Unit(fields, self._read(example))]
+
+    @override
+    def unit_output(self, example: int, log_probabilities_UC: NDArray[np.float32]) -> TextOutput:
+        return TextOutput(example, log_probabilities_UC[0])
+
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TextClassifier:
         """Return the model as a classifier."""
         from fangyan.tasks.evaluation import run_batches
         from fangyan.tasks.sequence_classification.predictor import TextClassifier
 
-        def score(examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        def score(examples: Sequence[Example], hidden: bool) -> list[TextOutput]:
+            keeping = copy.copy(self)
+            keeping._keep_hidden = hidden
             sequences = self.tokenize(examples, tokenizer, max_length)
-            outputs: list[TextOutput] = run_batches(self, model, sequences, tokenizer.pad_id)
-            return [output.scores_C for output in sorted(outputs, key=lambda output: output.example)]
+            outputs: list[TextOutput] = run_batches(keeping, model, sequences, tokenizer.pad_id)
+            return sorted(outputs, key=lambda output: output.example)
 
         return TextClassifier(self, score)
 
@@ -372,15 +386,3 @@ class SequenceClassification(Task):
     def export_config(self) -> dict[str, Any]:
         """Return what the model's own configuration, which has the classes, does not say."""
         return {"pooling": self.pooling, "pairs": self.has_pairs}
-
-
-def check_classes(train: Sequence[Example], kind: Kind, classes: Sequence[str]) -> None:
-    """Refuse a label that is not among the recipe's classes."""
-    read = reader(kind)
-    for example in train:
-        for label in classes_of(kind, [read(example)]):
-            if label not in classes:
-                raise UserError(
-                    f"{example.source}: label {label!r} is not among the {len(classes)} classes: "
-                    f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}"
-                )

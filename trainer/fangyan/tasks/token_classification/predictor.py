@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
-from fangyan.tasks.task import Prediction, Predictor
+from fangyan.tasks.predictor import Prediction, Predictor, Scored
 from fangyan.tasks.token_classification.metrics import word_spans
+from fangyan.tasks.token_classification.recognition import broken_rule
 
 if TYPE_CHECKING:
     from fangyan.tasks.token_classification.task import TokenClassification
@@ -29,14 +30,23 @@ class Tagged(NamedTuple):
     Attributes:
         labels: one per token.
         log_probabilities_TC: of all labels, (T, C), or None.
+        hidden_TH: what the head reads of each token, (T, H), or None.
     """
 
     labels: tuple[str, ...]
     log_probabilities_TC: NDArray[np.float32] | None
+    hidden_TH: NDArray[np.float32] | None = None
 
 
-# From examples, and whether log-probabilities are wanted.
-Tag = Callable[[Sequence[Example], bool], list[Tagged]]
+# From examples, and what is wanted beside labels.
+Tag = Callable[[Sequence[Example], "Kept"], list[Tagged]]
+
+
+class Kept(NamedTuple):
+    """What outputs keep of a model beside its labels: log-probabilities, and what the head reads."""
+
+    scores: bool = False
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +104,9 @@ class TokenClassifier(Predictor):
             raise UserError(f"{name}: is for models that write text, found a tagger")
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
-            examples = [Example({"tokens": self._split(text)}, "", "") for text in chunk]
+            examples = [self.example(text) for text in chunk]
             told = [self.told(example) for example in examples]
-            for example, (labels, _) in zip(examples, self._tag(told, False), strict=True):
+            for example, (labels, *_) in zip(examples, self._tag(told, Kept()), strict=True):
                 tokens, tags = example.fields["tokens"], self.task.notation.write(labels)
                 yield TaggedText(tokens, tuple(tags), self._words(tokens, tags, labels))
 
@@ -111,14 +121,49 @@ class TokenClassifier(Predictor):
         """
         source = iter(examples)
         while chunk := list(islice(source, CHUNK)):
-            for tagged in self._tag([self.told(example) for example in chunk], probabilities > 0):
+            for tagged in self._tag([self.told(each) for each in chunk], Kept(scores=probabilities > 0)):
                 tags = tuple(self.task.notation.write(tagged.labels))
                 likely = tuple(self._most_likely(tagged, probabilities)) if probabilities > 0 else None
                 yield Annotation(tags, likely, None if self.task.scheme == "plain" else tagged.labels)
 
+    @override
+    def score(self, examples: Iterable[Example], hidden: bool = False) -> Iterator[Scored]:
+        """Yield the log-probabilities of each token's labels; see :class:`fangyan.tasks.task.Predictor`."""
+        source = iter(examples)
+        while chunk := list(islice(source, CHUNK)):
+            for tagged in self._tag([self.told(each) for each in chunk], Kept(scores=True, hidden=hidden)):
+                assert tagged.log_probabilities_TC is not None
+                yield Scored(tagged.log_probabilities_TC, tagged.hidden_TH)
+
+    @property
+    @override
+    def labels(self) -> Sequence[str]:
+        """Return the tag set: IOB2, or its like for a segmentation, where files may have another scheme."""
+        return self.task.labels
+
+    @override
+    def knows(self, label: str) -> bool:
+        """Return whether a tag, in the scheme of the file, is in the tag set."""
+        return self.task.learned(label)
+
+    @override
+    def corrected(self, example: Example, labels: Sequence[str]) -> Annotation:
+        """Return tags as a person gives them; see :class:`fangyan.tasks.task.Predictor`."""
+        for token, tag in zip(example.fields["tokens"], labels, strict=True):
+            if not self.knows(tag):
+                raise UserError(f"{example.source}: tag {tag!r} at token {token!r} is not in the tag set")
+        for pair in pairwise([None, *labels, None]):
+            if rule := broken_rule(pair, self.task.notation, self.task.scheme):
+                raise UserError(
+                    f"{example.source}: {rule} breaks a rule of {self.task.notation.name}, expected tags "
+                    "that keep it"
+                )
+        read = tuple(self.task.notation.read(labels, self.task.scheme))
+        return Annotation(tuple(labels), None, None if self.task.scheme == "plain" else read)
+
     def _most_likely(self, tagged: Tagged, count: int) -> Iterator[tuple[tuple[str, float], ...]]:
         """Yield the most likely tags of each token, as they are written between its neighbours' tags."""
-        labels, log_probabilities_TC = tagged
+        labels, log_probabilities_TC, _ = tagged
         assert log_probabilities_TC is not None
         around = [None, *labels, None]
         for t, scores_C in enumerate(np.exp(log_probabilities_TC)):
@@ -128,9 +173,12 @@ class TokenClassifier(Predictor):
                 sums[tag] = sums.get(tag, 0.0) + probability
             yield tuple(sorted(sums.items(), key=lambda item: -item[1])[:count])
 
-    def _split(self, text: str) -> tuple[str, ...]:
+    @override
+    def example(self, text: str, source: str = "") -> Example:
+        """Return a text's characters, or its words between white space; see the base class."""
         words = text.split()
-        return tuple("".join(words)) if self.task.token_unit == "characters" else tuple(words)
+        tokens = tuple("".join(words)) if self.task.token_unit == "characters" else tuple(words)
+        return Example({"tokens": tokens}, source, text)
 
     def _words(
         self, tokens: Sequence[str], tags: Sequence[str], labels: Sequence[str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -26,13 +25,14 @@ from fangyan.errors import UserError
 from fangyan.tasks.class_weights import ClassWeights, weigh
 from fangyan.tasks.label_set import config_fields, labels_of
 from fangyan.tasks.report import Report
-from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
+from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit, Unit
 from fangyan.tasks.token_classification.checks import count_tags, cut_tokens, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.floor import MostFrequentTags
 from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
-from fangyan.tasks.token_classification.predictor import Tagged, TokenClassifier
+from fangyan.tasks.token_classification.outputs import SpanOutput, marked_tokens, whole_examples
+from fangyan.tasks.token_classification.predictor import Kept, Tagged, TokenClassifier
 from fangyan.tasks.token_classification.recognition import TagPairs, Wanted, recognise
 from fangyan.tasks.token_classification.report import tag_report
 from fangyan.tasks.token_classification.scheme import Notation, Scheme, exported
@@ -40,24 +40,6 @@ from fangyan.tasks.token_classification.scheme import Notation, Scheme, exported
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
     from fangyan.models.packed import PackedModel
-
-
-@dataclass(frozen=True, slots=True)
-class SpanOutput:
-    """The output of one sequence.
-
-    Attributes:
-        example: index of its example.
-        start: of the words that the sequence scores.
-        classes: of those words, decoded, where they are the whole example: (words,).
-        log_probabilities_TC: of those words, where other sequences have the rest, or they are asked for:
-            (words, C).
-    """
-
-    example: int
-    start: int
-    classes: list[int] | None
-    log_probabilities_TC: NDArray[np.float32] | None = None
 
 
 class TokenClassificationConfig(TaskConfig):
@@ -168,7 +150,7 @@ class TokenClassification(Task):
         self.notation = notation or Notation("plain" if scheme == "plain" else "iob2")
         self.subword: Literal["auto"] | LabelPlace = subword
         self._messages = list(messages)
-        self._keep_scores = False
+        self._kept = Kept()
         self._index = {label: i for i, label in enumerate(labels)}
         self._decode: Decoder = make_decoder(labels, scheme)
 
@@ -255,10 +237,11 @@ class TokenClassification(Task):
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Return a message on tags that are not in the tag set, and so are scored as errors."""
         pairs = TagPairs.of(examples)
-        unlearned = [tag for tag in pairs.tags() if not self._learned(tag)]
+        unlearned = [tag for tag in pairs.tags() if not self.learned(tag)]
         return [unlearned_message(pairs, unlearned)] if unlearned else []
 
-    def _learned(self, tag: str) -> bool:
+    def learned(self, tag: str) -> bool:
+        """Return whether a tag, as files have it, is in the tag set."""
         return self.notation.read([tag], self.scheme)[0] in self._index
 
     @override
@@ -286,6 +269,7 @@ class TokenClassification(Task):
     def outputs(self, model: PackedModel, batch: Batch) -> list[SpanOutput]:
         """Return the classes of every sequence's words; see :class:`SpanOutput`."""
         log_probabilities = model.logits(batch).float().log_softmax(-1).cpu().numpy()
+        hidden = model.head_inputs(batch).float().cpu().numpy() if self._kept.hidden else None
         outputs = []
         for sequence, (row, column) in zip(batch.sequences, batch.offsets, strict=True):
             words = sequence.alignment
@@ -295,8 +279,9 @@ class TokenClassification(Task):
             scores_TC = log_probabilities[row, places]
             whole = end - start == words.num_words
             classes = self._decode(scores_TC) if whole else None
-            kept = scores_TC if self._keep_scores or not whole else None
-            outputs.append(SpanOutput(sequence.example, start, classes, kept))
+            kept = scores_TC if self._kept.scores or not whole else None
+            hidden_TH = None if hidden is None else hidden[row, places]
+            outputs.append(SpanOutput(sequence.example, start, classes, kept, hidden_TH))
         return outputs
 
     def join(self, outputs: Iterable[SpanOutput], count: int) -> list[tuple[str, ...]]:
@@ -311,7 +296,7 @@ class TokenClassification(Task):
                 classes[output.example] = output.classes
             else:
                 pieces.append(output)
-        for example, scores_TC in _whole_scores(pieces).items():
+        for example, scores_TC in whole_examples(pieces, "log_probabilities_TC").items():
             # Where one sequence scores the whole sentence, the others score nothing.
             classes[example] = classes[example] or self._decode(scores_TC)
         return [tuple(self.labels[i] for i in sentence or ()) for sentence in classes]
@@ -340,21 +325,37 @@ class TokenClassification(Task):
         gold = [self.read(example) for example in examples]
         return tag_report(gold, self.join(outputs, len(examples)), self.scheme)
 
+    @property
+    @override
+    def unit_labels(self) -> Sequence[str]:
+        """Return the tag set."""
+        return self.labels
+
+    @override
+    def units(self, example: Example) -> list[Unit]:
+        """Return each token in its sentence; see :func:`marked_tokens`."""
+        return marked_tokens(example, self.read(example), self.token_unit == "words")
+
+    @override
+    def unit_output(self, example: int, log_probabilities_UC: NDArray[np.float32]) -> SpanOutput:
+        return SpanOutput(example, 0, None, log_probabilities_UC)
+
     @override
     def predictor(self, model: PackedModel, tokenizer: Tokenizer, max_length: int) -> TokenClassifier:
         """Return the model as a tagger."""
         from fangyan.tasks.evaluation import run_batches
 
         self.use_model(model.base, tokenizer.backend)
-        scoring = copy.copy(self)
-        scoring._keep_scores = True
 
-        def tag(examples: Sequence[Example], with_scores: bool) -> list[Tagged]:
+        def tag(examples: Sequence[Example], kept: Kept) -> list[Tagged]:
+            keeping = copy.copy(self)
+            keeping._kept = kept
             sequences = self.tokenize(examples, tokenizer, max_length)
-            outputs = run_batches(scoring if with_scores else self, model, sequences, tokenizer.pad_id)
-            scores = _whole_scores(outputs) if with_scores else {}
+            outputs = run_batches(keeping, model, sequences, tokenizer.pad_id)
+            scores = whole_examples(outputs, "log_probabilities_TC") if kept.scores else {}
+            hidden = whole_examples(outputs, "hidden_TH")
             tags = self.join(outputs, len(examples))
-            return [Tagged(sentence, scores.get(i)) for i, sentence in enumerate(tags)]
+            return [Tagged(sentence, scores.get(i), hidden.get(i)) for i, sentence in enumerate(tags)]
 
         return TokenClassifier(self, tag)
 
@@ -380,15 +381,3 @@ class TokenClassification(Task):
             "tokens": self.token_unit,
             "subword": self.subword,
         }
-
-
-def _whole_scores(outputs: Iterable[SpanOutput]) -> dict[int, NDArray[np.float32]]:
-    """Return the log-probabilities of each example that outputs have them of, (T, C)."""
-    spans: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
-    for output in outputs:
-        if output.log_probabilities_TC is not None:
-            spans.setdefault(output.example, []).append((output.start, output.log_probabilities_TC))
-    return {
-        example: np.concatenate([scores_TC for _, scores_TC in sorted(parts, key=lambda part: part[0])])
-        for example, parts in spans.items()
-    }
