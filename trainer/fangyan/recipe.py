@@ -28,7 +28,7 @@ from fangyan.optimizers import OPTIMIZERS
 from fangyan.optimizers.optimizer import OptimizerConfig
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
-from fangyan.training.config import EngineConfig, ScheduleConfig, TrainConfig
+from fangyan.training.config import EngineConfig, ScheduleConfig, SelfTrainingConfig, TrainConfig
 from fangyan.training.tune.space import Space
 from fangyan.yaml_text import dump_yaml, parse_yaml, read_yaml, yaml_error
 
@@ -54,6 +54,7 @@ class Recipe(Config):
     optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(default_factory=OPTIMIZERS.default_member)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    self_training: SelfTrainingConfig = Field(default_factory=SelfTrainingConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     retain: list[dict[str, Any]] = Field(
         [],

@@ -128,7 +128,7 @@ def test_select_for_a_classifier(tmp_path):
 @pytest.mark.parametrize("strategy", ["entropy", "random"])
 def test_select_refuses_models_without_one_class_for_each(tmp_path, make, found, strategy):
     model = make(tmp_path / "model")
-    with pytest.raises(UserError, match=f"select: is for taggers, and classifiers of one class.*{found}"):
+    with pytest.raises(UserError, match=f"expected a tagger, or a classifier of one class per text, {found}"):
         select(model, [Example({"text": "我"}, "", "")], 1, strategy, say=str)
 
 

@@ -149,7 +149,7 @@ def test_classes_of_texts(tmp_path, capsys, ending, pairs):
         run = run_of(tmp_path / "run", model, {"format": ending, "columns": columns})
         (tmp_path / "run/recipe.yaml").write_text(
             (tmp_path / "run/recipe.yaml")
-            .read_text()
+            .read_text(encoding="utf-8")
             .replace('"data"', '"task": {"name": "sequence_classification"}, "data"')
         )
     elif pairs:

@@ -53,6 +53,11 @@ class DataConfig(Config, ABC):
         "train --folds.",
     )
     replay: Replay = Field(default_factory=Replay)
+    unlabelled: Files | None = Field(
+        None,
+        description="Files that the model labels by itself and then learns from, of the data's format or "
+        "texts, one per line; see self_training.",
+    )
     cache_dir: PathName | None = Field(
         None,
         description="Folder for data larger than memory, read and tokenized: any disk with room, by default "

@@ -146,4 +146,4 @@ class Predictor(ABC):
         Raises:
             UserError: if the model gives no unit one class of several.
         """
-        raise UserError("select: is for taggers, and classifiers of one class per text, found another model")
+        raise UserError("expected a tagger, or a classifier of one class per text, found another model")

@@ -86,6 +86,26 @@ class TrainConfig(Config):
         return seconds >= int(number) * _SECONDS[every.removeprefix(number)]
 
 
+class SelfTrainingConfig(Config):
+    """The recipe's ``self_training``: how a model learns from ``data.unlabelled``."""
+
+    rounds: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="How often a model labels the texts for the next, which begins anew."
+    )
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.9,
+        description="Probability that a text's label has to have; of tokens, their geometric mean.",
+    )
+    balance: bool = Field(
+        True,
+        description="Lower the threshold for classes of which the model is less sure in general, so that "
+        "they are not left out.",
+    )
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5, description="Share of the sub-words of an epoch that are of texts which a model has labelled."
+    )
+
+
 class EngineConfig(Config):
     """The recipe's ``engine``: DeepSpeed, precision, kernels."""
 

@@ -40,6 +40,8 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    if recipe.data.unlabelled is not None:
+        return _self_train(recipe, resume, profile or on_epoch is not go_on)
     start_distributed()
     end_with_launcher()
     with StopSignals() as signals, watching_ranks():
@@ -59,6 +61,18 @@ def train(
                 return trainer.fit(folder, start, profile, signals, on_epoch)
             finally:
                 release(trainer.engine)
+
+
+def _self_train(recipe: Recipe, resume: str | Path | None, is_single: bool) -> Result:
+    """Run a recipe with texts that the model labels by itself: several runs."""
+    from fangyan.training.self_training import self_train  # which runs train itself
+
+    if str(resume or "auto") != "auto" or is_single:
+        raise UserError(
+            "data.unlabelled: makes several runs, which resume by themselves; expected no --resume but auto, "
+            "no --profile, and tune without it"
+        )
+    return self_train(recipe)
 
 
 def _run_folder(recipe: Recipe) -> RunFolder:

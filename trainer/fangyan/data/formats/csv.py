@@ -61,7 +61,7 @@ class Csv(RecordsConfig):
     @override
     def blank(self, example: Example, path: Path) -> str:
         """Return a row with tokens, or with a text and its pair."""
-        return self._row([_cell(value) for value in self.unlabelled(example).values()], path)
+        return self._row([_cell(value) for value in self.without_labels(example).values()], path)
 
     def _row(self, cells: Sequence[str], path: Path) -> str:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE

@@ -42,7 +42,7 @@ class Jsonl(RecordsConfig):
     @override
     def blank(self, example: Example, path: Path) -> str:
         """Return an object with tokens, or with a text and its pair."""
-        return json.dumps(self.unlabelled(example), ensure_ascii=False) + "\n"
+        return json.dumps(self.without_labels(example), ensure_ascii=False) + "\n"
 
     @override
     def blocks(self, path: Path, labelled: bool) -> Iterator[Block]:

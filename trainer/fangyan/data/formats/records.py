@@ -209,7 +209,7 @@ class RecordsConfig(TaggedDataConfig, ABC):
             return {"tokens": columns.get("tokens", "tokens")}
         return {own: columns.get(own, own) for own in ("text", "pair") if own in columns or own == "text"}
 
-    def unlabelled(self, example: Example) -> dict[str, Any]:
+    def without_labels(self, example: Example) -> dict[str, Any]:
         """Return an example as a record of its own, without labels."""
         record: dict[str, Any] = {}
         for own, key in self.unlabelled_columns.items():

@@ -110,7 +110,7 @@ class TextClassifier(Predictor):
         if self.task.kind != "single_label_classification":
             found = "numbers" if self.task.kind == "regression" else "any number of classes"
             raise UserError(
-                f"select: is for taggers, and classifiers of one class per text, found a model of {found}"
+                f"expected a tagger, or a classifier of one class per text, found a model of {found}"
             )
         source = iter(examples)
         while chunk := list(islice(source, CHUNK)):

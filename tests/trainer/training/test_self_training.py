@@ -1,0 +1,126 @@
+"""Self-training: what is labelled confidently, the rounds, and what an interruption leaves."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from fangyan.errors import UserError
+from fangyan.recipe import parse_recipe
+from fangyan.tasks.predictor import Scored
+from fangyan.training.self_training import confident
+from fangyan.training.train import train
+from hypothesis import given
+from hypothesis import strategies as st
+from model_families import BY_NAME, save
+
+
+def scored(*rows):
+    """An example whose units have the probability of their class that is given, of two classes."""
+    return Scored(np.log(np.array([[p, 1 - p] if c == 0 else [1 - p, p] for c, p in rows], dtype=np.float32)))
+
+
+def test_confident_by_the_geometric_mean():
+    examples = [scored((0, 0.9), (0, 0.9)), scored((0, 0.99), (1, 0.6)), scored((1, 0.81)), scored()]
+    assert confident(examples[:3], 0.8, balance=False) == [0, 2]
+    assert confident(examples[:3], 0.75, balance=False) == [0, 1, 2]
+    assert confident([], 0.5, balance=True) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.floats(0.51, 0.999)), min_size=1, max_size=30), st.floats(0.3, 1)
+)
+def test_balance_lowers_the_threshold_of_the_class_that_is_known_less(rows, threshold):
+    examples = [scored(row) for row in rows]
+    found = confident(examples, threshold, balance=True)
+    assert set(confident(examples, threshold, balance=False)) <= set(found)
+    mean = {c: np.mean([p for each, p in rows if each == c]) for c in {c for c, _ in rows}}
+    best = max(mean.values())
+    for i, (c, p) in enumerate(rows):
+        needed = threshold * mean[c] / best
+        if abs(p - needed) > 1e-4:
+            assert (i in found) == (p > needed)
+
+
+@pytest.fixture
+def content(tmp_path):
+    """Texts whose class follows from their first word, few of them labelled."""
+    save(BY_NAME["BERT"], tmp_path / "base", num_labels=2, hidden_dropout_prob=0.1)
+    draw = random.Random(0)
+    records = []
+    for _ in range(260):
+        words = [f"w{draw.randint(10, 59)}" for _ in range(draw.randint(3, 10))]
+        records.append({"text": " ".join(words), "label": "low" if int(words[0][1:]) < 35 else "high"})
+    files = {"train": records[:60], "dev": records[60:100], "pool": records[100:]}
+    for name, chosen in files.items():
+        lines = [json.dumps(record) for record in chosen]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    # Of the pool, some are texts alone, and some are labelled elsewhere: their labels are not read.
+    raw = [record["text"] for record in [*records[55:65], *records[240:]]]
+    (tmp_path / "raw.txt").write_text("\n".join(raw), encoding="utf-8")
+    return {
+        "name": "alone",
+        "run_dir": str(tmp_path / "run"),
+        "task": {"name": "sequence_classification"},
+        "data": {
+            "format": "jsonl",
+            "train": str(tmp_path / "train.jsonl"),
+            "dev": str(tmp_path / "dev.jsonl"),
+            "unlabelled": [str(tmp_path / "pool.jsonl"), str(tmp_path / "raw.txt")],
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "model": {"path": str(tmp_path / "base")},
+        "optimizer": {"lr": 1e-2},
+        "train": {"epochs": 4, "batch_tokens": 256, "log_every": 1, "checkpoint_every": 2},
+        "self_training": {"rounds": 2, "threshold": 0.52},
+    }
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(r["step"], r["loss"]) for r in map(json.loads, lines) if r["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_rounds_learn_from_what_is_labelled_and_go_on_where_they_were(content, cli, tmp_path):
+    (cli.folder / "r.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    out, _ = cli("train", "r.yaml")
+    run = tmp_path / "run"
+    labelled = [json.loads(line) for line in (run / "round-1.jsonl").read_text(encoding="utf-8").splitlines()]
+    # What is in train or dev is not labelled again.
+    assert f"labelled labels {len(labelled):,} of 160 texts confidently" in out
+    assert 20 < len(labelled) <= 160
+    assert all(set(record) == {"text", "label"} for record in labelled)
+    second = yaml.safe_load((run / "round-2/recipe.yaml").read_text(encoding="utf-8"))
+    assert second["data"]["replay"]["source"]["train"] == str(run / "round-2.jsonl")
+    assert second["data"]["unlabelled"] is None
+    assert "best on dev" in out
+    whole = losses(run / "round-2")
+    # Interrupted in the second round, it goes on exactly; the first two runs are kept.
+    shutil.rmtree((run / "round-2/checkpoints/last").resolve())
+    shutil.rmtree(run / "round-2/model")
+    out, _ = cli("train", "r.yaml")
+    assert "alone-round-1 is finished, and kept" in out
+    assert losses(run / "round-2") == whole
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        ("data", {"replay": {"share": 0.1, "source": {"format": "jsonl", "train": "a"}}}, "expected one"),
+        ("data", {"unlabelled": "gone.txt"}, "data.unlabelled: gone.txt: no such file"),
+        ("data", {"unlabelled": "gone*.txt"}, r"gone\*.txt: no file has such a name"),
+    ],
+)
+def test_mistakes_before_anything_is_trained(content, section, fields, message):
+    with pytest.raises(UserError, match=message):
+        train(parse_recipe({**content, section: {**content[section], **fields}}))
+
+
+def test_other_commands_say_that_there_are_several_runs(content):
+    with pytest.raises(UserError, match="data.unlabelled: makes several runs, which resume by themselves"):
+        train(parse_recipe(content), profile=True)
+    with pytest.raises(UserError, match="expected no --resume but auto"):
+        train(parse_recipe(content), resume="some/folder")
