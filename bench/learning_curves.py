@@ -1,7 +1,7 @@
-"""What labels are worth: a tagger of HKCanCor (cantonese-electra, words and parts of speech) from few sentences.
+"""What labels are worth: a tagger of HKCanCor (cantonese-electra, words and parts of speech) from few of them.
 
-Sentences to label are drawn at random, or selected by the model of the step before (50 at random, then so many
-that there are 100, and so on); and a model labels what is left by itself. Dev and test are those of
+Sentences to label are drawn at random, or selected by the model of the step before (50 at random, then so
+many that there are 100, and so on); and a model labels what is left by itself. Dev and test are those of
 cantonese-pos.
 
     python bench/learning_curves.py --results curves.jsonl
