@@ -136,6 +136,17 @@ class DataConfig(Config, ABC):
             UserError: naming file and line, for what is not of this format.
         """
 
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the source of each example of a file, and what the file says of it beside its fields.
+
+        Raises:
+            UserError: as :meth:`read` does, or if the format has no place for such.
+        """
+        raise UserError(
+            f"{path}: format {self.format} says no more of its examples than what is learned, expected "
+            "conllu, conll, jsonl, csv, chat or hkcancor"
+        )
+
     def read_files(self, paths: Sequence[str]) -> Sequence[Example]:
         """Return the examples of some files, in order; in a file of their own if they are many."""
         examples = (example for path in paths for file in find_files(path) for example in self.read(file))

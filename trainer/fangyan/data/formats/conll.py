@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks, likely_tags
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, comments, likely_tags
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
@@ -60,6 +60,11 @@ class Conll(TaggedDataConfig):
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the sentences of a file; see :class:`DataConfig`."""
         return (block.example for block in _Reader(self, path, True).blocks() if block.example is not None)
+
+    @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the comments ``# key = value`` of each sentence; see :class:`DataConfig`."""
+        return comments(_Reader(self, path, False).blocks())
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:

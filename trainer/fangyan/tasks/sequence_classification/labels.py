@@ -54,6 +54,18 @@ def classes_of(kind: Kind, labels: Iterable[Any]) -> Iterable[str]:
             yield from label
 
 
+def check_classes(train: Sequence[Example], kind: Kind, classes: Sequence[str]) -> None:
+    """Refuse a label that is not among the recipe's classes."""
+    read = reader(kind)
+    for example in train:
+        for label in classes_of(kind, [read(example)]):
+            if label not in classes:
+                raise UserError(
+                    f"{example.source}: label {label!r} is not among the {len(classes)} classes: "
+                    f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}"
+                )
+
+
 def _one(example: Example) -> str:
     label = example.fields["label"]
     if not isinstance(label, str):

@@ -20,18 +20,22 @@ from fangyan.errors import UserError
 from fangyan.tasks.checks import COMPARED
 from fangyan.tasks.class_weights import ClassWeights, weigh
 from fangyan.tasks.label_set import config_fields, labels_of
+from fangyan.tasks.probabilities import log_softmax, softmax
 from fangyan.tasks.report import Report
+from fangyan.tasks.resampling import Resampler
 from fangyan.tasks.sequence_classification.checks import cut_message, label_findings
 from fangyan.tasks.sequence_classification.labels import (
     KINDS,
     SCORE,
     Kind,
     Wanted,
+    check_classes,
     classes_of,
     reader,
     recognise,
 )
 from fangyan.tasks.sequence_classification.metrics import METRICS, label_metrics, label_report
+from fangyan.tasks.sequence_classification.resampling import label_resampler
 from fangyan.tasks.task import Metrics, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -87,7 +91,7 @@ class SequenceClassificationConfig(TaskConfig):
         found = {name: Counter(classes_of(kind, map(read, examples))) for name, examples in splits.items()}
         classes = [SCORE] if kind == "regression" else self.labels or sorted(set().union(*found.values()))
         if self.labels is not None:
-            _check_classes(splits["train"], kind, classes)
+            check_classes(splits["train"], kind, classes)
         if len(classes) < 2 and kind == "single_label_classification":
             raise UserError(f"data.train: all labels are {classes[0]!r}, expected two classes or more")
         if not classes:
@@ -305,8 +309,7 @@ class SequenceClassification(Task):
             return {}
         scores = scores_C.astype(np.float64)
         if self.kind == "single_label_classification":
-            found = np.exp(scores - scores.max())
-            found /= found.sum()
+            found = softmax(scores, self.temperature)
         else:
             found = 0.5 * (1.0 + np.tanh(scores / 2.0))
         pairs = zip(self.labels, found.tolist(), strict=True)
@@ -323,6 +326,28 @@ class SequenceClassification(Task):
     def metrics(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> Metrics:
         """Return all metrics of the kind, in percent."""
         return label_metrics(self.kind, *self._both(examples, outputs))
+
+    @override
+    def resampler(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> Resampler:
+        """Return what computes the kind's metrics of resampled texts."""
+        return label_resampler(self.kind, *self._both(examples, outputs))
+
+    @override
+    def predicted(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> list[tuple[Any, ...]]:
+        """Return the label of each text: its class, its classes, or its number."""
+        return [(label,) for label in self._both(examples, outputs)[1]]
+
+    @override
+    def class_scores(
+        self, examples: Sequence[Example], outputs: Sequence[TextOutput]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Return the scores of each text, where it has one class."""
+        if self.kind != "single_label_classification":
+            return None
+        in_order = sorted(outputs, key=lambda output: output.example)
+        scores_NC = np.stack([output.scores_C for output in in_order])
+        gold = [self._index.get(self._read(example), IGNORE_INDEX) for example in examples]
+        return log_softmax(scores_NC), np.array(gold, dtype=np.int64)
 
     @override
     def floor(self, splits: Splits) -> dict[str, Metrics]:
@@ -372,15 +397,3 @@ class SequenceClassification(Task):
     def export_config(self) -> dict[str, Any]:
         """Return what the model's own configuration, which has the classes, does not say."""
         return {"pooling": self.pooling, "pairs": self.has_pairs}
-
-
-def _check_classes(train: Sequence[Example], kind: Kind, classes: Sequence[str]) -> None:
-    """Refuse a label that is not among the recipe's classes."""
-    read = reader(kind)
-    for example in train:
-        for label in classes_of(kind, [read(example)]):
-            if label not in classes:
-                raise UserError(
-                    f"{example.source}: label {label!r} is not among the {len(classes)} classes: "
-                    f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}"
-                )

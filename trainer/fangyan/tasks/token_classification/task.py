@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -26,38 +25,23 @@ from fangyan.errors import UserError
 from fangyan.tasks.class_weights import ClassWeights, weigh
 from fangyan.tasks.label_set import config_fields, labels_of
 from fangyan.tasks.report import Report
+from fangyan.tasks.resampling import Counts
 from fangyan.tasks.task import Metrics, Task, TaskConfig, TokenUnit
 from fangyan.tasks.token_classification.checks import count_tags, cut_tokens, tag_findings
 from fangyan.tasks.token_classification.decoding import Decoder, make_decoder
 from fangyan.tasks.token_classification.floor import MostFrequentTags
 from fangyan.tasks.token_classification.messages import data_messages, unlearned_message
 from fangyan.tasks.token_classification.metrics import PRIMARY_METRIC, tag_metrics
+from fangyan.tasks.token_classification.outputs import SpanOutput, whole_scores
 from fangyan.tasks.token_classification.predictor import Tagged, TokenClassifier
 from fangyan.tasks.token_classification.recognition import TagPairs, Wanted, recognise
 from fangyan.tasks.token_classification.report import tag_report
+from fangyan.tasks.token_classification.resampling import tag_counts
 from fangyan.tasks.token_classification.scheme import Notation, Scheme, exported
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
     from fangyan.models.packed import PackedModel
-
-
-@dataclass(frozen=True, slots=True)
-class SpanOutput:
-    """The output of one sequence.
-
-    Attributes:
-        example: index of its example.
-        start: of the words that the sequence scores.
-        classes: of those words, decoded, where they are the whole example: (words,).
-        log_probabilities_TC: of those words, where other sequences have the rest, or they are asked for:
-            (words, C).
-    """
-
-    example: int
-    start: int
-    classes: list[int] | None
-    log_probabilities_TC: NDArray[np.float32] | None = None
 
 
 class TokenClassificationConfig(TaskConfig):
@@ -311,7 +295,7 @@ class TokenClassification(Task):
                 classes[output.example] = output.classes
             else:
                 pieces.append(output)
-        for example, scores_TC in _whole_scores(pieces).items():
+        for example, scores_TC in whole_scores(pieces).items():
             # Where one sequence scores the whole sentence, the others score nothing.
             classes[example] = classes[example] or self._decode(scores_TC)
         return [tuple(self.labels[i] for i in sentence or ()) for sentence in classes]
@@ -321,6 +305,39 @@ class TokenClassification(Task):
         """Return all metrics of the scheme, in percent."""
         gold = [self.read(example) for example in examples]
         return tag_metrics(gold, self.join(outputs, len(examples)), self.scheme)
+
+    @override
+    def resampler(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Counts:
+        """Return what computes the scheme's metrics of resampled sentences."""
+        gold = [self.read(example) for example in examples]
+        return tag_counts(gold, self.join(outputs, len(examples)), self.scheme)
+
+    @property
+    @override
+    def scored_as(self) -> dict[str, Any]:
+        """Return the notation, by which gold tags are read."""
+        return {"notation": self.notation.name}
+
+    @override
+    def predicted(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> list[tuple[Any, ...]]:
+        """Return the tags of each sentence."""
+        return list(self.join(outputs, len(examples)))
+
+    @override
+    def with_scores(self) -> TokenClassification:
+        """Return a copy whose outputs have the log-probabilities of every sentence."""
+        scoring = copy.copy(self)
+        scoring._keep_scores = True
+        return scoring
+
+    @override
+    def class_scores(
+        self, examples: Sequence[Example], outputs: Sequence[SpanOutput]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the scores of all tokens, one sentence after the other."""
+        scores = whole_scores(outputs)
+        gold = [label for example in examples for label in self.classes(example)]
+        return np.concatenate([scores[i] for i in range(len(examples))]), np.array(gold, dtype=np.int64)
 
     @override
     def floor(self, splits: Splits) -> dict[str, Metrics]:
@@ -346,13 +363,12 @@ class TokenClassification(Task):
         from fangyan.tasks.evaluation import run_batches
 
         self.use_model(model.base, tokenizer.backend)
-        scoring = copy.copy(self)
-        scoring._keep_scores = True
+        scoring = self.with_scores()
 
         def tag(examples: Sequence[Example], with_scores: bool) -> list[Tagged]:
             sequences = self.tokenize(examples, tokenizer, max_length)
             outputs = run_batches(scoring if with_scores else self, model, sequences, tokenizer.pad_id)
-            scores = _whole_scores(outputs) if with_scores else {}
+            scores = whole_scores(outputs) if with_scores else {}
             tags = self.join(outputs, len(examples))
             return [Tagged(sentence, scores.get(i)) for i, sentence in enumerate(tags)]
 
@@ -380,15 +396,3 @@ class TokenClassification(Task):
             "tokens": self.token_unit,
             "subword": self.subword,
         }
-
-
-def _whole_scores(outputs: Iterable[SpanOutput]) -> dict[int, NDArray[np.float32]]:
-    """Return the log-probabilities of each example that outputs have them of, (T, C)."""
-    spans: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
-    for output in outputs:
-        if output.log_probabilities_TC is not None:
-            spans.setdefault(output.example, []).append((output.start, output.log_probabilities_TC))
-    return {
-        example: np.concatenate([scores_TC for _, scores_TC in sorted(parts, key=lambda part: part[0])])
-        for example, parts in spans.items()
-    }
