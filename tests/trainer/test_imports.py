@@ -18,7 +18,7 @@ FLOORS = [
     ("models",),
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),
-    ("training", "recipe"),
+    ("training", "recipe", "analysis"),
     ("cli",),
     ("__init__", "__main__"),
 ]

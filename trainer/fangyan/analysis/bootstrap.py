@@ -2,8 +2,8 @@
 
 Examples are drawn with replacement, as many as there are, and every draw is scored by all of a task's metrics
 (Efron 1979). Two models are scored on the same draws (Koehn 2004; Berg-Kirkpatrick et al. 2012). Sentences of
-one conversation are not independent: whole groups are drawn where there are enough of them (Cameron, Gelbach &
-Miller 2008).
+one conversation are not independent: whole groups are drawn where there are enough of them (Cameron, Gelbach
+& Miller 2008).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from fangyan.tasks.resampling import Resampler, Weights
 By = Literal["auto", "examples", "groups"]
 # Groups below which an interval of whole groups is too narrow to be shown unasked.
 ENOUGH_GROUPS = 20
+# Examples or groups below which there is no interval at all: resamples of so few are too much alike.
+LEAST = 10
 RESAMPLES = 1000
 # Of an interval, in percent of the resamples.
 _BOUNDS = (2.5, 97.5)
@@ -44,15 +46,20 @@ class Difference:
         left: the one's score.
         right: the other's.
         difference: ``right - left``.
-        interval: of the difference.
-        p: probability of a difference as large, either way, if there were none.
+        interval: of the difference; None of fewer than :data:`LEAST` examples or groups.
+        p: probability of a difference as large, either way, if there were none; None as well.
     """
 
     left: float
     right: float
     difference: float
-    interval: Interval
-    p: float
+    interval: Interval | None
+    p: float | None
+
+    @property
+    def bounds(self) -> str:
+        """Return the interval as tables have it."""
+        return "–" if self.interval is None else "{:+.2f} to {:+.2f}".format(*self.interval)
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,14 @@ class Units:
             by: ``auto`` draws groups if there are :data:`ENOUGH_GROUPS`.
 
         Raises:
-            UserError: for groups where there is but one.
+            UserError: for groups that are fewer than :data:`LEAST`.
         """
         places: dict[str, int] = {}
         group_E = np.array([places.setdefault(example.group, len(places)) for example in examples])
-        if by == "groups" and len(places) < 2:
-            raise UserError("--by groups: the data is one group, expected two or more, or --by examples")
+        if by == "groups" and len(places) < LEAST:
+            raise UserError(
+                f"--by groups: the data has {len(places)} groups, expected {LEAST} or more, or --by examples"
+            )
         if by == "groups" or (by == "auto" and ENOUGH_GROUPS <= len(places) < len(examples)):
             return cls("groups", group_E, len(places))
         return cls("examples", np.arange(len(examples)), len(places))
@@ -104,13 +113,13 @@ class Units:
         if self.kind == "groups":
             said = f"resampled by {self.groups:,} groups that splits keep together, such as conversations"
             if self.groups < ENOUGH_GROUPS:
-                said += f"; intervals of fewer than {ENOUGH_GROUPS} are too narrow"
+                said += f"; intervals of fewer than {ENOUGH_GROUPS} may be too narrow"
             return said
-        said = f"resampled by its {len(self.unit_E):,} examples"
+        said = f"resampled by {len(self.unit_E):,} examples"
         if self.groups < len(self.unit_E):
             said += (
-                f", as {self.groups:,} groups are too few; examples of one group (a conversation, say) are "
-                "alike, so that intervals are too narrow"
+                f", as {self.groups:,} groups are too few; those of one group (a conversation, say) are not "
+                "independent, so that intervals may be too narrow"
                 if self.groups < ENOUGH_GROUPS
                 else f", which are of {self.groups:,} groups"
             )
@@ -129,7 +138,7 @@ class Units:
 def intervals(
     resampler: Resampler, units: Units, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return the 95% interval of each metric.
+    """Return the 95% interval of each metric; none of fewer than :data:`LEAST` units.
 
     Args:
         resampler: of the examples.
@@ -137,6 +146,8 @@ def intervals(
         resamples: how many draws.
         seed: of the draws.
     """
+    if len(units) < LEAST:
+        return {}
     found = [resampler(weights_RE) for weights_RE in units.draws(resamples, seed)]
     return {name: _interval(np.concatenate([part[name] for part in found])) for name in found[0]}
 
@@ -163,6 +174,11 @@ def paired(
     for name in scores[0]:
         if not all(np.isfinite(side[name]) for side in scores):
             raise UserError(f"{name} is not finite, expected examples with something to score")
+    if len(units) < LEAST:
+        return {
+            name: Difference(score, scores[1][name], scores[1][name] - score, None, None)
+            for name, score in scores[0].items()
+        }
     drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in scores[0]}
     for weights_RE in units.draws(resamples, seed):
         sides = left(weights_RE), right(weights_RE)

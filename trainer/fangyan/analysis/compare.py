@@ -50,9 +50,10 @@ class Comparison:
         for i, head in enumerate(("metric", *self.runs, "difference", "95% interval", "p")):
             found.add_column(escape(head), justify="right" if i else "left", overflow="fold")
         for name, value in self.metrics.items():
-            low, high = value.interval
             numbers = f"{value.left:.2f}", f"{value.right:.2f}", f"{value.difference:+.2f}"
-            found.add_row(name.replace("_", " "), *numbers, f"{low:+.2f} to {high:+.2f}", f"{value.p:.3f}")
+            found.add_row(
+                name.replace("_", " "), *numbers, value.bounds, "–" if value.p is None else f"{value.p:.3f}"
+            )
         return found
 
 
@@ -93,7 +94,7 @@ def compare(
     for run, examples in zip(runs, sides, strict=True):
         for note in run.task.notes(examples):
             say(f"{run.folder}: {note}")
-    scored = [Scored(run, examples).resampler for run, examples in zip(runs, sides, strict=True)]
+    one, other = (Scored(run, examples).resampler for run, examples in zip(runs, sides, strict=True))
     notes = _notes(*runs)
     if not data and split == "dev":
         notes.append(
@@ -105,7 +106,7 @@ def compare(
         len(sides[0]),
         units.sentence,
         resamples,
-        paired(*scored, units, resamples, seed),
+        paired(one, other, units, resamples, seed),
         notes,
     )
 

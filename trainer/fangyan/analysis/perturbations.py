@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from fangyan.analysis.edits import RUNS, WORDS, clusters, edited
-from fangyan.analysis.tables import read_pairs
+from fangyan.analysis.tables import check_once, read_pairs
 from fangyan.data.example import Example
 from fangyan.errors import UserError
 from fangyan.tasks.task import TokenUnit
@@ -23,8 +23,8 @@ from fangyan.tasks.task import TokenUnit
 WordChange = Callable[[str, Random], str]
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-# Combining classes of marks that are vowels or change a consonant: of Indic scripts (0, 7, 9), kana (8), Thai,
-# Lao and Tibetan. Without these a word is another; without other marks it is as many people type it.
+# Combining classes of marks that are vowels or change a consonant: of Indic scripts (0, 7, 9), kana (8), Thai
+# and Lao, Tibetan. Without these a word is another; without other marks it is as many people type it.
 _LETTERS = {0, 7, 8, 9, 103, 118, 129, 130, 132}
 # Syllables of a romanisation with the numbers of their tones: hou2, nei5hou2.
 _TONED = re.compile(r"(?:(?:[^\W\d_]*[aeiouyü][^\W\d_]*|h?m|h?ng)[1-9])+", re.IGNORECASE)
@@ -96,12 +96,8 @@ def perturbations(rate: float, mappings: Sequence[Path] = ()) -> list[Perturbati
 
 def swap(word: str, draw: Random) -> str:
     """Return a word with two neighbouring letters the other way round."""
-    seen = clusters(word)
-    places = [
-        i
-        for i in range(len(seen) - 1)
-        if seen[i] != seen[i + 1] and seen[i].isalpha() and seen[i + 1].isalpha()
-    ]
+    seen, letters = _letters(word)
+    places = [i for i in letters if i + 1 in letters and seen[i] != seen[i + 1]]
     if places:
         i = draw.choice(places)
         seen[i : i + 2] = seen[i + 1], seen[i]
@@ -171,9 +167,13 @@ def mapped(path: Path) -> WordChange:
     """Return what writes all that a file maps in its other way, the longest first.
 
     Raises:
-        UserError: naming the line that is no pair.
+        UserError: naming the line that is no pair, or whose left side another has.
     """
-    pairs: Mapping[str, str] = {left: right for _, left, right in read_pairs(path)}
+    pairs: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, left, right in read_pairs(path):
+        check_once(path, number, left, lines)
+        pairs[left] = right
     longest_first = sorted(pairs, key=lambda key: -len(key))
     pattern = re.compile("|".join(map(re.escape, longest_first)))
     return lambda word, draw: pattern.sub(lambda match: pairs[match[0]], word)  # noqa: ARG005

@@ -57,16 +57,19 @@ class RobustnessReport:
 
     @property
     def notes(self) -> list[str]:
-        """Return what was not scored."""
-        if not self.untouched:
-            return []
-        return [f"nothing in the data to change, so not scored: {', '.join(self.untouched)}"]
+        """Return what was resampled, what was not scored, and what makes no difference."""
+        notes = [self.units]
+        if self.untouched:
+            notes.append(f"nothing in the data to change, so not scored: {', '.join(self.untouched)}")
+        if same := [row.name for row in self.perturbations if row.agreement == 1.0]:
+            notes.append(f"no label is another under: {', '.join(same)}")
+        return notes
 
     def tables(self) -> list[Table]:
         """Return the scores, the worst first."""
-        found = Table(title="Robustness", caption=self.units, caption_justify="left")
+        found = Table(title="Robustness")
         heads = (
-            "examples changed",
+            "changed",
             self.metric.replace("_", " "),
             "difference",
             "95% interval",
@@ -74,16 +77,15 @@ class RobustnessReport:
         )
         found.add_column("perturbation", overflow="fold")
         for head in heads:
-            found.add_column(head, justify="right")
+            found.add_column(head, justify="right", no_wrap=head == "95% interval")
         rows = sorted(self.perturbations, key=lambda row: row.metrics[self.metric].difference)
         if rows:
             found.add_row("none", "–", f"{rows[0].metrics[self.metric].left:.2f}", "–", "–", "–")
         for row in rows:
             value = row.metrics[self.metric]
-            low, high = value.interval
             found.add_row(
                 *(escape(row.name), f"{row.changed:.1%}", f"{value.right:.2f}", f"{value.difference:+.2f}"),
-                f"{low:+.2f} to {high:+.2f}",
+                value.bounds,
                 "–" if row.agreement is None else f"{row.agreement:.1%}",
             )
         return [found]
@@ -135,4 +137,4 @@ def agreement(one: Scored, other: Scored) -> float | None:
     ]
     if any(isinstance(left, float) for left, _ in pairs):
         return None
-    return sum(left == right for left, right in pairs) / max(len(pairs), 1)
+    return sum(bool(left == right) for left, right in pairs) / max(len(pairs), 1)

@@ -26,6 +26,7 @@ class RunModel:
         model: on this machine's device.
         tokenizer: of the model.
         max_length: most sub-words of a sequence.
+        prefixes: names of data sets, one of which stands before each text.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class RunModel:
     model: PackedModel
     tokenizer: Tokenizer
     max_length: int
+    prefixes: Sequence[str] = ()
 
     @classmethod
     def load(cls, run: str | Path) -> RunModel:
@@ -44,7 +46,8 @@ class RunModel:
         exported = load_exported(model_folder(Path(run)))
         model, tokenizer = exported.packed(), Tokenizer(exported.backend)
         exported.task.use_model(model.base, exported.backend)
-        return cls(Path(run), exported.task.with_scores(), model, tokenizer, exported.max_length)
+        task = exported.task.with_scores()
+        return cls(Path(run), task, model, tokenizer, exported.max_length, exported.prefixes)
 
     def outputs(self, examples: Sequence[Example]) -> list[Any]:
         """Return the task's outputs of examples; of a task whose outputs are of batches, one for each."""

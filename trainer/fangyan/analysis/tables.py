@@ -14,10 +14,9 @@ def read_pairs(path: Path) -> list[tuple[int, str, str]]:
     Blank lines, and those that begin with ``# ``, are none.
 
     Raises:
-        UserError: naming the line that is no pair, or whose left side was there before; or an empty file.
+        UserError: naming the line that is no pair; or for a file without any.
     """
-    found: list[tuple[int, str, str]] = []
-    lines: dict[str, int] = {}
+    found = []
     for number, line in read_lines(path):
         if not line.strip() or line.startswith("# "):
             continue
@@ -27,13 +26,23 @@ def read_pairs(path: Path) -> list[tuple[int, str, str]]:
                 f"{path}:{number}: {len(cells)} columns, expected 2 with a tab between, and none empty; "
                 f"found {line[:80]!r}"
             )
-        left, right = cells
-        if left in lines:
-            raise UserError(
-                f"{path}:{number}: {left!r} is also in line {lines[left]}, expected every one once"
-            )
-        lines[left] = number
-        found.append((number, left, right))
+        found.append((number, cells[0], cells[1]))
     if not found:
         raise UserError(f"{path}: no pair in it, expected lines of two columns with a tab between")
     return found
+
+
+def check_once(path: Path, number: int, term: str, lines: dict[str, int]) -> None:
+    """Refuse what another line of a file has; remember the line of what is new.
+
+    Args:
+        path: of the file.
+        number: of the line.
+        term: in it.
+        lines: of all terms so far.
+
+    Raises:
+        UserError: naming both lines.
+    """
+    if lines.setdefault(term, number) != number:
+        raise UserError(f"{path}:{number}: {term!r} is also in line {lines[term]}, expected it once")

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fangyan.cli import machine, recipes, runs
+from fangyan.cli import analysis, machine, recipes, runs
 from fangyan.cli.end import end, fail, leave
 from fangyan.cli.options import TrainCommand
 from fangyan.errors import Stopped, UserError
@@ -33,6 +33,8 @@ COMMANDS: list[Callable[..., None]] = [
     recipes.check,
     recipes.estimate_memory,
     runs.evaluate,
+    analysis.compare,
+    analysis.probe,
     runs.predict,
     runs.chat,
     runs.export,

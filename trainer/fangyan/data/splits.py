@@ -137,15 +137,9 @@ class DataConfig(Config, ABC):
         """
 
     def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield the source of each example of a file, and what the file says of it beside its fields.
-
-        Raises:
-            UserError: as :meth:`read` does, or if the format has no place for such.
-        """
-        raise UserError(
-            f"{path}: format {self.format} says no more of its examples than what is learned, expected "
-            "conllu, conll, jsonl, csv, chat or hkcancor"
-        )
+        """Yield the source of each example of a file, and what the file says of it beside its fields."""
+        expected = "expected conllu, conll, jsonl, csv, chat or hkcancor"
+        raise UserError(f"{path}: format {self.format} has nothing to group examples by, {expected}")
 
     def read_files(self, paths: Sequence[str]) -> Sequence[Example]:
         """Return the examples of some files, in order; in a file of their own if they are many."""

@@ -83,13 +83,13 @@ def load(run: str | Path, source: str | None = None) -> Predictor:
         UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
     exported = load_exported(model_folder(Path(run)))
-    _check_source(source, exported.prefixes, source_names(Path(run)))
+    check_source(source, exported.prefixes, source_names(Path(run)))
     predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
     predictor.prefix = source if source in exported.prefixes else None
     return predictor
 
 
-def _check_source(source: str | None, prefixes: Sequence[str], names: Sequence[str]) -> None:
+def check_source(source: str | None, prefixes: Sequence[str], names: Sequence[str]) -> None:
     """Check what the user says that texts are of.
 
     Args:

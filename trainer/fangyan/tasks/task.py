@@ -57,6 +57,14 @@ class Predictor(ABC):
         """Return an example as the model reads it."""
         return example if self.prefix is None else with_prefix(example, self.prefix)
 
+    def example(self, text: str) -> Example:
+        """Return a text as an example without labels, as a model that labels tokens or texts reads it.
+
+        Raises:
+            UserError: if the model predicts none, or the text is not what it reads.
+        """
+        raise UserError(f"{text[:60]!r}: is for a model that labels tokens or texts, found another")
+
     @abstractmethod
     def predict(self, texts: Iterable[str]) -> Sequence[Any]:
         """Return a prediction for every text, in order."""

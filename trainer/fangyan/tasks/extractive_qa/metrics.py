@@ -87,7 +87,7 @@ def answer_counts(names: Sequence[str], examples: Sequence[Example], predicted: 
         for i, name in enumerate(names):
             if name in part:
                 row_MK[i] = part[name], 1.0
-    return Counts(counts_EMK.reshape(len(examples), -1), partial(_means, names))
+    return Counts(counts_EMK.reshape(len(examples), 2 * len(names)), partial(_means, names))
 
 
 def _means(names: Sequence[str], sums_RK: NDArray[np.float64]) -> ResampledMetrics:

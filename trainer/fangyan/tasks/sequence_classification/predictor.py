@@ -87,7 +87,7 @@ class TextClassifier(Predictor):
             raise UserError(f"{name}: is for models that write text, found a classifier")
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
-            examples = [self.told(self._example(text)) for text in chunk]
+            examples = [self.told(self.example(text)) for text in chunk]
             for text, scores_C in zip(chunk, self._score(examples), strict=True):
                 yield Classified(text, self.task.label(scores_C), self.task.probabilities(scores_C))
 
@@ -109,7 +109,9 @@ class TextClassifier(Predictor):
                     values["probabilities"] = [[name, round(probability, 4)] for name, probability in likely]
                 yield Annotation(values=values)
 
-    def _example(self, text: str) -> Example:
+    @override
+    def example(self, text: str) -> Example:
+        """Return a text as an example; a pair has a tab between."""
         if not self.task.has_pairs:
             return Example({"text": text}, "", "")
         first, tab, second = text.partition("\t")

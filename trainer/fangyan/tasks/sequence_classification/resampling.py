@@ -71,9 +71,9 @@ class Correlations(Resampler):
 
     def __call__(self, weights_RE: Weights) -> ResampledMetrics:
         """Return the correlations of each resample."""
-        values = (np.broadcast_to(side, weights_RE.shape) for side in self._sides)
-        ranks = (_ranks(side, weights_RE) for side in self._sides)
-        return {"spearman": _correlation(*ranks, weights_RE), "pearson": _correlation(*values, weights_RE)}
+        values = [np.broadcast_to(side, weights_RE.shape) for side in self._sides]
+        ranks = [_ranks(side, weights_RE) for side in self._sides]
+        return {"spearman": _correlation(ranks, weights_RE), "pearson": _correlation(values, weights_RE)}
 
     def subset(self, indices: NDArray[np.int64]) -> Correlations:
         """Return the same of some of the texts."""
@@ -89,17 +89,16 @@ def _ranks(values_E: NDArray[np.float64], weights_RE: Weights) -> NDArray[np.flo
     return ranks_RD[:, place_E]
 
 
-def _correlation(
-    left_RE: NDArray[np.float64], right_RE: NDArray[np.float64], weights_RE: Weights
-) -> NDArray[np.float64]:
+def _correlation(sides: Sequence[NDArray[np.float64]], weights_RE: Weights) -> NDArray[np.float64]:
     """Return Pearson's correlation of numbers that occur as often as their weights say, in percent, (R,)."""
     total_R1 = weights_RE.sum(1, keepdims=True)
     centred = []
-    for side_RE in (left_RE, right_RE):
-        mean_R1 = (side_RE * weights_RE).sum(1, keepdims=True) / total_R1
-        occurring = np.where(weights_RE > 0, side_RE, np.nan)
-        varies_R1 = np.nanmax(occurring, 1, keepdims=True) > np.nanmin(occurring, 1, keepdims=True)
-        centred.append(np.where(varies_R1, side_RE - mean_R1, 0.0))
+    for side_RE in sides:
+        mean_R1 = ratio((side_RE * weights_RE).sum(1, keepdims=True), total_R1)
+        lowest = np.where(weights_RE > 0, side_RE, np.inf).min(1, keepdims=True)
+        highest = np.where(weights_RE > 0, side_RE, -np.inf).max(1, keepdims=True)
+        # Numbers that do not vary have no correlation, whatever rounding leaves of it.
+        centred.append(np.where(highest > lowest, side_RE - mean_R1, 0.0))
     left_RE, right_RE = centred
     spread_R = np.sqrt((weights_RE * left_RE**2).sum(1) * (weights_RE * right_RE**2).sum(1))
     return 100.0 * ratio((weights_RE * left_RE * right_RE).sum(1), spread_R)

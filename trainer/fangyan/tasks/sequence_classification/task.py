@@ -319,8 +319,8 @@ class SequenceClassification(Task):
         self, examples: Sequence[Example], outputs: Sequence[TextOutput]
     ) -> tuple[list[Any], list[Any]]:
         """Return the gold and the predicted label of each text."""
-        found = {output.example: self.label(output.scores_C) for output in outputs}
-        return [self._read(example) for example in examples], [found[i] for i in range(len(examples))]
+        predicted = [label for (label,) in self.predicted(examples, outputs)]
+        return [self._read(example) for example in examples], predicted
 
     @override
     def metrics(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> Metrics:
@@ -335,7 +335,8 @@ class SequenceClassification(Task):
     @override
     def predicted(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> list[tuple[Any, ...]]:
         """Return the label of each text: its class, its classes, or its number."""
-        return [(label,) for label in self._both(examples, outputs)[1]]
+        found = {output.example: self.label(output.scores_C) for output in outputs}
+        return [(found[i],) for i in range(len(examples))]
 
     @override
     def class_scores(

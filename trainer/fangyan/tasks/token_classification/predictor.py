@@ -95,7 +95,7 @@ class TokenClassifier(Predictor):
             raise UserError(f"{name}: is for models that write text, found a tagger")
         source = iter(texts)
         while chunk := list(islice(source, 1 if interactive else CHUNK)):
-            examples = [Example({"tokens": self._split(text)}, "", "") for text in chunk]
+            examples = [self.example(text) for text in chunk]
             told = [self.told(example) for example in examples]
             for example, (labels, _) in zip(examples, self._tag(told, False), strict=True):
                 tokens, tags = example.fields["tokens"], self.task.notation.write(labels)
@@ -131,9 +131,12 @@ class TokenClassifier(Predictor):
                 sums[tag] = sums.get(tag, 0.0) + probability
             yield tuple(sorted(sums.items(), key=lambda item: -item[1])[:count])
 
-    def _split(self, text: str) -> tuple[str, ...]:
+    @override
+    def example(self, text: str) -> Example:
+        """Return a text as an example: its characters, or its words between white space."""
         words = text.split()
-        return tuple("".join(words)) if self.task.token_unit == "characters" else tuple(words)
+        tokens = tuple("".join(words)) if self.task.token_unit == "characters" else tuple(words)
+        return Example({"tokens": tokens}, "", "")
 
     def _words(
         self, tokens: Sequence[str], tags: Sequence[str], labels: Sequence[str]
