@@ -1,19 +1,37 @@
 """Run folders of tiny models that were not trained: recipe, splits and an export, in a second."""
 
+import random
+
 from fangyan.data.splits import write_examples
 from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.recipe import Recipe
 from fangyan.training.workload import Workload
-from task_cases import CASES
+from task_cases import CASES, TaskCase, words
 
 BY_NAME = {case.name: case for case in CASES}
 
 
-def run_folder(case, folder, name="run", seed=0, **sections):
-    """Write the run of a task case; another seed is a model with another head."""
+def tagged():
+    """Words whose tags follow from their last digits."""
+    draw = random.Random(0)
+    records = [words(draw) for _ in range(40)]
+    return [{"tokens": tokens, "tags": [f"T{token[-1]}" for token in tokens]} for tokens in records]
+
+
+TAGGER = TaskCase(
+    "tags", "XLM-RoBERTa", {"name": "token_classification"}, tagged, None, "", {}, {}, None, (2, False)
+)
+
+
+def run_folder(case, folder, name="run", seed=0, replaced=None, **sections):
+    """Write the run of a task case; another seed is a model with another head.
+
+    Sections are merged into the recipe's, and those of ``replaced`` stand in their place.
+    """
     folder.mkdir(exist_ok=True)
-    recipe = Recipe.model_validate(case.recipe(folder, name=name, seed=seed, **sections))
+    sections = case.recipe(folder, name=name, seed=seed, **sections) | (replaced or {})
+    recipe = Recipe.model_validate(sections)
     run = Workload(recipe)
     packed = run.model
     start_distributed()

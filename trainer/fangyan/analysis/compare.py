@@ -14,6 +14,7 @@ from fangyan.analysis.bootstrap import RESAMPLES, By, Difference, Units, paired
 from fangyan.analysis.run_model import RunModel, Scored
 from fangyan.data.example import DATASET, PREFIX, Example
 from fangyan.errors import UserError
+from fangyan.inference.load import model_folder
 from fangyan.inference.run_data import examples_of, scored_split
 
 
@@ -83,6 +84,8 @@ def compare(
         UserError: if the runs' tasks or examples differ, or one is no run folder.
     """
     folders = Path(left), Path(right)
+    for folder in folders:
+        model_folder(folder)  # what is none is said at once
     sides = [examples_of(folder, data, source, "compare") for folder in folders]
     split = scored_split(folders[0])
     if not data and split != scored_split(folders[1]):

@@ -269,7 +269,8 @@ def probe(
     options = options or Options()
     parts = options.chosen()
     folder = Path(run)
-    data_config(folder, "probe")  # before anything is loaded
+    model_folder(folder)  # what is none is said at once
+    data_config(folder, "probe")
     asked = Probe(RunModel.load(folder), options, say)
     if parts != ["saliency"]:
         asked.read()

@@ -32,6 +32,8 @@ STEPS = 64
 _BATCH = 16
 # Of float32: what scores of embeddings may differ by from those of their sub-words.
 _TOLERANCE = 1e-3
+# Labels of a text: the time grows with the square of a sentence's tokens.
+_MOST_LABELS = 100
 # Words in the table, of the largest attributions.
 _SHOWN = 5
 
@@ -102,7 +104,7 @@ def saliency(run: RunModel, text: str, example: Example) -> Saliency:
         example: of it, as the model reads it, without labels.
 
     Raises:
-        UserError: if captum is missing, the text is longer than a sequence, or the model does not read its
+        UserError: if captum is missing, the text is too long, or the model does not read its
             sub-words by embeddings alone.
     """
     if importlib.util.find_spec("captum") is None:
@@ -115,10 +117,15 @@ def saliency(run: RunModel, text: str, example: Example) -> Saliency:
             f"--saliency: the text is longer than {run.max_length:,} sub-words, expected one sentence"
         )
     (sequence,) = sequences
+    labels = _labels(run, example)
+    if len(labels) > _MOST_LABELS:
+        raise UserError(
+            f"--saliency: {len(labels)} tokens, expected {_MOST_LABELS} at most: each takes a while"
+        )
     path = _Path(run, sequence)
     columns = _columns(run, sequence, example)
     found = []
-    for row, (of, name, index) in enumerate(_labels(run, example)):
+    for row, (of, name, index) in enumerate(labels):
         place = 0 if run.task.pooling is not None else _places(sequence)[row]
         score, baseline, values = path.attribute(place, index)
         words = [float(values[start:end].sum()) for _, start, end in columns]
@@ -218,17 +225,24 @@ class _Path:
             with self._embedding(self._baseline):
                 embedded = self._logits(1, self._sequence)
         if not torch.allclose(plain, embedded, rtol=_TOLERANCE, atol=_TOLERANCE):
-            raise UserError(
-                f"--saliency: {type(self._run.model.base).__name__} reads more of its sub-words than their "
-                "embeddings, expected a model to which these are all"
-            )
+            raise self._unfit()
+
+    def _unfit(self) -> UserError:
+        return UserError(
+            f"--saliency: {type(self._run.model.base).__name__} reads more of its sub-words than their "
+            "embeddings, expected a model to which these are all"
+        )
 
     @contextmanager
     def _embedding(self, embeddings: Tensor) -> Iterator[None]:
         """Let the model read embeddings, (N, T, H), whatever sub-words it is given."""
-        handle = self._layer.register_forward_hook(
-            lambda _layer, _inputs, output: embeddings.to(output.dtype)
-        )
+
+        def replaced(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            if output.shape != embeddings.shape:
+                raise self._unfit()
+            return embeddings.to(output.dtype)
+
+        handle = self._layer.register_forward_hook(replaced)
         try:
             yield
         finally:
