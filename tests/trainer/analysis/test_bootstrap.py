@@ -97,7 +97,14 @@ def test_p_is_uniform_where_there_is_no_difference():
 def test_paired_of_few_examples_has_no_interval():
     right_E = np.ones(LEAST - 1)
     found = paired(shares(right_E), shares(right_E * 0), Units.of(examples_of(range(LEAST - 1))))["accuracy"]
-    assert (found.difference, found.interval, found.p, found.bounds) == (-100.0, None, None, "–")
+    assert (found.difference, found.interval, found.p) == (-100.0, None, None)
+    assert (found.bounds, found.probability) == ("–", "–")
+
+
+def test_a_p_that_rounds_to_nothing_is_not_shown_as_nothing():
+    right_E = np.ones(60)
+    found = paired(shares(right_E), shares(right_E * 0), Units.of(examples_of(range(60))), 2000)["accuracy"]
+    assert (found.p, found.probability) == (1 / 2001, "<0.001")
 
 
 def test_a_metric_that_is_not_finite():

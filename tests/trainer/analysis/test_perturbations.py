@@ -1,6 +1,7 @@
 """What perturbations change, and what they never do."""
 
 import unicodedata
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -147,6 +148,11 @@ def test_mapping_with_a_mistake(tmp_path, content, message):
     with pytest.raises(UserError) as error:
         mapped(path)
     assert message in str(error.value)
+
+
+def test_mapping_of_the_examples():
+    change = mapped(Path(__file__).parents[3] / "examples" / "cantonese-spellings.tsv")
+    assert change("佢哋唔喺嗰度", Random(0)) == "佢地吾系個度"
 
 
 def test_a_character_does_not_become_several():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import fangyan
 import pytest
 import torch
+from fangyan.analysis.compare import compare
 from fangyan.analysis.probe import Options, probe
 from fangyan.analysis.run_model import RunModel
 from fangyan.errors import UserError
@@ -60,6 +61,23 @@ def test_attributions_of_tags(tmp_path, subword):
     for each in found.attributions:
         assert len(each.words) == len(found.words)
         assert sum(each.words) == pytest.approx(each.score - each.baseline, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        {"name": "lora", "rank": 4},
+        {"name": "lora", "rank": 4, "quantization": "nf4"},
+        {"name": "prompt_tuning"},
+    ],
+    ids=lambda adaptation: " ".join(map(str, adaptation.values())),
+)
+def test_attributions_of_an_adapter(tmp_path, adaptation):
+    packing = adaptation["name"] != "prompt_tuning"
+    folder = run_folder(TAGGER, tmp_path, adaptation=adaptation, train={"packing": packing})
+    for each in attributions(folder, TEXT).attributions:
+        assert sum(each.words) == pytest.approx(each.score - each.baseline, abs=2e-3)
+    assert compare(folder, folder, resamples=100).metrics["token_accuracy"].p == 1.0
 
 
 def test_what_is_before_a_word_does_not_matter_to_a_causal_model(tmp_path):

@@ -1,5 +1,7 @@
 """Terms in sentences of the one side and of the other."""
 
+from pathlib import Path
+
 import pytest
 from fangyan.analysis.terms import Terms, _with
 from fangyan.data.example import Example
@@ -58,6 +60,11 @@ def test_terms_with_a_mistake(tmp_path, content, unit, message):
     with pytest.raises(UserError) as error:
         Terms.read(path, unit)
     assert message in str(error.value)
+
+
+def test_terms_of_the_examples():
+    path = Path(__file__).parents[3] / "examples" / "cantonese-terms.tsv"
+    assert Terms.read(path, "characters").pairs[1] == ("老公", "老婆")
 
 
 def test_sides_may_be_called_like_a_term(tmp_path):

@@ -57,6 +57,11 @@ class Difference:
     p: float | None
 
     @property
+    def probability(self) -> str:
+        """Return p as tables have it."""
+        return "–" if self.p is None else "<0.001" if self.p < 0.001 else f"{self.p:.3f}"
+
+    @property
     def bounds(self) -> str:
         """Return the interval as tables have it."""
         return "–" if self.interval is None else "{:+.2f} to {:+.2f}".format(*self.interval)

@@ -86,11 +86,11 @@ class Calibration:
 
     @property
     def notes(self) -> list[str]:
-        """Return what the temperature is worth."""
-        notes = []
+        """Return what was scored, and what the temperature is worth."""
+        notes = [f"calibration of {self.count:,} predictions on {self.scored_on}; fitted on dev"]
         if self.after.ece >= self.before.ece:
             notes.append("the temperature gives nothing here: the calibration error is as large as without")
-        if self.scored_on == "dev":
+        if self.scored_on == "the dev split":
             notes.append("there is no test split: errors are of dev, on which the temperature was fitted")
         if self.unlearned:
             notes.append(
@@ -100,11 +100,7 @@ class Calibration:
 
     def tables(self) -> list[Table]:
         """Return the errors before and after."""
-        found = Table(
-            title="Calibration",
-            caption=f"{self.count:,} predictions on {self.scored_on}; the temperature is fitted on dev",
-            caption_justify="left",
-        )
+        found = Table(title="Calibration")
         found.add_column("temperature")
         for head in ("ECE, percent", "negative log-likelihood"):
             found.add_column(head, justify="right")

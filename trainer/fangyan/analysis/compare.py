@@ -52,9 +52,7 @@ class Comparison:
             found.add_column(escape(head), justify="right" if i else "left", overflow="fold")
         for name, value in self.metrics.items():
             numbers = f"{value.left:.2f}", f"{value.right:.2f}", f"{value.difference:+.2f}"
-            found.add_row(
-                name.replace("_", " "), *numbers, value.bounds, "–" if value.p is None else f"{value.p:.3f}"
-            )
+            found.add_row(name.replace("_", " "), *numbers, value.bounds, value.probability)
         return found
 
 

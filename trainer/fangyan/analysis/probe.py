@@ -134,7 +134,7 @@ class Probe:
         """Return the examples with the model's outputs."""
         for note in self.run.task.notes(self.examples):
             self.say(note)
-        return Scored(self.run, self.examples)
+        return Scored(self.run, self.examples, keep_scores=True)
 
     @cached_property
     def units(self) -> Units:
@@ -214,10 +214,11 @@ class Probe:
         if self.run.task.class_scores(self.scored.examples, self.scored.outputs) is None:
             self.say("calibration: is for models with one class for each token or text; left out")
             return None
-        on = ", ".join(options.data) if options.data else scored_split(folder)
+        split = scored_split(folder)
+        on = ", ".join(options.data) if options.data else f"the {split} split"
         dev = self.scored
-        if on != "dev":
-            dev = Scored(self.run, read_examples(folder / "splits" / "dev.jsonl"))
+        if options.data or options.source or split != "dev":  # all of dev, whatever is scored
+            dev = Scored(self.run, read_examples(folder / "splits" / "dev.jsonl"), keep_scores=True)
         found = calibrate(dev, self.scored, on)
         if options.store_temperature:
             store_temperature(model_folder(folder), found.temperature)

@@ -22,7 +22,7 @@ class RunModel:
 
     Attributes:
         folder: of the run.
-        task: what it learned; its outputs have scores.
+        task: what it learned.
         model: on this machine's device.
         tokenizer: of the model.
         max_length: most sub-words of a sequence.
@@ -46,22 +46,25 @@ class RunModel:
         exported = load_exported(model_folder(Path(run)))
         model, tokenizer = exported.packed(), Tokenizer(exported.backend)
         exported.task.use_model(model.base, exported.backend)
-        task = exported.task.with_scores()
-        return cls(Path(run), task, model, tokenizer, exported.max_length, exported.prefixes)
+        return cls(Path(run), exported.task, model, tokenizer, exported.max_length, exported.prefixes)
 
-    def outputs(self, examples: Sequence[Example]) -> list[Any]:
-        """Return the task's outputs of examples; of a task whose outputs are of batches, one for each."""
-        if not self.task.outputs_are_of_batches:
-            return self._run(examples)
-        found = []
+    def outputs(self, examples: Sequence[Example], keep_scores: bool = False) -> list[Any]:
+        """Return the task's outputs of examples; of a task whose outputs are of batches, one for each.
+
+        Args:
+            examples: to run.
+            keep_scores: whether :meth:`Task.class_scores` will be asked for, which takes memory.
+        """
+        task = self.task.with_scores() if keep_scores else self.task
+        if not task.outputs_are_of_batches:
+            sequences = task.tokenize_all(examples, self.tokenizer, self.max_length, scored=True)
+            return run_batches(task, self.model, sequences, self.tokenizer.pad_id)
+        found: list[Any] = []
         for example in examples:
-            parts = self._run([example])
+            alone = task.tokenize_scored([example], self.tokenizer, self.max_length)
+            parts = run_batches(task, self.model, alone, self.tokenizer.pad_id)
             found.append(tuple(map(sum, zip(*parts, strict=True))) if parts else (0.0, 0))
         return found
-
-    def _run(self, examples: Sequence[Example]) -> list[Any]:
-        sequences = self.task.tokenize_scored(examples, self.tokenizer, self.max_length)
-        return run_batches(self.task, self.model, sequences, self.tokenizer.pad_id)
 
 
 class Scored:
@@ -70,11 +73,12 @@ class Scored:
     Args:
         run: the model.
         examples: in order.
+        keep_scores: see :meth:`RunModel.outputs`.
     """
 
-    def __init__(self, run: RunModel, examples: Sequence[Example]):
+    def __init__(self, run: RunModel, examples: Sequence[Example], keep_scores: bool = False):
         self.run, self.examples = run, examples
-        self.outputs = run.outputs(examples)
+        self.outputs = run.outputs(examples, keep_scores)
         self.resampler = run.task.resampler(examples, self.outputs)
 
     @cached_property
