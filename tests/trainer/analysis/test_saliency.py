@@ -103,8 +103,10 @@ def test_a_model_without_labels(tmp_path, name, task):
         attributions(folder, TEXT)
 
 
-def test_a_text_that_is_too_long(tmp_path):
+def test_a_text_that_is_too_long_or_none(tmp_path):
     folder = run_folder(TAGGER, tmp_path)
+    with pytest.raises(UserError, match="--saliency: the text is empty"):
+        attributions(folder, " ")
     longest = RunModel.load(folder).max_length
     with pytest.raises(UserError, match="the text is longer than .* sub-words, expected one sentence"):
         attributions(folder, "w10 " * (longest + 1))

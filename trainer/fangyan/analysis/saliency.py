@@ -104,13 +104,15 @@ def saliency(run: RunModel, text: str, example: Example) -> Saliency:
         example: of it, as the model reads it, without labels.
 
     Raises:
-        UserError: if captum is missing, the text is too long, or the model does not read its
+        UserError: if captum is missing, the text is empty or too long, or the model does not read its
             sub-words by embeddings alone.
     """
     if importlib.util.find_spec("captum") is None:
         raise UserError(
             "--saliency needs the package captum, which is not installed; run: pip install captum"
         )
+    if not text.strip():
+        raise UserError("--saliency: the text is empty, expected some words")
     sequences = run.task.tokenize([example], run.tokenizer, run.max_length)
     if len(sequences) != 1:
         raise UserError(

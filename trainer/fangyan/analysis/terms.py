@@ -117,10 +117,13 @@ class TermReport:
 
     @property
     def notes(self) -> list[str]:
-        """Return what was resampled, and which pairs were not scored."""
-        return [self.units] + (
-            [f"in no example, so not scored: {', '.join(self.missing)}"] if self.missing else []
-        )
+        """Return what was resampled, whether there is no gap, and which pairs were not scored."""
+        notes = [self.units] if self.gaps else []
+        if self.gaps and all(gap.agreement == 1.0 for gap in self.gaps):
+            notes.append(f"no label is another with terms of {self.sides[0]} or of {self.sides[1]}")
+        if self.missing:
+            notes.append(f"in no example, so not scored: {', '.join(self.missing)}")
+        return notes
 
     def tables(self) -> list[Table]:
         """Return the gaps, if any example has a term."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -14,7 +15,10 @@ from fangyan.cli.output import write_pieces
 from fangyan.errors import UserError
 from fangyan.terminal import Terminal, printable
 
-_BY = ("auto", "examples", "groups")
+if TYPE_CHECKING:
+    from fangyan.analysis.bootstrap import By
+    from fangyan.analysis.probe import Part
+
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 DataOption = Annotated[
     list[str] | None,
@@ -80,8 +84,7 @@ def compare(
     """Compare two runs' models on the same examples: every metric's difference, its 95% interval and p."""
     from fangyan.analysis.compare import compare as measure
 
-    _check_by(by)
-    found = measure(run, other, data, source, by, resamples, seed, _say)  # type: ignore[arg-type]
+    found = measure(run, other, data, source, _by(by), resamples, seed, _say)
     if as_json:
         _print_json(found.as_json())
         return
@@ -110,17 +113,13 @@ def probe(
 
     Tables, and RUN/probe with JSON and pictures of each.
     """
-    from fangyan.analysis.probe import PARTS, Options
+    from fangyan.analysis.probe import Options
     from fangyan.analysis.probe import as_json as plain
     from fangyan.analysis.probe import probe as ask
 
-    _check_by(by)
-    for name in part or ():
-        if name not in PARTS:
-            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}")
     options = Options(
-        *(data or (), source, part or (), group_by or (), mapping or (), rate, terms, saliency or ()),  # type: ignore[arg-type]
-        *(store_temperature, by, resamples, seed),  # type: ignore[arg-type]
+        *(data or (), source, _parts(part or ()), group_by or (), mapping or (), rate, terms),
+        *(saliency or (), store_temperature, _by(by), resamples, seed),
     )
     found = ask(run, options, _say)
     if as_json:
@@ -139,9 +138,21 @@ def probe(
         _say(f"JSON and pictures: {run / 'probe'}")
 
 
-def _check_by(by: str) -> None:
-    if by not in _BY:
-        raise UserError(f"--by: found {by!r}, expected one of {', '.join(_BY)}")
+def _by(name: str) -> By:
+    from fangyan.analysis.bootstrap import By
+
+    if name not in get_args(By):
+        raise UserError(f"--by: found {name!r}, expected one of {', '.join(get_args(By))}")
+    return cast(By, name)
+
+
+def _parts(names: Sequence[str]) -> list[Part]:
+    from fangyan.analysis.probe import PARTS, Part
+
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}")
+    return [cast(Part, name) for name in names]
 
 
 def _say(message: str) -> None:

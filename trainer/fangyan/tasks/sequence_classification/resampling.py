@@ -83,8 +83,10 @@ class Correlations(Resampler):
 
 def _ranks(values_E: NDArray[np.float64], weights_RE: Weights) -> NDArray[np.float64]:
     """Return the rank of each number in each resample, the mean of ranks where numbers are equal, (R, E)."""
+    order_E = values_E.argsort()
     distinct, place_E = np.unique(values_E, return_inverse=True)
-    counts_RD = weights_RE @ np.eye(len(distinct))[place_E]
+    starts_D = np.searchsorted(values_E[order_E], distinct)
+    counts_RD = np.add.reduceat(weights_RE[:, order_E], starts_D, axis=1)
     ranks_RD: NDArray[np.float64] = counts_RD.cumsum(1) - (counts_RD - 1.0) / 2.0
     return ranks_RD[:, place_E]
 
