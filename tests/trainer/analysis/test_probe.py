@@ -6,7 +6,8 @@ import os
 
 import fangyan
 import pytest
-from fangyan.analysis.probe import Options, as_json, probe
+from fangyan.analysis.options import Options
+from fangyan.analysis.probe import as_json, probe
 from fangyan.errors import UserError
 from probed_runs import BY_NAME, TAGGER, run_folder
 from small_disk import fill, mounted

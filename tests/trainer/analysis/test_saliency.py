@@ -6,7 +6,8 @@ import fangyan
 import pytest
 import torch
 from fangyan.analysis.compare import compare
-from fangyan.analysis.probe import Options, probe
+from fangyan.analysis.options import Options
+from fangyan.analysis.probe import probe
 from fangyan.analysis.run_model import RunModel
 from fangyan.errors import UserError
 from fangyan.inference.load import load_exported

@@ -84,14 +84,14 @@ def compare(
     folders = Path(left), Path(right)
     for folder in folders:
         model_folder(folder)  # what is none is said at once
+    runs = [RunModel.load(folder) for folder in folders]
+    _check_alike(runs)
     sides = [examples_of(folder, data, source, "compare") for folder in folders]
     split = scored_split(folders[0])
     if not data and split != scored_split(folders[1]):
         raise UserError(f"{left} and {right}: one has no test split, expected --data with files for both")
     _check_same(folders, sides, bool(data))
     units = Units.of(sides[0], by)
-    runs = [RunModel.load(folder) for folder in folders]
-    _check_alike(runs)
     for run, examples in zip(runs, sides, strict=True):
         for note in run.task.notes(examples):
             say(f"{run.folder}: {note}")

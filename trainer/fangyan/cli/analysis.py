@@ -17,7 +17,7 @@ from fangyan.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from fangyan.analysis.bootstrap import By
-    from fangyan.analysis.probe import Part
+    from fangyan.analysis.options import Part
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 DataOption = Annotated[
@@ -113,7 +113,7 @@ def probe(
 
     Tables, and RUN/probe with JSON and pictures of each.
     """
-    from fangyan.analysis.probe import Options
+    from fangyan.analysis.options import Options
     from fangyan.analysis.probe import as_json as plain
     from fangyan.analysis.probe import probe as ask
 
@@ -147,7 +147,7 @@ def _by(name: str) -> By:
 
 
 def _parts(names: Sequence[str]) -> list[Part]:
-    from fangyan.analysis.probe import PARTS, Part
+    from fangyan.analysis.options import PARTS, Part
 
     for name in names:
         if name not in PARTS:
