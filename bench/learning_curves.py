@@ -1,4 +1,4 @@
-"""What labels are worth: a tagger of HKCanCor (cantonese-electra, words and parts of speech) from few of them.
+"""What labels are worth: a tagger of HKCanCor (cantonese-electra, joint words and tags) from few sentences.
 
 Sentences to label are drawn at random, or selected by the model of the step before (50 at random, then so
 many that there are 100, and so on); and a model labels what is left by itself. Dev and test are those of

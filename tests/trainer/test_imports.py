@@ -20,7 +20,7 @@ FLOORS = [
     ("tasks", "objectives", "adaptation"),
     ("inference",),
     ("selection",),
-    ("training", "recipe"),
+    ("training", "recipe", "analysis"),
     ("prompting",),
     ("cli",),
     ("__init__", "__main__"),

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from fangyan.errors import UserError
 
 if TYPE_CHECKING:
+    from fangyan.analysis.compare import compare
+    from fangyan.analysis.probe import probe
     from fangyan.inference.load import evaluate, export, load, merge
     from fangyan.recipe import Recipe, load_recipe
     from fangyan.selection.select import select
@@ -25,11 +27,13 @@ _HOMES = {
     "Recipe": "recipe",
     "Result": "training.trainer",
     "Trainer": "training.trainer",
+    "compare": "analysis.compare",
     "evaluate": "inference.load",
     "export": "inference.load",
     "load": "inference.load",
     "load_recipe": "recipe",
     "merge": "inference.load",
+    "probe": "analysis.probe",
     "select": "selection.select",
     "train": "training.train",
 }
@@ -41,11 +45,13 @@ __all__ = [
     "Result",
     "Trainer",
     "UserError",
+    "compare",
     "evaluate",
     "export",
     "load",
     "load_recipe",
     "merge",
+    "probe",
     "select",
     "train",
 ]

@@ -9,7 +9,7 @@ from fangyan.data.compression import open_file, stem, suffix
 from fangyan.data.example import read_lines
 from fangyan.data.formats import parse_data
 from fangyan.errors import UserError
-from fangyan.tasks.token_classification.task import TokenClassificationConfig
+from fangyan.tasks.token_classification.config import TokenClassificationConfig
 
 CONLL = "我\tO\n\n去\tX\n\n"
 

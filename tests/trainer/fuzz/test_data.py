@@ -11,7 +11,7 @@ from fangyan.data.splits import read_examples, write_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.tasks.causal_lm.task import CausalLMConfig
 from fangyan.tasks.extractive_qa.task import ExtractiveQAConfig
-from fangyan.tasks.token_classification.task import TokenClassificationConfig
+from fangyan.tasks.token_classification.config import TokenClassificationConfig
 from malformed import json_value, mutate, mutate_bytes
 
 CONLL = "我\tB-n\n食\tB-v\n飯\tB-n\n\n今\tB-t\n日\tI-t\n"

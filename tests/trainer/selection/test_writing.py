@@ -147,11 +147,10 @@ def test_classes_of_texts(tmp_path, capsys, ending, pairs):
     columns = {"text": "text", **({"pair": "pair"} if pairs else {}), "label": "label"}
     if ending:
         run = run_of(tmp_path / "run", model, {"format": ending, "columns": columns})
-        (tmp_path / "run/recipe.yaml").write_text(
-            (tmp_path / "run/recipe.yaml")
-            .read_text(encoding="utf-8")
-            .replace('"data"', '"task": {"name": "sequence_classification"}, "data"')
-        )
+        recipe = tmp_path / "run/recipe.yaml"
+        content = recipe.read_text(encoding="utf-8")
+        task = '"task": {"name": "sequence_classification"}, "data"'
+        recipe.write_text(content.replace('"data"', task), encoding="utf-8")
     elif pairs:
         return  # an export alone does not say that a file has pairs
     else:

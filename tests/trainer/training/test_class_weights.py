@@ -8,7 +8,7 @@ from fangyan.data.example import Example
 from fangyan.data.packing import collate
 from fangyan.errors import UserError
 from fangyan.recipe import load_recipe
-from fangyan.tasks.token_classification.task import TokenClassificationConfig
+from fangyan.tasks.token_classification.config import TokenClassificationConfig
 from fangyan.training.workload import Workload
 
 RECIPE = """

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fangyan.cli import machine, recipes, runs
+from fangyan.cli import analysis, machine, recipes, runs
 from fangyan.cli.end import end, fail, leave
 from fangyan.cli.options import TrainCommand
 from fangyan.errors import Stopped, UserError
@@ -34,6 +34,8 @@ COMMANDS: list[Callable[..., None]] = [
     recipes.estimate_memory,
     recipes.prompt,
     runs.evaluate,
+    analysis.compare,
+    analysis.probe,
     runs.predict,
     runs.select,
     runs.chat,

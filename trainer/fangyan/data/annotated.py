@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fangyan.data.example import Annotation, Example
 
+# CoNLL-U's own; a colon is as good.
+_COMMENT = re.compile(r"\ufeff?#\s*([\w.\[\]/-]+)\s*[=:]\s*(.*\S)")
 # From a file's examples, without tags, to one annotation for each.
 Annotator = Callable[[Iterator[Example]], Iterator[Annotation]]
 
@@ -56,6 +59,14 @@ def annotate_blocks(
         yield from write(waiting.popleft(), annotation)
     for block in waiting:
         yield from block.lines
+
+
+def comments(blocks: Iterable[Block]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the source of each example, and the comments ``# key = value`` before it."""
+    for block in blocks:
+        if block.example is not None:
+            matches = (_COMMENT.match(line) for line in block.lines[: block.rows[0]])
+            yield block.example.source, {match[1]: match[2] for match in matches if match is not None}
 
 
 def likely_tags(annotation: Annotation, token: int) -> list[str]:

@@ -24,10 +24,11 @@ Unit = Literal["word", "character", "subword"]
 _MASKED, _CHANGED = 0.8, 0.9
 # Scripts without spaces between words: each character is a word there. Thai and Lao; Tibetan; Burmese; Khmer;
 # kana; Han.
-_ALONE = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_ALONE = re.compile(f"[{UNSPACED}]")
 
 
 def unit_starts(text: str, offsets: Sequence[tuple[int, int]], unit: Unit) -> list[int]:

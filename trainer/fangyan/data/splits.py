@@ -141,6 +141,11 @@ class DataConfig(Config, ABC):
             UserError: naming file and line, for what is not of this format.
         """
 
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the source of each example of a file, and what the file says of it beside its fields."""
+        expected = "expected conllu, conll, jsonl, csv, chat or hkcancor"
+        raise UserError(f"{path}: format {self.format} has nothing to group examples by, {expected}")
+
     def read_files(self, paths: Sequence[str]) -> Sequence[Example]:
         """Return the examples of some files, in order; in a file of their own if they are many."""
         examples = (example for path in paths for file in find_files(path) for example in self.read(file))

@@ -17,7 +17,8 @@ from fangyan.data.formats.records import PREDICTED
 from fangyan.data.formats.sources import named_sources
 from fangyan.data.splits import DataConfig, TaggedDataConfig
 from fangyan.errors import UserError
-from fangyan.inference.load import data_section, load, source_names
+from fangyan.inference.load import load
+from fangyan.inference.run_data import data_section, source_names
 from fangyan.models.files import read_config
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig

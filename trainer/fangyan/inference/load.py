@@ -17,14 +17,12 @@ from fangyan.adaptation.fused_lora import use_fused_lora
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.adaptation.quantization import dequantize, quantize
 from fangyan.config import short
-from fangyan.data.example import Example
-from fangyan.data.formats import parse_data
-from fangyan.data.formats.sources import named_sources
-from fangyan.data.splits import by_data_set, read_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.files import REPEAT, whole_folder
+from fangyan.inference.run_data import examples_of, source_names
+from fangyan.inference.temperature import TEMPERATURE, is_temperature
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.layout import keep_layout
 from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
@@ -35,7 +33,6 @@ from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.predictor import Predictor
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task
-from fangyan.yaml_text import read_yaml
 
 # Answers that a model writes for an evaluation: some minutes' worth on a CPU.
 ANSWERS = 100
@@ -87,20 +84,13 @@ def load(run: str | Path, source: str | None = None) -> Predictor:
         UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
     exported = load_run(run)
-    _check_source(source, exported.prefixes, source_names(Path(run)))
+    check_source(source, exported.prefixes, source_names(Path(run)))
     predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
     predictor.prefix = source if source in exported.prefixes else None
     return predictor
 
 
-def source_names(run: Path) -> list[str]:
-    """Return the names of a run's data sets, where its recipe has several; nothing of an exported model."""
-    recipe = run / "recipe.yaml"
-    sources = data_section(recipe).get("sources") if recipe.is_file() else None
-    return [str(name) for name, _ in named_sources(sources)] if isinstance(sources, list) else []
-
-
-def _check_source(source: str | None, prefixes: Sequence[str], names: Sequence[str]) -> None:
+def check_source(source: str | None, prefixes: Sequence[str], names: Sequence[str]) -> None:
     """Check what the user says that texts are of.
 
     Args:
@@ -142,7 +132,7 @@ def evaluate(
     """
     folder = Path(run)
     exported = load_run(folder)
-    examples = _examples(folder, data, source)
+    examples = examples_of(folder, data, source)
     for note in exported.task.notes(examples):
         say(note)
     tokenizer = Tokenizer(exported.backend)
@@ -152,45 +142,13 @@ def evaluate(
     return metrics | task.generated_metrics(examples[:answers], model, tokenizer, longest)
 
 
-def _examples(folder: Path, data: Sequence[str] | None, source: str | None) -> Sequence[Example]:
-    recipe = folder / "recipe.yaml"
-    if not recipe.is_file():
-        raise UserError("evaluate needs a run folder with its recipe.yaml, found a model alone")
-    if data:
-        examples = parse_data(data_section(recipe), str(recipe)).of_source(source).read_files(data)
-    else:
-        splits = [folder / "splits" / f"{name}.jsonl" for name in ("test", "dev")]
-        examples = read_examples(next((path for path in splits if path.is_file()), splits[-1]))
-        if source is not None:
-            found = by_data_set(examples)
-            if source not in found:
-                expected = f"expected one of {', '.join(found)}" if found else "but the run has one data set"
-                raise UserError(f"--source: found {short(source)}, {expected}")
-            examples = found[source]
-    if not examples:
-        raise UserError(f"{', '.join(data or [])}: no example in it, expected at least one")
-    return examples
-
-
-def data_section(recipe: Path) -> dict[str, Any]:
-    """Return what a run's recipe.yaml says of its data.
-
-    Raises:
-        UserError: if it says nothing.
-    """
-    content = read_yaml(recipe).get("data")
-    if not isinstance(content, dict):
-        raise UserError(f"{recipe}: data: missing; this field is required")
-    return content
-
-
 def export(run: str | Path, output: str | Path) -> None:
     """Copy a run's model to a new folder: what plain transformers or PEFT load.
 
     Raises:
         UserError: if there is no exported model, or ``output`` exists or cannot be written.
     """
-    source, target = _model_folder(Path(run)), _new_folder(output)
+    source, target = model_folder(Path(run)), _new_folder(output)
     for path in source.rglob("*"):
         if not (path.is_file() or path.is_dir()):
             raise UserError(f"{path}: neither a file nor a folder, or a link to nowhere")
@@ -217,7 +175,7 @@ def merge(run: str | Path, output: str | Path) -> None:
     Raises:
         UserError: if the adapter is no change of the weights, or ``output`` exists or cannot be written.
     """
-    target, source = _new_folder(output), _model_folder(Path(run))
+    target, source = _new_folder(output), model_folder(Path(run))
     exported = load_exported(source, mergeable=True)
     model = exported.model
     if hasattr(model, "merge_and_unload"):
@@ -236,7 +194,7 @@ def _new_folder(output: str | Path) -> Path:
     return target
 
 
-def _model_folder(run: Path) -> Path:
+def model_folder(run: Path) -> Path:
     """Return the exported model of a run folder, or the folder itself."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run")
@@ -252,7 +210,7 @@ def load_run(run: str | Path) -> ExportedModel:
     Raises:
         UserError: if there is no exported model, or it cannot be loaded.
     """
-    return load_exported(_model_folder(Path(run)))
+    return load_exported(model_folder(Path(run)))
 
 
 def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
@@ -278,6 +236,7 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
         with reading("config.json"):
             task = task_of_export(inference, config, f"{folder}/config.json: fangyan")
         _check_fields(folder, inference)
+        task.temperature = float(inference.get(TEMPERATURE, 1.0))
         backend = read_tokenizer(folder)
         if (folder / "adapter_config.json").is_file():
             model = _load_adapter(folder, task, config, mergeable)
@@ -295,6 +254,8 @@ def _check_fields(folder: Path, inference: Mapping[str, Any]) -> None:
         "layout": lambda value: value in get_args(Layout),
         "max_length": lambda value: type(value) is int and value >= _LEAST_LENGTH,
     }
+    if TEMPERATURE in inference:
+        needed[TEMPERATURE] = is_temperature
     if "prefixes" in inference:
         needed["prefixes"] = _are_names
     if (folder / "adapter_config.json").is_file():

@@ -19,7 +19,7 @@ from fangyan.data.formats.sources import Sources
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.data.store import cache_folder, keep_examples
 from fangyan.errors import UserError
-from fangyan.inference.load import data_section
+from fangyan.inference.run_data import data_section
 from fangyan.tasks.predictor import Predictor
 from fangyan.yaml_text import read_yaml
 

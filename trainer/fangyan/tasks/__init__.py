@@ -12,9 +12,9 @@ from fangyan.tasks.cloze.task import ClozeConfig
 from fangyan.tasks.extractive_qa.task import ExtractiveQAConfig
 from fangyan.tasks.instruction.task import InstructionConfig
 from fangyan.tasks.masked_lm.task import MaskedLMConfig
-from fangyan.tasks.sequence_classification.task import SequenceClassificationConfig
+from fangyan.tasks.sequence_classification.config import SequenceClassificationConfig
 from fangyan.tasks.task import Task, TaskConfig
-from fangyan.tasks.token_classification.task import TokenClassificationConfig
+from fangyan.tasks.token_classification.config import TokenClassificationConfig
 
 TASKS = OneOf(
     TokenClassificationConfig,

@@ -7,10 +7,13 @@ from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from fangyan.data.example import Example, Splits
 from fangyan.data.findings import Finding
+from fangyan.tasks.resampling import Counts, ResampledMetrics
 from fangyan.tasks.task import Metrics, Task
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class LanguageModelTask(Task, ABC):
     tokenizer_kwargs: ClassVar[Mapping[str, Any]] = {}
     greater_is_better: ClassVar[bool] = False
     metric_unit: ClassVar[str] = ""
+    outputs_are_of_batches: ClassVar[bool] = True
     # How metrics call it.
     perplexity: ClassVar[str] = "perplexity"
 
@@ -76,12 +80,30 @@ class LanguageModelTask(Task, ABC):
     @override
     def metrics(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Metrics:
         """Return perplexities over all sub-words that are learned, and bits per character."""
-        loss = sum(loss for loss, _ in outputs)
-        subwords = sum(count for _, count in outputs)
         characters = sum(map(self.characters, examples))
-        if not subwords or not characters:
-            return dict.fromkeys(self.metric_names, math.inf)
-        values = (_exp(loss / characters), _exp(loss / subwords), loss / characters / math.log(2))
+        sums = [sum(loss for loss, _ in outputs), sum(count for _, count in outputs), characters]
+        return {name: float(values[0]) for name, values in self._perplexities(np.array([sums])).items()}
+
+    @override
+    def resampler(self, examples: Sequence[Example], outputs: Sequence[tuple[float, int]]) -> Counts:
+        """Return what computes the perplexities of resampled texts."""
+        rows = [
+            (loss, count, self.characters(example))
+            for example, (loss, count) in zip(examples, outputs, strict=True)
+        ]
+        return Counts(np.array(rows, dtype=np.float64), self._perplexities)
+
+    def _perplexities(self, sums_RK: NDArray[np.float64]) -> ResampledMetrics:
+        """Return the metrics of sums of losses, sub-words and characters; infinity where there are none."""
+        losses, subwords, characters = sums_RK.astype(np.float64).T
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            is_any = (subwords > 0) & (characters > 0)
+            per_character = np.where(is_any, losses / characters, np.inf)
+            values = (
+                np.exp(per_character),
+                np.exp(np.where(is_any, losses / subwords, np.inf)),
+                per_character / math.log(2),
+            )
         return dict(zip(self.metric_names, values, strict=True))
 
     @override
@@ -103,7 +125,3 @@ class CausalTask(LanguageModelTask, ABC):
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -20,6 +20,7 @@ from fangyan.data.store import cache_folder
 from fangyan.data.token_store import TokenStore, tokenize_all
 from fangyan.data.tokenization import LabelPlace, TokenizedSequence, Tokenizer
 from fangyan.tasks.report import Report
+from fangyan.tasks.resampling import Resampler
 
 if TYPE_CHECKING:
     from fangyan.data.packing import Batch
@@ -65,6 +66,9 @@ class Task(ABC):
         takes_token_masking: whether the recipe's ``train.token_masking`` hides what the task can do without.
         corrupts: whether sequences change for each step; see :meth:`corrupt`.
         has_targets: whether numbers or places are learned, and no classes: :attr:`TokenizedSequence.targets`.
+        outputs_are_of_batches: whether :meth:`outputs` sums up a batch, and so says nothing of one example.
+        temperature: what scores are divided by before they become probabilities; see
+            :mod:`fangyan.analysis.calibration`.
     """
 
     name: ClassVar[str]
@@ -81,6 +85,8 @@ class Task(ABC):
     class_weights: Sequence[float] | None = None
     pooling: LabelPlace | None = None
     has_targets: bool = False
+    outputs_are_of_batches: ClassVar[bool] = False
+    temperature: float = 1.0
 
     @property
     @abstractmethod
@@ -225,6 +231,44 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Metrics:
         """Return every metric from the outputs of all batches of ``examples``, in any order."""
+
+    @abstractmethod
+    def resampler(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Resampler:
+        """Return what computes :meth:`metrics` of resamples of the examples.
+
+        Args:
+            examples: all of them.
+            outputs: of these; where :attr:`outputs_are_of_batches`, one for each, in order.
+        """
+
+    @property
+    def scored_as(self) -> dict[str, Any]:
+        """Return what metrics depend on beside the examples: models that differ in it do not compare."""
+        return {}
+
+    def predicted(self, examples: Sequence[Example], outputs: Sequence[Any]) -> list[tuple[Any, ...]] | None:
+        """Return what is predicted of each example: a label for each token, or of a text; or an answer.
+
+        None where a model predicts none of these, and is scored by its loss.
+        """
+        del examples, outputs
+        return None
+
+    def with_scores(self) -> Task:
+        """Return a task whose outputs are such that :meth:`class_scores` can be read of them."""
+        return self
+
+    def class_scores(
+        self, examples: Sequence[Example], outputs: Sequence[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Return scores of each token or text that has one class, and the class that is right.
+
+        Returns:
+            Log-probabilities at temperature 1, (N, C); and classes, (N,), ``IGNORE_INDEX`` for one that was
+            not learned. None where there is not one class at a time.
+        """
+        del examples, outputs
+        return None
 
     def floor(self, splits: Splits) -> dict[str, Metrics]:
         """Return what a model has to be better than: the metrics of a guess, per split, if there is one."""

@@ -7,12 +7,10 @@ from fangyan.data.formats.conll import Conll
 from fangyan.data.formats.jsonl import Jsonl
 from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
+from fangyan.tasks.token_classification.config import TokenClassificationConfig
+from fangyan.tasks.token_classification.outputs import SpanOutput
 from fangyan.tasks.token_classification.scheme import Notation
-from fangyan.tasks.token_classification.task import (
-    SpanOutput,
-    TokenClassification,
-    TokenClassificationConfig,
-)
+from fangyan.tasks.token_classification.task import TokenClassification
 
 
 def example(tags, source="x.conll:7"):

@@ -113,6 +113,12 @@ class ChatFiles(TaggedDataConfig, ABC):
         for example in self.read(path):
             yield Example({"tokens": example.fields["tokens"]}, example.source, example.group)
 
+    @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield who speaks in which conversation; see :class:`DataConfig`."""
+        for turn in turns(path, f"%{self.tag_tier}:"):
+            yield f"{path.name}:{turn.line}", {"speaker": turn.speaker, "conversation": stem(path)}
+
     def _example(self, words: list[str], tags: list[str], source: str, group: str) -> Example:
         tokens = words
         if self.tokens == "characters":

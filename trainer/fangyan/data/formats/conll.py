@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of, likely_tags
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, comments, examples_of, likely_tags
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.splits import TaggedDataConfig
 from fangyan.errors import UserError
@@ -81,6 +81,11 @@ class Conll(TaggedDataConfig):
             cells[columns["token"] - 1] = self.token_prefix + token
             lines.append(between.join(cells) + "\n")
         return "".join(lines)
+
+    @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the comments ``# key = value`` of each sentence; see :class:`DataConfig`."""
+        return comments(_Reader(self, path, False).blocks())
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of, likely_tags
+from fangyan.data.annotated import Annotator, Block, annotate_blocks, comments, examples_of, likely_tags
 from fangyan.data.example import Annotation, Example, bare, read_raw_lines
 from fangyan.data.formats.conll import cut_end, is_blank
 from fangyan.data.splits import TaggedDataConfig
@@ -49,6 +49,11 @@ class Conllu(TaggedDataConfig):
         Syntactic words are the tokens. Multi-word tokens and empty nodes are none.
         """
         return examples_of(self.blocks(path, True))
+
+    @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the comments ``# key = value`` of each sentence; see :class:`DataConfig`."""
+        return comments(self.blocks(path, False))
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:

@@ -83,6 +83,15 @@ class Csv(RecordsConfig):
         return row.getvalue()
 
     @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the cells of each row by the names of their columns; see :class:`DataConfig`."""
+        names: list[str] = []
+        for number, _, cells in self.rows(path):
+            if names and cells:
+                yield f"{path}:{number}", dict(zip(names, cells, strict=False))
+            names = names or cells
+
+    @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
         """Yield the rows of a file with what is predicted; see :class:`TaggedDataConfig`.
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from fangyan.data.annotated import Annotator, Block, annotate_blocks, examples_of
-from fangyan.data.example import Annotation, Example, bare, read_raw_lines
+from fangyan.data.example import Annotation, Example, bare, read_lines, read_raw_lines
 from fangyan.data.formats.conll import cut_end
-from fangyan.data.formats.records import RecordsConfig
+from fangyan.data.formats.records import RecordsConfig, named_values
 from fangyan.data.json_text import parse_json
 from fangyan.errors import UserError
 
@@ -29,6 +29,14 @@ class Jsonl(RecordsConfig):
     def read(self, path: Path) -> Iterator[Example]:
         """Yield the objects of a file; see :class:`DataConfig`."""
         return examples_of(self.blocks(path, True))
+
+    @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the keys of each object; see :class:`DataConfig`."""
+        for number, line in read_lines(path):
+            if line.strip():
+                source = f"{path}:{number}"
+                yield source, named_values(_object(line, source))
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from abc import ABC
@@ -259,6 +260,15 @@ class RecordsConfig(TaggedDataConfig, ABC):
                 spans.append({"start": start, "end": end, "label": label})
             inside = None if tag == "O" else label
         return spans
+
+
+def named_values(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values of a record that are one: text, numbers, true and false."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in record.items()
+        if isinstance(value, str | int | float)
+    }
 
 
 def strings(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:

@@ -152,6 +152,11 @@ class Sources(DataConfig):
         return self._named(name, member.read(path))
 
     @override
+    def metadata(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield what a file of the first data set says of its examples; see :class:`DataConfig`."""
+        return next(iter(self.members().values())).metadata(path)
+
+    @override
     def load(self, seed: int) -> Splits:
         """Return the splits of all data sets together; each example says of which it is."""
         parts: dict[str, list[Iterable[Example]]] = {"train": [], "dev": [], "test": []}

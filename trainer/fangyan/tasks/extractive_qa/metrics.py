@@ -6,10 +6,14 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fangyan.data.example import Example
 from fangyan.data.masking import words_of
+from fangyan.tasks.resampling import Counts, ResampledMetrics, ratio
 from fangyan.tasks.task import Metrics
 
 _ENGLISH = "the"
@@ -70,11 +74,21 @@ def answer_metrics(names: Sequence[str], examples: Sequence[Example], predicted:
         examples: with their answers.
         predicted: the answer to each, "" for none.
     """
-    sums: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for example, answer in zip(examples, predicted, strict=True):
+    return answer_counts(names, examples, predicted).metrics()
+
+
+def answer_counts(names: Sequence[str], examples: Sequence[Example], predicted: Sequence[str]) -> Counts:
+    """Return what computes the metrics of resampled questions; see :func:`answer_metrics`."""
+    counts_EMK = np.zeros((len(examples), len(names), 2))  # of each metric a sum, and what it is a mean of
+    for row_MK, example, answer in zip(counts_EMK, examples, predicted, strict=True):
         right = [str(part["text"]) for part in example.fields["answers"]]
         f1, exact = scores(answer, right, is_english(example))
-        part: dict[str, Any] = {"f1": f1, "exact_match": exact, PARTS[0 if right else 1]: f1}
-        for name in part.keys() & sums.keys():
-            sums[name].update(total=part[name], count=1)
-    return {name: 100.0 * found["total"] / max(found["count"], 1) for name, found in sums.items()}
+        part = {"f1": f1, "exact_match": exact, PARTS[0 if right else 1]: f1}
+        for i, name in enumerate(names):
+            if name in part:
+                row_MK[i] = part[name], 1.0
+    return Counts(counts_EMK.reshape(len(examples), 2 * len(names)), partial(_means, names))
+
+
+def _means(names: Sequence[str], sums_RK: NDArray[np.float64]) -> ResampledMetrics:
+    return {name: 100.0 * ratio(sums_RK[:, 2 * i], sums_RK[:, 2 * i + 1]) for i, name in enumerate(names)}

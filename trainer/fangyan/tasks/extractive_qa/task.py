@@ -16,8 +16,9 @@ from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.tasks.extractive_qa.alignment import whole_characters
 from fangyan.tasks.extractive_qa.checks import WITHOUT, answer_findings, count_answers, cut_answers
 from fangyan.tasks.extractive_qa.decoding import Answer, SpanOutput, best_span, join
-from fangyan.tasks.extractive_qa.metrics import METRICS, PARTS, answer_metrics
+from fangyan.tasks.extractive_qa.metrics import METRICS, PARTS, answer_counts, answer_metrics
 from fangyan.tasks.extractive_qa.windows import Encoder
+from fangyan.tasks.resampling import Counts
 from fangyan.tasks.task import Metrics, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -195,11 +196,24 @@ class ExtractiveQA(Task):
     @override
     def metrics(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Metrics:
         """Return F1 and exact match, in percent."""
-        found = [
+        return answer_metrics(self.metric_names, examples, self._texts(examples, outputs))
+
+    def _texts(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> list[str]:
+        """Return the answer to each question, "" for none."""
+        return [
             example.fields["context"][max(start, 0) : max(end, 0)]
             for example, (start, end, _) in zip(examples, self.answers(examples, outputs), strict=True)
         ]
-        return answer_metrics(self.metric_names, examples, found)
+
+    @override
+    def resampler(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Counts:
+        """Return what computes the metrics of resampled questions."""
+        return answer_counts(self.metric_names, examples, self._texts(examples, outputs))
+
+    @override
+    def predicted(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> list[tuple[Any, ...]]:
+        """Return the answer to each question."""
+        return [(text,) for text in self._texts(examples, outputs)]
 
     @override
     def floor(self, splits: Splits) -> dict[str, Metrics]:

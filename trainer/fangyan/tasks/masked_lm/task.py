@@ -138,6 +138,12 @@ class MaskedLM(LanguageModelTask):
 
         return MaskFiller(model, tokenizer, max_length)
 
+    @property
+    @override
+    def scored_as(self) -> dict[str, Any]:
+        """Return how much is hidden at a time, on which pseudo-perplexities depend."""
+        return self.export_config()
+
     @override
     def export_config(self) -> dict[str, Any]:
         """Return what is hidden, and how much: evaluation hides as much."""

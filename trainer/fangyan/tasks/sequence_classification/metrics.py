@@ -41,7 +41,7 @@ def label_metrics(kind: Kind, gold: Sequence[Any], predicted: Sequence[Any]) -> 
 def _class_metrics(kind: Kind, gold: Sequence[Any], predicted: Sequence[Any]) -> Metrics:
     from sklearn.metrics import f1_score
 
-    right = sum(map(_same, gold, predicted)) / len(gold)
+    right = sum(map(same_labels, gold, predicted)) / len(gold)
     if kind == "multi_label_classification":
         gold, predicted, _ = _indicators(gold, predicted)
     found = {}
@@ -54,7 +54,7 @@ def _class_metrics(kind: Kind, gold: Sequence[Any], predicted: Sequence[Any]) ->
     return found
 
 
-def _same(gold: Any, predicted: Any) -> bool:
+def same_labels(gold: Any, predicted: Any) -> bool:
     """Return whether two labels are the same; the order of several does not matter."""
     if isinstance(gold, tuple):
         return set(gold) == set(predicted)

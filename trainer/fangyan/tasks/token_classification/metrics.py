@@ -53,20 +53,29 @@ def word_metrics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Metrics:
         ``pos_accuracy``: of the gold words, how many have the right tag at their first token.
         ``segmentation_f1``: F1 of word spans. ``joint_f1``: F1 of word spans with their tags.
     """
-    gold_words = predicted_words = same_span = same_word = right_tag = 0
-    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
-        gold_spans, predicted_spans = word_spans(gold_tags), word_spans(predicted_tags)
-        gold_words += len(gold_spans)
-        predicted_words += len(predicted_spans)
-        same_span += len({span[:2] for span in gold_spans} & {span[:2] for span in predicted_spans})
-        same_word += len(set(gold_spans) & set(predicted_spans))
-        right_tag += sum(predicted_tags[start][2:] == tag for start, _, tag in gold_spans)
+    pairs = zip(gold, predicted, strict=True)
+    sums = [sum(column) for column in zip(*(count_words(*pair) for pair in pairs), strict=True)]
+    gold_words, predicted_words, same_span, same_word, right_tag = sums or [0] * 5
     total = max(gold_words + predicted_words, 1)
     return {
         "pos_accuracy": 100.0 * right_tag / max(gold_words, 1),
         "segmentation_f1": 200.0 * same_span / total,
         "joint_f1": 200.0 * same_word / total,
     }
+
+
+def count_words(gold: Tags, predicted: Tags) -> tuple[int, int, int, int, int]:
+    """Return a sentence's words of gold and predicted, and how many of these have the same bounds; the same
+    bounds and tag; and how many of gold have the right tag at their first token.
+    """
+    gold_spans, predicted_spans = word_spans(gold), word_spans(predicted)
+    return (
+        len(gold_spans),
+        len(predicted_spans),
+        len({span[:2] for span in gold_spans} & {span[:2] for span in predicted_spans}),
+        len(set(gold_spans) & set(predicted_spans)),
+        sum(predicted[start][2:] == tag for start, _, tag in gold_spans),
+    )
 
 
 def entity_metrics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> Metrics:

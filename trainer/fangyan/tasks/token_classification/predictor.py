@@ -14,6 +14,7 @@ from typing_extensions import override
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
 from fangyan.tasks.predictor import Prediction, Predictor, Scored
+from fangyan.tasks.probabilities import softmax
 from fangyan.tasks.token_classification.metrics import word_spans
 from fangyan.tasks.token_classification.recognition import broken_rule
 
@@ -116,8 +117,9 @@ class TokenClassifier(Predictor):
         Args:
             examples: with ``tokens``, and ``spaces`` where the format has them.
             probabilities: how many of each token's most likely tags to return with their probabilities, from
-                the softmax of its scores. Labels that would be written as one tag have the sum of theirs.
-                Decoding looks at the whole sentence, so that its tag need not be the most likely one.
+                the softmax of its scores, divided by the temperature. Labels that would be written as one
+                tag have the sum of theirs. Decoding looks at the whole sentence, so that its tag need not be
+                the most likely one.
         """
         source = iter(examples)
         while chunk := list(islice(source, CHUNK)):
@@ -166,7 +168,8 @@ class TokenClassifier(Predictor):
         labels, log_probabilities_TC, _ = tagged
         assert log_probabilities_TC is not None
         around = [None, *labels, None]
-        for t, scores_C in enumerate(np.exp(log_probabilities_TC)):
+        # Of the probabilities alone: tags stay those of temperature 1, by which they are decoded.
+        for t, scores_C in enumerate(softmax(log_probabilities_TC, self.task.temperature)):
             sums: dict[str, float] = {}
             for label, probability in zip(self.task.labels, scores_C.tolist(), strict=True):
                 tag = self.task.notation.write_one(around[t], label, around[t + 2])

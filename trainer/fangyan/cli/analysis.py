@@ -1,0 +1,163 @@
+"""Commands that ask what a run's model does, and whether another differs: compare, probe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from fangyan.cli.options import SourceOption
+from fangyan.cli.output import write_pieces
+from fangyan.errors import UserError
+from fangyan.terminal import Terminal, printable
+
+if TYPE_CHECKING:
+    from fangyan.analysis.bootstrap import By
+    from fangyan.analysis.options import Part
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
+]
+ByOption = Annotated[
+    str,
+    typer.Option(
+        help="What is resampled: examples, or groups that splits keep together, such as conversations. "
+        "auto: groups, if there are enough."
+    ),
+]
+ResamplesOption = Annotated[int, typer.Option(min=100, max=1_000_000, help="Of the bootstrap.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all that is drawn.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object in place of tables.")]
+PartOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="robustness, groups, calibration, terms or saliency; may be repeated. By default the first "
+        "three, and those that have something to read."
+    ),
+]
+GroupByOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A column of --data: a comment's key, an object's key, a table's column, speaker of "
+        "transcripts; may be repeated."
+    ),
+]
+MappingOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Two columns, what is written and how else, with a tab between; may be repeated."),
+]
+RateOption = Annotated[
+    float, typer.Option(min=0.001, max=1.0, help="Share of the words with a slip of the keys.")
+]
+TermsOption = Annotated[
+    Path | None,
+    typer.Option(help="Pairs of terms with a tab between, below the names of both sides."),
+]
+SaliencyOption = Annotated[
+    list[str] | None, typer.Option(help="A text, as predict takes it; may be repeated.")
+]
+StoreOption = Annotated[
+    bool,
+    typer.Option(
+        "--store-temperature",
+        help="Keep the temperature with the model: probabilities of predict are calibrated ever after.",
+    ),
+]
+
+
+def compare(
+    run: RunFolder,
+    other: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    data: DataOption = None,
+    source: SourceOption = None,
+    by: ByOption = "auto",
+    resamples: ResamplesOption = 1000,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two runs' models on the same examples: every metric's difference, its 95% interval and p."""
+    from fangyan.analysis.compare import compare as measure
+
+    found = measure(run, other, data, source, _by(by), resamples, seed, _say)
+    if as_json:
+        _print_json(found.as_json())
+        return
+    Terminal().print(found.table())
+    for note in found.notes:
+        _say(note)
+
+
+def probe(
+    run: RunFolder,
+    data: DataOption = None,
+    source: SourceOption = None,
+    part: PartOption = None,
+    group_by: GroupByOption = None,
+    mapping: MappingOption = None,
+    rate: RateOption = 0.1,
+    terms: TermsOption = None,
+    saliency: SaliencyOption = None,
+    store_temperature: StoreOption = False,
+    by: ByOption = "auto",
+    resamples: ResamplesOption = 1000,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Probe a run's model: robustness, scores of groups, calibration, counterfactual terms, saliency.
+
+    Tables, and RUN/probe with JSON and pictures of each.
+    """
+    from fangyan.analysis.options import Options
+    from fangyan.analysis.probe import as_json as plain
+    from fangyan.analysis.probe import probe as ask
+
+    options = Options(
+        *(data or (), source, _parts(part or ()), group_by or (), mapping or (), rate, terms),
+        *(saliency or (), store_temperature, _by(by), resamples, seed),
+    )
+    found = ask(run, options, _say)
+    if as_json:
+        _print_json({name: plain(report) for name, report in found.items()})
+        return
+    reports = [
+        each for report in found.values() for each in (report if isinstance(report, list) else [report])
+    ]
+    for table in (table for report in reports for table in report.tables()):
+        Terminal().print(table)
+    for note in dict.fromkeys(note for report in reports for note in report.notes):
+        _say(note)
+    if store_temperature and "calibration" in found:
+        _say(f"temperature {found['calibration'].temperature:.3f} is kept with the model")
+    if found:
+        _say(f"JSON and pictures: {run / 'probe'}")
+
+
+def _by(name: str) -> By:
+    from fangyan.analysis.bootstrap import By
+
+    if name not in get_args(By):
+        raise UserError(f"--by: found {name!r}, expected one of {', '.join(get_args(By))}")
+    return cast(By, name)
+
+
+def _parts(names: Sequence[str]) -> list[Part]:
+    from fangyan.analysis.options import PARTS, Part
+
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}")
+    return [cast(Part, name) for name in names]
+
+
+def _say(message: str) -> None:
+    print(f"fangyan: {printable(message)}", file=sys.stderr)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    write_pieces([json.dumps(content, ensure_ascii=False, indent=2), "\n"], None)
