@@ -176,7 +176,7 @@ def write_models(folder):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    characters = sorted({c for sentence in SENTENCES for c in sentence} | set("0123456789 userasistnlm"))
+    characters = sorted({c for sentence in SENTENCES for c in sentence} | set("0123456789 userasistnlm正差"))
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[EOS]", "[MASK]", *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -193,6 +193,7 @@ def write_models(folder):
     qwen = transformers.Qwen3Config(**size, num_key_value_heads=1, head_dim=32, eos_token_id=2)
     for name, model in (
         ("google-bert/bert-base-multilingual-cased", bert),
+        ("hfl/chinese-roberta-wwm-ext", transformers.BertForMaskedLM(transformers.BertConfig(**size))),
         ("Qwen/Qwen3-0.6B", transformers.Qwen3ForCausalLM(qwen)),
     ):
         model.save_pretrained(folder / name)
