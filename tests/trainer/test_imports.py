@@ -18,7 +18,7 @@ FLOORS = [
     ("models",),
     ("tasks", "objectives", "adaptation", "optimizers"),
     ("inference",),
-    ("training", "recipe"),
+    ("training", "recipe", "deployment", "serving"),
     ("cli",),
     ("__init__", "__main__"),
 ]

@@ -7,9 +7,9 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -25,6 +25,7 @@ from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.files import REPEAT, whole_folder
+from fangyan.inference.graph import GraphModel, has_graph, refuse_graph
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
 from fangyan.models.layout import keep_layout
 from fangyan.models.loading import cast_weights, load_as_stored, silence_transformers
@@ -47,7 +48,7 @@ class ExportedModel:
     """A model as a run exported it.
 
     Attributes:
-        model: of transformers, or PEFT's around one.
+        model: of transformers, or PEFT's around one, or its graph.
         backend: its tokenizer.
         task: what it learned.
         layout: of batches.
@@ -68,6 +69,8 @@ class ExportedModel:
         Raises:
             UserError: if what it computes of a batch is not what it computes of each sequence.
         """
+        if isinstance(self.model, GraphModel):
+            return cast(PackedModel, self.model)  # it has what tasks use of one
         model = self.task.pack(self.model, "padded").to(device()).eval()
         for message in keep_layout(model, self.layout):
             warnings.warn(message, stacklevel=2)
@@ -85,7 +88,10 @@ def load(run: str | Path, source: str | None = None) -> Predictor:
     Raises:
         UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
-    exported = load_exported(_model_folder(Path(run)))
+    folder = model_folder(Path(run))
+    exported = load_exported(folder)
+    if exported.task.is_causal:
+        refuse_graph(folder, "writing text")  # it keeps nothing of the sub-words before
     _check_source(source, exported.prefixes, source_names(Path(run)))
     predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
     predictor.prefix = source if source in exported.prefixes else None
@@ -140,7 +146,7 @@ def evaluate(
         UserError: if it is no run folder, or a file is not of its format.
     """
     folder = Path(run)
-    exported = load_exported(_model_folder(folder))
+    exported = load_exported(model_folder(folder))
     examples = _examples(folder, data, source)
     for note in exported.task.notes(examples):
         say(note)
@@ -189,7 +195,7 @@ def export(run: str | Path, output: str | Path) -> None:
     Raises:
         UserError: if there is no exported model, or ``output`` exists or cannot be written.
     """
-    source, target = _model_folder(Path(run)), _new_folder(output)
+    source, target = model_folder(Path(run)), new_folder(output)
     for path in source.rglob("*"):
         if not (path.is_file() or path.is_dir()):
             raise UserError(f"{path}: neither a file nor a folder, or a link to nowhere")
@@ -216,26 +222,40 @@ def merge(run: str | Path, output: str | Path) -> None:
     Raises:
         UserError: if the adapter is no change of the weights, or ``output`` exists or cannot be written.
     """
-    target, source = _new_folder(output), _model_folder(Path(run))
-    exported = load_exported(source, mergeable=True)
-    model = exported.model
-    if hasattr(model, "merge_and_unload"):
-        if model.active_peft_config.is_prompt_learning:
-            raise UserError(f"{source}: prompts cannot be merged into the weights, expected another adapter")
-        model = model.merge_and_unload()
+    target, source = new_folder(output), model_folder(Path(run))
+    exported = load_merged(source)
     with whole_folder(target, REPEAT) as partial:
-        model.save_pretrained(partial)
+        exported.model.save_pretrained(partial)
         exported.backend.save_pretrained(partial)
 
 
-def _new_folder(output: str | Path) -> Path:
+def load_merged(folder: Path) -> ExportedModel:
+    """Load an exported model as plain transformers', its adapter, if it has one, merged into its weights.
+
+    Args:
+        folder: see :func:`load_exported`.
+
+    Raises:
+        UserError: if the adapter is no change of the weights, or as :func:`load_exported` does.
+    """
+    refuse_graph(folder, "this export")
+    exported = load_exported(folder, mergeable=True)
+    if not hasattr(model := exported.model, "merge_and_unload"):
+        return exported
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError(f"{folder}: prompts cannot be merged into the weights, expected another adapter")
+    return replace(exported, model=model.merge_and_unload())
+
+
+def new_folder(output: str | Path) -> Path:
+    """Return the path of a folder that is to be made; refuse one that exists."""
     target = Path(output)
     if target.exists():
         raise UserError(f"{target}: it exists, expected a new folder")
     return target
 
 
-def _model_folder(run: Path) -> Path:
+def model_folder(run: Path) -> Path:
     """Return the exported model of a run folder, or the folder itself."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run")
@@ -269,7 +289,9 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
             task = task_of_export(inference, config, f"{folder}/config.json: fangyan")
         _check_fields(folder, inference)
         backend = read_tokenizer(folder)
-        if (folder / "adapter_config.json").is_file():
+        if has_graph(folder):
+            model: Any = GraphModel(folder)
+        elif (folder / "adapter_config.json").is_file():
             model = _load_adapter(folder, task, config, mergeable)
         else:
             model = _load_whole(folder, task)

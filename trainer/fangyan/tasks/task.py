@@ -290,6 +290,14 @@ class Task(ABC):
     def metrics(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Metrics:
         """Return every metric from the outputs of all batches of ``examples``, in any order."""
 
+    def predictions(self, examples: Sequence[Example], outputs: Sequence[Any]) -> Sequence[Any]:
+        """Return what is predicted of each example, from the outputs of all batches.
+
+        Nothing where that is a number or text. They say whether two forms of a model answer alike.
+        """
+        del examples, outputs
+        return ()
+
     def floor(self, splits: Splits) -> dict[str, Metrics]:
         """Return what a model has to be better than: the metrics of a guess, per split, if there is one."""
         del splits

@@ -193,6 +193,13 @@ class ExtractiveQA(Task):
         ]
 
     @override
+    def predictions(
+        self, examples: Sequence[Example], outputs: Sequence[SpanOutput]
+    ) -> list[tuple[int, int]]:
+        """Return where each answer is, in characters of its context."""
+        return [(answer.start, answer.end) for answer in self.answers(examples, outputs)]
+
+    @override
     def metrics(self, examples: Sequence[Example], outputs: Sequence[SpanOutput]) -> Metrics:
         """Return F1 and exact match, in percent."""
         found = [

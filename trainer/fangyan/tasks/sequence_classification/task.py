@@ -325,6 +325,11 @@ class SequenceClassification(Task):
         return label_metrics(self.kind, *self._both(examples, outputs))
 
     @override
+    def predictions(self, examples: Sequence[Example], outputs: Sequence[TextOutput]) -> list[Any]:
+        """Return the class or the classes of each text; nothing of numbers."""
+        return [] if self.kind == "regression" else self._both(examples, outputs)[1]
+
+    @override
     def floor(self, splits: Splits) -> dict[str, Metrics]:
         """Return the metrics of the most frequent class; of several classes or numbers there is none."""
         if self.kind != "single_label_classification":

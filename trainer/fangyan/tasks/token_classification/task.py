@@ -323,6 +323,11 @@ class TokenClassification(Task):
         return tag_metrics(gold, self.join(outputs, len(examples)), self.scheme)
 
     @override
+    def predictions(self, examples: Sequence[Example], outputs: Sequence[Any]) -> list[tuple[str, ...]]:
+        """Return the labels of each sentence."""
+        return self.join(outputs, len(examples))
+
+    @override
     def floor(self, splits: Splits) -> dict[str, Metrics]:
         """Return the metrics of each word's most frequent tag."""
         pairs = ((example.fields["tokens"], self.read(example)) for example in splits["train"])
