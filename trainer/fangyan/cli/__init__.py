@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fangyan.cli import machine, recipes, runs
+from fangyan.cli import machine, recipes, runs, service
 from fangyan.cli.end import end, fail, leave
 from fangyan.cli.options import TrainCommand
 from fangyan.errors import Stopped, UserError
@@ -36,6 +36,7 @@ COMMANDS: list[Callable[..., None]] = [
     runs.predict,
     runs.chat,
     runs.export,
+    service.serve,
     machine.env,
 ]
 for _command in COMMANDS:
