@@ -1,6 +1,6 @@
 """Load on a served model over loopback: requests per second, latencies, and memory.
 
-    python bench/serve_load.py RUN [--requests 4000] [--concurrency 1 8 32]
+    python bench/serve_load.py RUN [--model FOLDER] [--requests 4000] [--concurrency 1 8 32]
 
 Starts ``fangyan serve`` twice, with requests that are run together and without (``--batch-texts 1``). Each
 request is a text of the run's dev split; the answers of the first 200 are compared with ``fangyan predict
@@ -112,16 +112,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="a run folder, whose texts are sent")
+    parser.add_argument("--model", type=Path, help="what is served in its place, such as an export in int8")
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     arguments = parser.parse_args()
+    served = arguments.model or arguments.run
     texts = texts_of(arguments.run)
     texts = (texts * (arguments.requests // len(texts) + 1))[: arguments.requests]
     print("| together | clients | requests/s | p50, ms | p99, ms | RSS before, MB | after |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, batch_texts in (("no", 1), ("yes", 64)):
-        with service(arguments.run, batch_texts) as (port, process):
+        with service(served, batch_texts) as (port, process):
             asyncio.run(load(port, texts[:WARM_UP], max(arguments.concurrency)))
             for concurrency in arguments.concurrency:
                 before = process.memory_info().rss / 1e6
@@ -133,7 +135,7 @@ def main() -> None:
                     f"| {before:,.0f} | {after:,.0f} |",
                     flush=True,
                 )
-                check(arguments.run, texts[:COMPARED], answers[:COMPARED])
+                check(served, texts[:COMPARED], answers[:COMPARED])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Folders of tiny models as fangyan exports them, made without training."""
 
 import torch
+from fangyan.data.example import Example
+from fangyan.data.splits import write_examples
 from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.tasks.causal_lm.task import CausalLM
 from fangyan.tasks.instruction.task import Instruction
+from fangyan.tasks.sequence_classification.task import SequenceClassification
 from fangyan.tasks.token_classification.task import TokenClassification
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertForTokenClassification,
     BertTokenizerFast,
     Qwen3Config,
@@ -30,6 +34,35 @@ def tagger(folder):
     config = BertConfig(vocab_size=5 + len(CHARACTERS), max_position_embeddings=64, **_SIZES, **names)
     task = TokenClassification(LABELS, "segmentation", "characters", subword="first")
     return _write(folder, BertForTokenClassification(config), task)
+
+
+def tagged_run(folder):
+    """A run folder of a tagger, with a dev split: what an export is compared on."""
+    tagger(folder / "model")
+    (folder / "recipe.yaml").write_text("data: {format: conll}\n", encoding="utf-8")
+    texts = ["我食飯", "你飲茶", "佢今日去街", "我哋今日去飲茶"]
+    examples = [
+        Example({"tokens": tuple(text), "tags": ("B-n",) + ("I-v",) * (len(text) - 1)}, f"dev:{i}", str(i))
+        for i, text in enumerate(texts)
+    ]
+    write_examples(folder / "splits" / "dev.jsonl", examples)
+    return folder
+
+
+def pair_classifier(folder):
+    """A classifier of pairs at random weights."""
+    config = BertConfig(
+        vocab_size=5 + len(CHARACTERS),
+        max_position_embeddings=64,
+        problem_type="single_label_classification",
+        id2label={0: "same", 1: "other"},
+        label2id={"same": 0, "other": 1},
+        **_SIZES,
+    )
+    model = BertForSequenceClassification(config)
+    task = SequenceClassification(["same", "other"], "single_label_classification", has_pairs=True)
+    task.use_model(model, tokenizer())
+    return _write(folder, model, task)
 
 
 def writer(folder):

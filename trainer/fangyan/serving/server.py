@@ -65,7 +65,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Named, or asyncio does not turn Nagle's algorithm off: an answer then waits 40 ms for its second half.
+        # With its protocol, or asyncio leaves Nagle's algorithm on: half an answer waits 40 ms for the other.
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise UserError(f"--host {host}: no address of this machine ({error.strerror or error})") from None
