@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fangyan
 from fangyan.config import short
@@ -72,28 +72,35 @@ class PredictResponse(BaseModel):
     predictions: list[dict[str, Any]]
 
 
-class _LengthLimit:
-    """Refuses a body that says it is too long, in JSON: by itself Starlette does so in plain text.
+class _BodyLimit:
+    """Refuses a body that says that it is too long, or turns out to be.
 
     Args:
         app: the service.
-        limits: of a request.
+        most: bytes.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits):
+    def __init__(self, app: ASGIApp, most: int):
         self._app = app
-        self._limits = limits
+        self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app: ASGIApp = self._app
+        sentence = f"the body is larger than {self._most:,} bytes, which no request within the limits needs"
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._most:
+                raise HTTPException(413, sentence)
+            return message
+
         length = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
-        if length.isdecimal() and int(length) > self._limits.body:
-            app = JSONResponse({"error": _too_long(self._limits)}, 413)
-        await app(scope, receive, send)
-
-
-def _too_long(limits: Limits) -> str:
-    return f"the body is larger than {limits.body:,} bytes, which no request within the limits needs"
+        if length.isdecimal() and int(length) > self._most:
+            await JSONResponse({"error": sentence}, 413)(scope, receive, send)
+        else:
+            await self._app(scope, counted, send)
 
 
 class Health(BaseModel):
@@ -138,10 +145,9 @@ def make_app(batcher: Batcher, name: str, task: str, limits: Limits) -> FastAPI:
         description=f"A model of the task {task}, served by fangyan.",
         version=fangyan.__version__,
         lifespan=lifespan,
-        max_body_size=limits.body,
     )
-    app.add_middleware(_LengthLimit, limits=limits)
-    _answer_mistakes(app, limits)
+    app.add_middleware(_BodyLimit, most=limits.body)
+    _answer_mistakes(app)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -187,7 +193,7 @@ def _check(request: PredictRequest, limits: Limits) -> None:
         )
 
 
-def _answer_mistakes(app: FastAPI, limits: Limits) -> None:
+def _answer_mistakes(app: FastAPI) -> None:
     """Answer whatever is wrong with a request by one sentence in JSON."""
 
     def answer(status: int, sentence: str, headers: Any = None) -> JSONResponse:
@@ -207,8 +213,6 @@ def _answer_mistakes(app: FastAPI, limits: Limits) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 413 and error.detail == "Content Too Large":  # Starlette's own
-            return answer(413, _too_long(limits))
         return answer(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
