@@ -15,7 +15,7 @@ import pytest
 import tiny_exports
 
 TEXTS = ["我食飯", "你今日去街飲茶", "佢"]
-LIMITS = ["--max-texts", "5", "--max-characters", "40", "--max-new-tokens", "60"]
+LIMITS = ["--max-texts", "5", "--max-characters", "40"]
 
 
 class Service:
@@ -113,7 +113,6 @@ def test_health_and_the_page_need_no_other_host(service):
     [
         ('{"texts": ["a", "b", "c", "d", "e", "f"]}', 413, "texts: 6, expected 5 at most"),
         (json.dumps({"texts": ["我" * 41]}), 413, "texts: 41 characters together, expected 40 at most"),
-        (json.dumps({"texts": ["a"], "max_new_tokens": 61}), 413, "max_new_tokens: 61, expected 60 at most"),
         ("x" * 20_000, 413, "the body is larger than 10,520 bytes, which no request within the limits needs"),
         ("{", 422, "the body is no JSON ("),
         ("{}", 422, 'texts: missing; expected JSON such as {"texts": ["…"]}'),
@@ -166,6 +165,23 @@ def test_a_signal_ends_it_once_requests_in_flight_are_answered(cli, number, code
         assert answers[0].result()[1]["predictions"][0]["text"] == "我食"
     assert found == code
     assert len(err.splitlines()) == 1  # where it was
+
+
+def test_what_a_model_writes_is_limited(cli):
+    folder = tiny_exports.writer(cli.folder / "writer")
+    with served(cli, folder, "--max-new-tokens", "70") as service:
+        status, answer = service.predict(["我食", "你"], max_new_tokens=35)
+        assert status == 200
+        assert [record["text"] for record in answer["predictions"]] == ["我食", "你"]
+        assert service.predict(["我食", "你"], max_new_tokens=36) == (
+            413,
+            {"error": "max_new_tokens: 36 after each of 2 texts, expected 70 together at most"},
+        )
+        assert service.predict(["我", "你"])[1]["error"].startswith(
+            "max_new_tokens: 64 after each of 2 texts"
+        )
+        assert service.predict(["我"], max_new_tokens=-1)[0] == 422
+        assert service.predict(["我"], temperature=1e9)[0] == 422
 
 
 def test_an_address_that_is_taken_and_one_of_elsewhere(cli, tagger):

@@ -25,8 +25,8 @@ def serve(
         int, typer.Option(min=1, max=10_000_000, help="Of all texts of a request.")
     ] = 20_000,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="That a request may ask a model that writes for.")
-    ] = 512,
+        int, typer.Option(min=1, max=1_000_000, help="That a model writes for all texts of a request.")
+    ] = 1024,
 ) -> None:
     """Serve a run's model by HTTP: POST /predict with texts, GET /health, and /docs says more."""
     from fangyan.packages import require

@@ -33,7 +33,7 @@ class Form:
     Attributes:
         name: for people.
         metrics: on the split.
-        megabytes: of its files.
+        megabytes: of its weights, and the graph that they are in.
         alone: ms of a sequence, one at a time.
         together: ms of a sequence, :data:`fangyan.deployment.comparison.TOGETHER` at a time.
     """
@@ -133,7 +133,8 @@ def export_graph(run: str | Path, output: str | Path, in_int8: bool = False) -> 
         models["ONNX, float32"] = found = GraphModel(partial)
         agreement = comparison.agreement(found)
         agreement.check(str(target))
-        sizes = [_megabytes(source), _megabytes(partial)]
+        weights = sum(parameter.nbytes for parameter in merged.model.parameters()) / 1e6
+        sizes = [weights, _megabytes(partial)]
         if in_int8:
             save(quantized(graph), partial)
             models["ONNX, int8"] = GraphModel(partial)
@@ -196,9 +197,8 @@ def _measure(comparison: Comparison, models: dict[str, Model], sizes: list[float
 
 
 def _megabytes(folder: Path) -> float:
-    """Return the size of a model's weights, with the graph they are in."""
-    names = (GRAPH, f"{GRAPH}.data", "*.safetensors", "*.bin")
-    return sum(path.stat().st_size for name in names for path in folder.glob(name)) / 1e6
+    """Return the size of a graph and its weights."""
+    return sum((folder / name).stat().st_size for name in (GRAPH, f"{GRAPH}.data")) / 1e6
 
 
 def _readme(name: str, merged: ExportedModel, graph: Any, result: Deployed, in_int8: bool) -> str:

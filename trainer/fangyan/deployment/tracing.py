@@ -112,7 +112,7 @@ def save(exported: Any, folder: Path) -> None:
 def quiet() -> Iterator[None]:
     """Keep libraries from writing: what they would have checked, the comparison checks of the result."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -33,12 +33,12 @@ class Limits:
     Attributes:
         texts: of it.
         characters: of all its texts together.
-        new_tokens: sub-words that a model writes after each.
+        new_tokens: sub-words that a model writes for all of them, which says how long a request may take.
     """
 
     texts: int = 256
     characters: int = 20_000
-    new_tokens: int = 512
+    new_tokens: int = 1024
 
     @property
     def body(self) -> int:
@@ -124,7 +124,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(batcher: Batcher, name: str, task: str, limits: Limits) -> FastAPI:
+def make_app(batcher: Batcher, name: str, task: str, limits: Limits, new_tokens: int = 0) -> FastAPI:
     """Return the service of a model.
 
     Args:
@@ -132,6 +132,8 @@ def make_app(batcher: Batcher, name: str, task: str, limits: Limits) -> FastAPI:
         name: of the model, for the page that describes the service.
         task: that it learned.
         limits: of a request.
+        new_tokens: sub-words that the model writes after a text where a request does not say; 0 of one that
+            writes nothing.
     """
 
     @asynccontextmanager
@@ -164,14 +166,14 @@ def make_app(batcher: Batcher, name: str, task: str, limits: Limits) -> FastAPI:
     @app.post("/predict", response_model=PredictResponse, responses=_ERRORS)
     async def predict(request: PredictRequest) -> JSONResponse:
         """Return what is predicted for each text."""
-        _check(request, limits)
+        _check(request, limits, new_tokens)
         answer = asyncio.wrap_future(batcher.submit(request.texts, request.options()))
         return JSONResponse({"predictions": await answer})
 
     return app
 
 
-def _check(request: PredictRequest, limits: Limits) -> None:
+def _check(request: PredictRequest, limits: Limits, new_tokens: int) -> None:
     """Refuse a request beyond the limits.
 
     Raises:
@@ -187,9 +189,12 @@ def _check(request: PredictRequest, limits: Limits) -> None:
     for i, text in enumerate(request.texts):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise HTTPException(422, f"texts.{i}: half a surrogate pair, expected Unicode text")
-    if (request.max_new_tokens or 0) > limits.new_tokens:
+    each = new_tokens and (request.max_new_tokens or new_tokens)
+    if count * each > limits.new_tokens:
         raise HTTPException(
-            413, f"max_new_tokens: {request.max_new_tokens}, expected {limits.new_tokens:,} at most"
+            413,
+            f"max_new_tokens: {each:,} after each of {count:,} texts, expected {limits.new_tokens:,} together "
+            "at most",
         )
 
 

@@ -16,6 +16,7 @@ from fangyan.inference.load import load, model_folder
 from fangyan.models.files import read_config
 from fangyan.serving.app import Limits, make_app
 from fangyan.serving.batching import Batcher
+from fangyan.tasks.causal_lm.predictor import NEW_TOKENS, TextGenerator
 from fangyan.terminal import printable
 
 # Seconds that requests have to be answered once the service is told to end.
@@ -38,9 +39,11 @@ def serve(run: Path, host: str, port: int, source: str | None, most_texts: int, 
         Stopped: at Ctrl-C, with its exit code.
     """
     with listening(host, port) as listener:
-        batcher = Batcher(load(run, source), most_texts)
+        predictor = load(run, source)
+        new_tokens = NEW_TOKENS if isinstance(predictor, TextGenerator) else 0
+        batcher = Batcher(predictor, most_texts)
         task = str(read_config(model_folder(run)).fangyan["task"])
-        app = make_app(batcher, run.resolve().name, task, limits)
+        app = make_app(batcher, run.resolve().name, task, limits, new_tokens)
         config = uvicorn.Config(
             app,
             log_level="warning",
