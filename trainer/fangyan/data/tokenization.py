@@ -94,8 +94,8 @@ class TokenizedSequence:
     characters: list[int] = field(default_factory=list)
 
 
-# Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back. A text without spaces
-# may be one word of thousands of characters, which a service that remembered it would never meet again.
+# Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back. A text without
+# spaces may be one word of thousands of characters, which nobody will ask for again.
 _CACHED_WORDS, _LONGEST_CACHED = 100_000, 100
 
 

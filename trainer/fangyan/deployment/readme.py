@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fangyan.tasks.task import Task
 
 _README = """# {name}
@@ -56,14 +58,15 @@ inside = [i for i, owner in enumerate(encoded.sequence_ids) if owner == 1]
 spans = {(i, j): start[i] + end[j] for i in inside for j in inside if i <= j}
 first, last = max(spans, key=spans.get)
 print(context[encoded.offsets[first][0] : encoded.offsets[last][1]])""",
-    "fill-mask": """text = "我MASK飯"
-encoded = tokenizer.encode(text)
+    "fill-mask": """mask = MASK
+encoded = tokenizer.encode(f"我{mask}飯")
 (logits,) = run(encoded)
-print(tokenizer.id_to_token(int(logits[encoded.tokens.index("MASK")].argmax())))""",
-    "text-generation": """text = "我哋"
+print(tokenizer.id_to_token(int(logits[encoded.tokens.index(mask)].argmax())))""",
+    "text-generation": """text = BEGINNING
 for _ in range(8):
-    (logits,) = run(tokenizer.encode(text))  # of all sub-words again: the graph keeps nothing
-    text += tokenizer.decode([int(logits[-1].argmax())])
+    # Of all sub-words again: the graph keeps nothing.
+    (logits,) = run(tokenizer.encode(text, add_special_tokens=False))
+    text += tokenizer.decode([int(logits[-1].argmax())], skip_special_tokens=False)
 print(text)""",
 }
 
@@ -80,7 +83,7 @@ def readme(
     name: str,
     model_class: str,
     task: Task,
-    backend: object,
+    backend: Any,
     inputs: list[str],
     outputs: list[str],
     longest: int,
@@ -113,12 +116,22 @@ def readme(
     )
 
 
-def _example(task: Task, backend: object) -> str:
+def _example(task: Task, backend: Any) -> str:
     in_characters = getattr(task, "token_unit", "words") == "characters"
     pair = getattr(task, "has_pairs", False)
     return (
         _EXAMPLES[task.pipeline_tag]
         .replace("TOKENS", 'list("我食飯")' if in_characters else '["我", "食", "飯"]')
         .replace("TEXTS", '"你食咗飯未呀", "我食咗飯喇"' if pair else '"你食咗飯未呀"')
-        .replace("MASK", str(getattr(backend, "mask_token", None)))
+        .replace("MASK", repr(backend.mask_token))
+        .replace("BEGINNING", repr(_beginning(backend)))
     )
+
+
+def _beginning(backend: Any) -> str:
+    """Return what a model of text is to continue: a question in its chat template, where it has one."""
+    if backend.chat_template is None:
+        return f"{backend.bos_token or ''}我哋"
+    messages = [{"role": "user", "content": "我哋"}]
+    text: str = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text

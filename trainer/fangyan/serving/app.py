@@ -193,8 +193,8 @@ def _check(request: PredictRequest, limits: Limits, new_tokens: int) -> None:
     if count * each > limits.new_tokens:
         raise HTTPException(
             413,
-            f"max_new_tokens: {each:,} after each of {count:,} texts, expected {limits.new_tokens:,} together "
-            "at most",
+            f"max_new_tokens: {each:,} after each of {count:,} texts, expected {limits.new_tokens:,} "
+            "together at most",
         )
 
 
