@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import tiny_exports
 import torch
+from fangyan.data.example import Example
+from fangyan.data.packing import collate
+from fangyan.data.tokenization import Tokenizer
 from fangyan.deployment import export as deployment
 from fangyan.deployment.comparison import TOLERANCE, Agreement
 from fangyan.deployment.export import check_format, export_graph
@@ -84,6 +87,17 @@ def test_int8_is_smaller_and_nearly_the_same(run, graph, tmp_path):
     both = [scores(folder) for folder in (graph, tmp_path / "small")]
     assert 0 < np.abs(both[0] - both[1]).max() < 0.05 * np.abs(both[0]).max()
     assert "int8" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+
+
+def test_answers_in_int8_do_not_depend_on_what_else_is_run(run, tmp_path):
+    export_graph(run, tmp_path / "small", in_int8=True)
+    exported = load.load_exported(tmp_path / "small")
+    examples = [Example({"tokens": tuple(text)}, "", "") for text in TEXTS]
+    sequences = exported.task.tokenize(examples, Tokenizer(exported.backend), 64)
+    graph, together = exported.packed(), collate(sequences, 0, 0)
+    found = graph.split_logits(graph.logits(together), together)
+    for sequence, logits in zip(sequences, found, strict=True):
+        assert torch.equal(logits, graph.logits(collate([sequence], 0, 0))[0])
 
 
 def scores(folder):

@@ -32,7 +32,7 @@ _TIES = 1e-3
 EXAMPLES, SUBWORDS = 2_000, 100_000
 # Logits of a batch: 256 MB of them.
 _LOGITS = 1 << 26
-# What is timed: sentences, of lengths as they are in the split, alone and so many at once.
+# What is timed: sentences, of lengths as they are in the split, one in a call and so many.
 TIMED, TOGETHER = 64, 32
 _ROUNDS, _SECONDS = 7, 10.0
 

@@ -9,7 +9,7 @@ from fangyan.tasks.task import Task
 _README = """# {name}
 
 An ONNX graph of `{model_class}`{precision}, written by fangyan. Inputs: {inputs}, (batch, length), int64.
-Outputs: {outputs}. A batch may have any size, a sequence {longest:,} sub-words at most.
+Outputs: {outputs}. A batch may have any size, a sequence {longest:,} sub-words at most.{alone}
 
 {checked}
 
@@ -40,6 +40,10 @@ def run(encoded):
 
 
 """
+
+_ALONE = """
+The scale of its activations is that of all that is run at once, padding too: run texts one by one, and what one
+gets does not depend on the others."""
 
 # By the Hub's name of what a model does.
 _EXAMPLES = {
@@ -106,6 +110,7 @@ def readme(
     return _README.format(
         name=name,
         model_class=model_class,
+        alone=_ALONE if in_int8 else "",
         precision=" with weights in 8 bits" if in_int8 else "",
         inputs=", ".join(f"`{value}`" for value in inputs),
         outputs=", ".join(f"`{value}`" for value in outputs),

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fangyan.data.packing import Batch, word_segments
-from fangyan.data.tokenization import IGNORE_INDEX
+from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 from fangyan.errors import UserError
 from fangyan.models.packed import averaged
 from fangyan.packages import require
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 class GraphModel:
     """Runs an exported graph on the CPU; it has what tasks use of :class:`fangyan.models.packed.PackedModel`.
+
+    Sequences are run one by one. In 8 bits the scale of activations is that of all that is run at once, padding
+    too: what a sentence gets would depend on its neighbours. And on few cores a batch is no faster.
 
     Args:
         folder: with the graph; see :data:`GRAPH`.
@@ -53,30 +57,29 @@ class GraphModel:
         except Exception as error:  # its classes are of C++, and have no common name
             raise ValueError(f"{GRAPH}: {' '.join(str(error).split())[:300]}") from None
         self._inputs = [value.name for value in self._session.get_inputs()]
-        self._outputs = [value.name for value in self._session.get_outputs()]
+        outputs = {value.name for value in self._session.get_outputs()}
+        # Of a span there are two: whether it starts at a sub-word, and whether it ends there.
+        self._outputs = ["logits"] if "logits" in outputs else ["start_logits", "end_logits"]
 
     def __call__(self, compute: Callable[[Any], T]) -> T:
         """Return ``compute(self)``; see :meth:`fangyan.models.packed.PackedModel.forward`."""
         return compute(self)
 
-    def run(self, batch: Batch) -> dict[str, Tensor]:
-        """Return all outputs of the graph for a batch of one sequence per row, by name."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": (batch.sequence_ids > 0).long()}
+    def run(self, sequence: TokenizedSequence) -> Tensor:
+        """Return what the graph has of one sequence: its logits, (T, C), or (C,) of a whole one."""
+        ids = np.array([sequence.input_ids], dtype=np.int64)
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         if "token_type_ids" in self._inputs:
-            given = batch.token_type_ids
-            inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if given is None else given
-        found = self._session.run(
-            self._outputs, {name: value.cpu().numpy() for name, value in inputs.items()}
-        )
-        return {name: torch.from_numpy(values) for name, values in zip(self._outputs, found, strict=True)}
+            inputs["token_type_ids"] = np.array([sequence.segments or [0] * ids.shape[1]], dtype=np.int64)
+        found = [torch.from_numpy(values[0]) for values in self._session.run(self._outputs, inputs)]
+        return found[0] if len(found) == 1 else torch.stack(found, -1)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of a batch: (R, W, C), or (R, C) where sequences are classified as a whole."""
-        found = self.run(batch)
-        if "logits" not in found:
-            return torch.stack([found["start_logits"], found["end_logits"]], -1)
-        logits = found["logits"]
-        return logits if logits.ndim == 2 else averaged(logits, batch, word_segments(batch))
+        found = [self.run(sequence) for sequence in batch.sequences]
+        if found[0].ndim == 1:
+            return torch.stack(found)
+        return averaged(nn.utils.rnn.pad_sequence(found, batch_first=True), batch, word_segments(batch))
 
     def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         """Return the logits of each sequence of a batch: (T, C), or (1, C) of a whole one."""
