@@ -99,12 +99,15 @@ class Comparison:
 
     @torch.no_grad()
     def agreement(self, graph: GraphModel) -> Agreement:
-        """Return how near a graph is to the run."""
+        """Return how near a graph is to the run: its logits of padded batches, its answers of each sequence."""
         largest = difference = 0.0
         outputs: tuple[list[Any], list[Any]] = [], []
         for members in self._batches():
-            found = [self._logits(model, members) for model in (self.run, graph)]
-            for ours, theirs in zip(*found, strict=True):
+            plain, padded = self._batch(self.run, members), self._batch(graph, members)
+            found = self.run.split_logits(self.run.logits(plain).float().cpu(), plain)
+            for ours, theirs in zip(
+                found, graph.split_logits(graph.padded_logits(padded), padded), strict=True
+            ):
                 largest = max(largest, float(ours.abs().max()))
                 difference = _larger(difference, float((ours - theirs).abs().max()))
             outputs[0].extend(self._outputs(self.run, members))
@@ -127,10 +130,6 @@ class Comparison:
     def _batch(self, model: Model, members: Sequence[int]) -> Any:
         chosen = [self.sequences[i] for i in members]
         return collate(chosen, self._pad_id, model.row_width).to(device())
-
-    def _logits(self, model: Model, members: Sequence[int]) -> list[torch.Tensor]:
-        batch = self._batch(model, members)
-        return [part.float().cpu() for part in model.split_logits(model.logits(batch), batch)]
 
     def _outputs(self, model: Model, members: Sequence[int]) -> list[Any]:
         return self.task.outputs(cast(PackedModel, model), self._batch(model, members))

@@ -42,8 +42,8 @@ def run(encoded):
 """
 
 _ALONE = """
-The scale of its activations is that of all that is run at once, padding too: run texts one by one, and what one
-gets does not depend on the others."""
+The scale of its activations is that of all that is run at once, padding too: run texts one by one, and what
+one gets does not depend on the others."""
 
 # By the Hub's name of what a model does.
 _EXAMPLES = {

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fangyan.data.packing import Batch, word_segments
-from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
+from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
 from fangyan.models.packed import averaged
 from fangyan.packages import require
@@ -24,8 +23,8 @@ T = TypeVar("T")
 class GraphModel:
     """Runs an exported graph on the CPU; it has what tasks use of :class:`fangyan.models.packed.PackedModel`.
 
-    Sequences are run one by one. In 8 bits the scale of activations is that of all that is run at once, padding
-    too: what a sentence gets would depend on its neighbours. And on few cores a batch is no faster.
+    Sequences are run one by one. In 8 bits the scale of activations is that of all that is run at once,
+    padding too: what a sentence gets would depend on its neighbours. And on few cores a batch is no faster.
 
     Args:
         folder: with the graph; see :data:`GRAPH`.
@@ -65,21 +64,33 @@ class GraphModel:
         """Return ``compute(self)``; see :meth:`fangyan.models.packed.PackedModel.forward`."""
         return compute(self)
 
-    def run(self, sequence: TokenizedSequence) -> Tensor:
-        """Return what the graph has of one sequence: its logits, (T, C), or (C,) of a whole one."""
-        ids = np.array([sequence.input_ids], dtype=np.int64)
-        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        if "token_type_ids" in self._inputs:
-            inputs["token_type_ids"] = np.array([sequence.segments or [0] * ids.shape[1]], dtype=np.int64)
-        found = [torch.from_numpy(values[0]) for values in self._session.run(self._outputs, inputs)]
-        return found[0] if len(found) == 1 else torch.stack(found, -1)
-
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of a batch: (R, W, C), or (R, C) where sequences are classified as a whole."""
-        found = [self.run(sequence) for sequence in batch.sequences]
+        tensors, found = self._tensors(batch), []
+        for row, sequence in enumerate(batch.sequences):
+            place = slice(row, row + 1), slice(len(sequence.input_ids))
+            found.append(self._run({name: value[place] for name, value in tensors.items()})[0])
         if found[0].ndim == 1:
             return torch.stack(found)
         return averaged(nn.utils.rnn.pad_sequence(found, batch_first=True), batch, word_segments(batch))
+
+    def padded_logits(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch that is run at once, as others may do."""
+        found = self._run(self._tensors(batch))
+        return found if found.ndim == 2 else averaged(found, batch, word_segments(batch))
+
+    def _tensors(self, batch: Batch) -> dict[str, Tensor]:
+        found = {"input_ids": batch.input_ids, "attention_mask": (batch.sequence_ids > 0).long()}
+        if "token_type_ids" in self._inputs:
+            given = batch.token_type_ids
+            found["token_type_ids"] = torch.zeros_like(batch.input_ids) if given is None else given
+        return {name: value.cpu() for name, value in found.items()}
+
+    def _run(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the graph's logits of rows: (R, W, C), or (R, C)."""
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        found = [torch.from_numpy(values) for values in self._session.run(self._outputs, arrays)]
+        return found[0] if len(found) == 1 else torch.stack(found, -1)
 
     def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         """Return the logits of each sequence of a batch: (T, C), or (1, C) of a whole one."""
