@@ -99,7 +99,7 @@ class Comparison:
 
     @torch.no_grad()
     def agreement(self, graph: GraphModel) -> Agreement:
-        """Return how near a graph is to the run: its logits of padded batches, its answers of each sequence."""
+        """Return how near a graph is to the run: its logits of padded batches, its answers one by one."""
         largest = difference = 0.0
         outputs: tuple[list[Any], list[Any]] = [], []
         for members in self._batches():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -33,12 +34,9 @@ def check_packages(field: str) -> None:
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, field, "onnx onnxscript onnxruntime")
-    if importlib.util.find_spec("transformers.exporters") is None:
-        import transformers
-
+    if sys.version_info < (3, 11) or importlib.util.find_spec("transformers.exporters") is None:
         raise UserError(
-            f"{field} needs transformers' exporters, which release {transformers.__version__} does not have; "
-            "run: pip install --upgrade transformers (on Python 3.11 or later)"
+            f"{field} needs transformers' exporters, which come with its release 5.23 on Python 3.11 or later"
         )
 
 

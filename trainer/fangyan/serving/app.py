@@ -187,8 +187,10 @@ def _check(request: PredictRequest, limits: Limits, new_tokens: int) -> None:
             413, f"texts: {characters:,} characters together, expected {limits.characters:,} at most"
         )
     for i, text in enumerate(request.texts):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise HTTPException(422, f"texts.{i}: half a surrogate pair, expected Unicode text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise HTTPException(422, f"texts.{i}: half a surrogate pair, expected Unicode text") from None
     each = new_tokens and (request.max_new_tokens or new_tokens)
     if count * each > limits.new_tokens:
         raise HTTPException(

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from fangyan.errors import UserError
 from fangyan.tasks.task import Predictor
 
 # Texts that may wait: more is refused at once, rather than answered when nobody waits any longer.
@@ -91,7 +90,8 @@ class Batcher:
         left: _Request | None = None
         while (first := left or self._requests.get()) is not None:
             batch, left, is_last = self._together(first)
-            self._run(batch)
+            # Of a request that was given up nothing is run.
+            self._answer([request for request in batch if request.answer.set_running_or_notify_cancel()])
             if is_last:
                 return
 
@@ -111,30 +111,21 @@ class Batcher:
             count += len(following.texts)
         return batch, None, False
 
-    def _run(self, batch: Sequence[_Request]) -> None:
+    def _answer(self, batch: Sequence[_Request]) -> None:
         """Answer some requests; where one has a mistake, each alone, so that it is nobody else's."""
-        # Of a request that was given up nothing is run.
-        batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
         try:
             found = self._predict([text for request in batch for text in request.texts], batch)
         except Exception as error:
-            if len(batch) == 1 or not isinstance(error, UserError):
-                for request in batch:
-                    request.answer.set_exception(error)
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
                 return
             for request in batch:
-                self._answer_alone(request)
+                self._answer([request])
             return
         for request in batch:
             count = len(request.texts)
             request.answer.set_result(found[:count])
             found = found[count:]
-
-    def _answer_alone(self, request: _Request) -> None:
-        try:
-            request.answer.set_result(self._predict(request.texts, [request]))
-        except Exception as error:
-            request.answer.set_exception(error)
 
     def _predict(self, texts: Sequence[str], batch: Sequence[_Request]) -> Records:
         if not batch:
