@@ -174,12 +174,17 @@ def _write(folder: Path, graph: Any, merged: ExportedModel) -> None:
     merged.backend.save_pretrained(folder)
 
 
-def quantized(graph: Any) -> Any:
-    """Return a graph whose products are of 8-bit weights and activations; see :func:`export_graph`."""
+def quantized(graph: Any, **options: Any) -> Any:
+    """Return a graph whose products are of 8-bit weights and activations; see :func:`export_graph`.
+
+    Args:
+        graph: of :func:`fangyan.deployment.tracing.trace`.
+        options: of ``transformers.exporters.OnnxRuntimeDynamicConfig``, in place of those that were chosen.
+    """
     from transformers.exporters import ExportedModel as Graph
     from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
-    config = OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True)
+    config = OnnxRuntimeDynamicConfig(**({"per_channel": True, "reduce_range": True} | options))
     (name,) = graph.components
     component = graph.components[name]
     with quiet():
