@@ -2,8 +2,8 @@
 
     python bench/int8_variants.py RUN
 
-Scores, answers that are not the run's, size, and the time of a sentence by itself, all on the dev split and in
-as many threads as PyTorch has (OMP_NUM_THREADS).
+Scores, answers that are not the run's, size, and the time of a sentence by itself, all on the dev split and
+in as many threads as PyTorch has (OMP_NUM_THREADS).
 """
 
 from __future__ import annotations
