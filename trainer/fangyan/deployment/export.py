@@ -113,7 +113,8 @@ def export_graph(run: str | Path, output: str | Path, in_int8: bool = False) -> 
         run: a run folder.
         output: a new folder.
         in_int8: quantize its weights, and where it runs its activations, to 8 bits: by channel, over half the
-            range, so that sums of two products fit into the 16 bits that CPUs without VNNI have for them.
+            range, so that sums of two products fit into the 16 bits that CPUs without VNNI have for them
+            (``reduce_range`` in ONNX Runtime's documentation of quantization).
 
     Raises:
         UserError: if ONNX has no form of the model, or the graph answers otherwise; nothing is written then.
