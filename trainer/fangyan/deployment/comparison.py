@@ -83,6 +83,7 @@ class Comparison:
         self.run = exported.packed()
         tokenizer = Tokenizer(exported.backend)
         self._pad_id = tokenizer.pad_id
+        self._kept: dict[Model, list[Any]] = {}
         chosen = list(islice(examples, EXAMPLES))
         sequences = self.task.tokenize_scored(chosen, tokenizer, exported.max_length)
         ends = np.cumsum([len(sequence.input_ids) for sequence in sequences])
@@ -101,7 +102,6 @@ class Comparison:
     def agreement(self, graph: GraphModel) -> Agreement:
         """Return how near a graph is to the run: its logits of padded batches, its answers one by one."""
         largest = difference = 0.0
-        outputs: tuple[list[Any], list[Any]] = [], []
         for members in self._batches():
             plain, padded = self._batch(self.run, members), self._batch(graph, members)
             found = self.run.split_logits(self.run.logits(plain).float().cpu(), plain)
@@ -110,17 +110,14 @@ class Comparison:
             ):
                 largest = max(largest, float(ours.abs().max()))
                 difference = _larger(difference, float((ours - theirs).abs().max()))
-            outputs[0].extend(self._outputs(self.run, members))
-            outputs[1].extend(self._outputs(graph, members))
-        both = [self.task.predictions(self.examples, kept) for kept in outputs]
+        both = [self.task.predictions(self.examples, self._outputs(model)) for model in (self.run, graph)]
         same = sum(ours == theirs for ours, theirs in zip(*both, strict=True))
         return Agreement(difference / max(largest, 1e-30), len(self.examples), len(both[0]), same)
 
     @torch.no_grad()
     def metrics(self, model: Model) -> Metrics:
         """Return the task's metrics of a form of the model."""
-        outputs = [output for members in self._batches() for output in self._outputs(model, members)]
-        return self.task.metrics(self.examples, outputs)
+        return self.task.metrics(self.examples, self._outputs(model))
 
     def _batches(self) -> Batches:
         widest = self.run.head.out_features
@@ -131,8 +128,13 @@ class Comparison:
         chosen = [self.sequences[i] for i in members]
         return collate(chosen, self._pad_id, model.row_width).to(device())
 
-    def _outputs(self, model: Model, members: Sequence[int]) -> list[Any]:
-        return self.task.outputs(cast(PackedModel, model), self._batch(model, members))
+    def _outputs(self, model: Model) -> list[Any]:
+        """Return the task's outputs of all examples, which are computed once."""
+        if model not in self._kept:
+            packed = cast(PackedModel, model)  # a graph has what tasks use of one
+            batches = (self._batch(model, members) for members in self._batches())
+            self._kept[model] = [output for batch in batches for output in self.task.outputs(packed, batch)]
+        return self._kept[model]
 
     @torch.no_grad()
     def milliseconds(self, models: Sequence[Model], together: int) -> list[float]:
