@@ -49,7 +49,7 @@ def tagged_run(folder):
     return folder
 
 
-def pair_classifier(folder):
+def pair_classifier(folder, pooling="auto"):
     """A classifier of pairs at random weights."""
     config = BertConfig(
         vocab_size=5 + len(CHARACTERS),
@@ -60,7 +60,9 @@ def pair_classifier(folder):
         **_SIZES,
     )
     model = BertForSequenceClassification(config)
-    task = SequenceClassification(["same", "other"], "single_label_classification", has_pairs=True)
+    task = SequenceClassification(
+        ["same", "other"], "single_label_classification", has_pairs=True, pooling=pooling
+    )
     task.use_model(model, tokenizer())
     return _write(folder, model, task)
 

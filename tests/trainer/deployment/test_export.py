@@ -12,6 +12,7 @@ import tiny_exports
 import torch
 from fangyan.data.example import Example
 from fangyan.data.packing import collate
+from fangyan.data.splits import write_examples
 from fangyan.data.tokenization import Tokenizer
 from fangyan.deployment import export as deployment
 from fangyan.deployment.comparison import TOLERANCE, Agreement
@@ -172,6 +173,16 @@ def test_models_that_cannot_be_compared_or_exported(run, graph, tmp_path):
         export_graph(run, graph)
     with pytest.raises(UserError, match="an ONNX graph, but this export needs the model itself"):
         load.merge(graph, tmp_path / "merged")
+
+
+def test_pooling_that_its_class_does_not_have_is_refused(tmp_path):
+    tiny_exports.pair_classifier(tmp_path / "run" / "model", pooling="last")
+    (tmp_path / "run" / "recipe.yaml").write_text("data: {format: jsonl}\n", encoding="utf-8")
+    example = Example({"text": "我", "pair": "你", "label": "same"}, "dev:1", "1")
+    write_examples(tmp_path / "run" / "splits" / "dev.jsonl", [example])
+    with pytest.raises(UserError, match="its head reads the last of the sub-words, which its class in"):
+        export_graph(tmp_path / "run", tmp_path / "graph")
+    assert not (tmp_path / "graph").exists()
 
 
 def test_a_damaged_graph_is_one_sentence(graph, tmp_path):
