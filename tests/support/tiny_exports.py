@@ -1,6 +1,8 @@
 """Folders of tiny models as fangyan exports them, made without training."""
 
 import torch
+from fangyan.data.example import Example
+from fangyan.data.splits import write_examples
 from fangyan.distributed.process_group import start_distributed
 from fangyan.inference.export import export
 from fangyan.tasks.causal_lm.task import CausalLM
@@ -41,6 +43,37 @@ def classifier(folder, classes=("question", "statement"), kind="single_label_cla
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**sizes, **names, problem_type=kind))
     return _write(folder, model, SequenceClassification(list(classes), kind, pairs, "first"))
+
+
+def tagged_run(folder):
+    """A run folder of a tagger, with a dev split: what an export is compared on."""
+    tagger(folder / "model")
+    (folder / "recipe.yaml").write_text("data: {format: conll}\n", encoding="utf-8")
+    texts = ["我食飯", "你飲茶", "佢今日去街", "我哋今日去飲茶"]
+    examples = [
+        Example({"tokens": tuple(text), "tags": ("B-n",) + ("I-v",) * (len(text) - 1)}, f"dev:{i}", str(i))
+        for i, text in enumerate(texts)
+    ]
+    write_examples(folder / "splits" / "dev.jsonl", examples)
+    return folder
+
+
+def pair_classifier(folder, pooling="auto"):
+    """A classifier of pairs at random weights."""
+    config = BertConfig(
+        vocab_size=5 + len(CHARACTERS),
+        max_position_embeddings=64,
+        problem_type="single_label_classification",
+        id2label={0: "same", 1: "other"},
+        label2id={"same": 0, "other": 1},
+        **_SIZES,
+    )
+    model = BertForSequenceClassification(config)
+    task = SequenceClassification(
+        ["same", "other"], "single_label_classification", has_pairs=True, pooling=pooling
+    )
+    task.use_model(model, tokenizer())
+    return _write(folder, model, task)
 
 
 def writer(folder):

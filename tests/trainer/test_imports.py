@@ -20,7 +20,7 @@ FLOORS = [
     ("tasks", "objectives", "adaptation"),
     ("inference",),
     ("selection",),
-    ("training", "recipe", "analysis"),
+    ("training", "recipe", "analysis", "deployment", "serving"),
     ("prompting",),
     ("cli",),
     ("__init__", "__main__"),

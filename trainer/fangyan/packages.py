@@ -1,4 +1,4 @@
-"""Files that come inside other Python packages: corpora and small models."""
+"""Other Python packages: those that not everyone needs, and files inside some (corpora, small models)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import importlib.util
 from pathlib import Path
 
 from fangyan.errors import UserError
+
+
+def require(module: str, user: str, install: str) -> None:
+    """Refuse to go on where an optional package is not installed; it is not imported.
+
+    Args:
+        module: the package's name in Python.
+        user: what needs it, for the message.
+        install: what pip is to install.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"{user} needs the package {module}, which is not installed; run: pip install {install}"
+        )
 
 
 def package_folder(module: str, field: str, holds: str, install: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fangyan.cli import analysis, machine, recipes, runs
+from fangyan.cli import analysis, machine, recipes, runs, service
 from fangyan.cli.end import end, fail, leave
 from fangyan.cli.options import TrainCommand
 from fangyan.errors import Stopped, UserError
@@ -40,6 +40,7 @@ COMMANDS: list[Callable[..., None]] = [
     runs.select,
     runs.chat,
     runs.export,
+    service.serve,
     machine.env,
 ]
 for _command in COMMANDS:

@@ -178,8 +178,28 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its model, for plain transformers.")
     ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx: a graph, for machines without PyTorch, adapters merged. int8: the same in 8 bits, "
+            "for CPUs. Both are compared with the run on its dev split.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Write a run's model to a folder: what plain transformers or PEFT load."""
-    from fangyan.inference import load
+    """Write a run's model to a folder: what plain transformers or PEFT load, or an ONNX graph."""
+    if format is None:
+        from fangyan.inference import load
 
-    (load.merge if merge else load.export)(run, output)
+        (load.merge if merge else load.export)(run, output)
+        return
+    from fangyan.deployment.export import check_format, export_graph
+
+    check_format(format)
+    deployed = export_graph(run, output, format == "int8")
+    head, *rows = deployed.rows()
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    print(deployed.sentence())
+    Terminal().print(table)

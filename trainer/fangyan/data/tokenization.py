@@ -94,8 +94,9 @@ class TokenizedSequence:
     characters: list[int] = field(default_factory=list)
 
 
-# Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back.
-_CACHED_WORDS = 100_000
+# Words whose sub-words are remembered, some 400 bytes each; frequent ones soon come back. A text without
+# spaces may be one word of thousands of characters, which nobody will ask for again.
+_CACHED_WORDS, _LONGEST_CACHED = 100_000, 100
 
 
 class Tokenizer:
@@ -156,9 +157,11 @@ class Tokenizer:
         known = self._subwords[before]
         found = known.get(word)
         if found is None:
+            found = self.locate(self._encode(word, before))
             if len(known) == _CACHED_WORDS:
                 known.clear()
-            found = known[word] = self.locate(self._encode(word, before))
+            if len(word) <= _LONGEST_CACHED:
+                known[word] = found
         return found
 
     def locate(self, ids: list[int]) -> Subwords:

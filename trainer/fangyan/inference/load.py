@@ -7,9 +7,9 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -21,6 +21,7 @@ from fangyan.data.tokenization import Tokenizer
 from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.files import REPEAT, whole_folder
+from fangyan.inference.graph import GraphModel, has_graph, refuse_graph
 from fangyan.inference.run_data import examples_of, source_names
 from fangyan.inference.temperature import TEMPERATURE, is_temperature
 from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
@@ -45,7 +46,7 @@ class ExportedModel:
     """A model as a run exported it.
 
     Attributes:
-        model: of transformers, or PEFT's around one.
+        model: of transformers, or PEFT's around one, or its graph.
         backend: its tokenizer.
         task: what it learned.
         layout: of batches.
@@ -66,6 +67,8 @@ class ExportedModel:
         Raises:
             UserError: if what it computes of a batch is not what it computes of each sequence.
         """
+        if isinstance(self.model, GraphModel):
+            return cast(PackedModel, self.model)  # it has what tasks use of one
         model = self.task.pack(self.model, "padded").to(device()).eval()
         for message in keep_layout(model, self.layout):
             warnings.warn(message, stacklevel=2)
@@ -83,7 +86,10 @@ def load(run: str | Path, source: str | None = None) -> Predictor:
     Raises:
         UserError: if there is no exported model, or it cannot be loaded, or ``source`` does not fit it.
     """
-    exported = load_run(run)
+    folder = model_folder(Path(run))
+    exported = load_exported(folder)
+    if exported.task.is_causal:
+        refuse_graph(folder, "writing text")  # it keeps nothing of the sub-words before
     check_source(source, exported.prefixes, source_names(Path(run)))
     predictor = exported.task.predictor(exported.packed(), Tokenizer(exported.backend), exported.max_length)
     predictor.prefix = source if source in exported.prefixes else None
@@ -148,7 +154,7 @@ def export(run: str | Path, output: str | Path) -> None:
     Raises:
         UserError: if there is no exported model, or ``output`` exists or cannot be written.
     """
-    source, target = model_folder(Path(run)), _new_folder(output)
+    source, target = model_folder(Path(run)), new_folder(output)
     for path in source.rglob("*"):
         if not (path.is_file() or path.is_dir()):
             raise UserError(f"{path}: neither a file nor a folder, or a link to nowhere")
@@ -175,19 +181,33 @@ def merge(run: str | Path, output: str | Path) -> None:
     Raises:
         UserError: if the adapter is no change of the weights, or ``output`` exists or cannot be written.
     """
-    target, source = _new_folder(output), model_folder(Path(run))
-    exported = load_exported(source, mergeable=True)
-    model = exported.model
-    if hasattr(model, "merge_and_unload"):
-        if model.active_peft_config.is_prompt_learning:
-            raise UserError(f"{source}: prompts cannot be merged into the weights, expected another adapter")
-        model = model.merge_and_unload()
+    target, source = new_folder(output), model_folder(Path(run))
+    exported = load_merged(source)
     with whole_folder(target, REPEAT) as partial:
-        model.save_pretrained(partial)
+        exported.model.save_pretrained(partial)
         exported.backend.save_pretrained(partial)
 
 
-def _new_folder(output: str | Path) -> Path:
+def load_merged(folder: Path) -> ExportedModel:
+    """Load an exported model as plain transformers', its adapter, if it has one, merged into its weights.
+
+    Args:
+        folder: see :func:`load_exported`.
+
+    Raises:
+        UserError: if the adapter is no change of the weights, or as :func:`load_exported` does.
+    """
+    refuse_graph(folder, "this export")
+    exported = load_exported(folder, mergeable=True)
+    if not hasattr(model := exported.model, "merge_and_unload"):
+        return exported
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError(f"{folder}: prompts cannot be merged into the weights, expected another adapter")
+    return replace(exported, model=model.merge_and_unload())
+
+
+def new_folder(output: str | Path) -> Path:
+    """Return the path of a folder that is to be made; refuse one that exists."""
     target = Path(output)
     if target.exists():
         raise UserError(f"{target}: it exists, expected a new folder")
@@ -238,7 +258,9 @@ def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
         _check_fields(folder, inference)
         task.temperature = float(inference.get(TEMPERATURE, 1.0))
         backend = read_tokenizer(folder)
-        if (folder / "adapter_config.json").is_file():
+        if has_graph(folder):
+            model: Any = GraphModel(folder)
+        elif (folder / "adapter_config.json").is_file():
             model = _load_adapter(folder, task, config, mergeable)
         else:
             model = _load_whole(folder, task)

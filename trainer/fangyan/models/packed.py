@@ -43,6 +43,7 @@ class PackedModel(nn.Module):
 
     Attributes:
         layout: of the batches that it takes.
+        takes_segments: whether the model is told which of a pair of texts a sub-word is of.
         messages: for the user, on what this model cannot do as fast as others.
 
     Raises:
@@ -62,7 +63,7 @@ class PackedModel(nn.Module):
         parameters = inspect.signature(self.base.forward).parameters
         self._has_cache = "use_cache" in parameters
         segments = getattr(self.base.config, "type_vocab_size", 2)
-        self._takes_segments = "token_type_ids" in parameters and segments > 1
+        self.takes_segments = "token_type_ids" in parameters and segments > 1
         self._own_attention = self.base.config._attn_implementation
         self.use_layout(layout)
 
@@ -305,7 +306,7 @@ class PackedModel(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
         if self._has_cache:
             inputs["use_cache"] = False
-        if batch.token_type_ids is not None and self._takes_segments:
+        if batch.token_type_ids is not None and self.takes_segments:
             inputs["token_type_ids"] = batch.token_type_ids
         if self.layout == "unpadded":
             return inputs

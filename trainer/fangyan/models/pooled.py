@@ -39,12 +39,15 @@ class PooledModel(PackedModel):
         layout: see :meth:`PackedModel.use_layout`.
         kernels: implementation of the head's loss.
         pooling: what stands for a sequence.
+
+    Attributes:
+        is_native: whether the class of transformers pools in the same way.
     """
 
     def __init__(self, model: Any, layout: Layout, kernels: Kernels = "auto", pooling: LabelPlace = "first"):
         super().__init__(model, layout, kernels)
         self.pooling = pooling
-        self._is_native = pooling == native_pooling(self.base)
+        self.is_native = pooling == native_pooling(self.base)
 
     loss_name: ClassVar[str] = "loss of its kind"
 
@@ -149,7 +152,7 @@ class PooledModel(PackedModel):
     def _pools_by_itself(self) -> bool:
         """Return whether the model's own choice in each row is the right one."""
         own = ("unpadded",) if self._hidden.head_reads_rows else ("padded", "unpadded")
-        return self._is_native and self.layout in own
+        return self.is_native and self.layout in own
 
     def _pooled(self, values: Tensor, batch: Batch) -> Tensor:
         """Return what stands for each sequence, (S, D), of values of all sub-words, (R, W, D)."""

@@ -18,7 +18,8 @@ from fangyan.models.packed import PackedModel
 from fangyan.models.structure import max_length
 from fangyan.tasks.predictor import Prediction, Predictor
 
-_MOST_NEW_TOKENS = 1_000_000
+# Sub-words that are written where nobody says how many, and that may be asked for.
+NEW_TOKENS, _MOST_NEW_TOKENS = 64, 1_000_000
 # Beyond these, sampling is taking the most likely sub-word or any: scores divided by less are infinite.
 _TEMPERATURES = 1e-3, 1e3
 
@@ -60,7 +61,9 @@ class TextGenerator(Predictor):
         self._tokenizer = tokenizer.backend
 
     @override
-    def predict(self, texts: Iterable[str], max_new_tokens: int = 64, temperature: float = 0.0) -> list[str]:
+    def predict(
+        self, texts: Iterable[str], max_new_tokens: int = NEW_TOKENS, temperature: float = 0.0
+    ) -> list[str]:
         """Return what follows each text; options are those of :meth:`generate`."""
         return ["".join(self.generate(text, max_new_tokens, temperature)) for text in texts]
 
@@ -73,7 +76,9 @@ class TextGenerator(Predictor):
         for text in texts:
             yield Continuation(text, self.generate(text, **(options or {})))
 
-    def generate(self, text: str, max_new_tokens: int = 64, temperature: float = 0.0) -> Iterator[str]:
+    def generate(
+        self, text: str, max_new_tokens: int = NEW_TOKENS, temperature: float = 0.0
+    ) -> Iterator[str]:
         """Continue a text, a piece at a time.
 
         Args:

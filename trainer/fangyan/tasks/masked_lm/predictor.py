@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, Tokenizer
+from fangyan.device import device
 from fangyan.errors import UserError
 from fangyan.models.packed import PackedModel
 from fangyan.tasks.predictor import Prediction, Predictor
@@ -92,8 +93,7 @@ class MaskFiller(Predictor):
     @torch.no_grad()
     def _fill(self, texts: list[str]) -> Iterator[Filled]:
         sequences = [self._sequence(text, i) for i, text in enumerate(texts)]
-        device = next(self._model.parameters()).device
-        batch = collate(sequences, self._tokenizer.pad_id, self._model.row_width).to(device)
+        batch = collate(sequences, self._tokenizer.pad_id, self._model.row_width).to(device())
         logits = self._model.split_logits(self._model.logits(batch), batch)
         for text, sequence, logits_TV in zip(texts, sequences, logits, strict=True):
             yield self._filled(text, sequence, logits_TV)
