@@ -118,7 +118,7 @@ def select(
             help="entropy, margin, least_confidence: what the model is least sure of. badge, k_centre: what "
             "also differs from each other. random."
         ),
-    ] = "entropy",
+    ] = "badge",
     seed: Annotated[int, typer.Option(min=0, help="Of badge, k_centre and random.")] = 0,
     output: Annotated[
         Path | None,

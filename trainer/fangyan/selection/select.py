@@ -22,7 +22,7 @@ from fangyan.tasks.predictor import Predictor, Scored
 
 Strategy = Uncertainty | Literal["badge", "k_centre", "random"]
 STRATEGIES: tuple[Strategy, ...] = (*UNCERTAINTIES, "badge", "k_centre", "random")
-DEFAULT_STRATEGY: Strategy = "entropy"
+DEFAULT_STRATEGY: Strategy = "badge"
 
 # Examples whose gradients or hidden states are compared: of more, those with the highest entropy.
 MOST_CANDIDATES = 20_000
