@@ -44,12 +44,16 @@ class Service:
         return self.process.returncode, err
 
 
+def _address(file):
+    return re.search(r" at http://127.0.0.1:(\d+)", file.read_text(encoding="utf-8"))
+
+
 @contextmanager
 def served(cli, folder, *options):
     process = cli.start("serve", str(folder), "--port", "0", *options)
     errors = Path(process._paths[0][1])
     deadline = time.monotonic() + 60
-    while not (found := errors.exists() and re.search(r" at http://127.0.0.1:(\d+)", errors.read_text(encoding="utf-8"))):
+    while not (found := errors.exists() and _address(errors)):
         assert process.poll() is None, errors.read_text(encoding="utf-8")
         assert time.monotonic() < deadline
         time.sleep(0.02)
