@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 # Sentences of Common Voice that the English model goes on with, of 9,444; paragraphs of each English text.
-SENTENCES, PARAGRAPHS = 2000, 300
+SENTENCES, PARAGRAPHS = 2000, 100
 RETAIN = "retain/"
 # Its first book.
 _NEW_TESTAMENT = 40
@@ -88,6 +88,7 @@ class Registers:
                 "LoRA, rank 16",
                 {"adaptation": {"name": "lora", "rank": 16, "alpha": 32}, "optimizer": {"lr": 1.0e-3}},
             ),
+            "osf": Method("OSF, half of each weight", {"adaptation": {"name": "osf"}}),
             **{
                 f"l2sp/{strength}": Method(
                     f"l2sp, {strength}", {"objective": {"name": "l2sp", "strength": float(strength)}}
@@ -187,6 +188,7 @@ class Languages:
                 "LoRA, rank 16",
                 {"adaptation": {"name": "lora", "rank": 16, "alpha": 32}, "optimizer": {"lr": 1.0e-3}},
             ),
+            "osf": Method("OSF, half of each weight", {"adaptation": {"name": "osf"}}),
             **{
                 _key(objective): Method(_key(objective), {"objective": objective}) for objective in objectives
             },
@@ -208,6 +210,7 @@ class Languages:
             "task": {"name": "causal_lm"},
             "data": {"format": "text", "train": str(self._file("cantonese")), "dev": 0.1, "test": 0.1},
             "model": {"path": "smollm2-135m"},
+            "engine": {"precision": "bf16"},
             "optimizer": {"lr": 1.0e-4},
             "train": {"epochs": 1, "batch_tokens": 2048, "log_every": 1000},
             "retain": [

@@ -1,8 +1,8 @@
 """What labels are worth: a tagger of HKCanCor (cantonese-electra, joint words and tags) from few sentences.
 
 Sentences to label are drawn at random, or selected by the model of the step before (50 at random, then so
-many that there are 100, and so on); and a model labels what is left by itself. Dev and test are those of
-cantonese-pos.
+many that there are 100, and so on); and a model labels what is left by itself. Test is that of cantonese-pos,
+dev a sample of its dev.
 
     python bench/learning_curves.py --results curves.jsonl
 
@@ -31,14 +31,16 @@ from rich.table import Table
 METRIC = "joint_f1"
 # Passes over so many sentences; as many for each way to choose them.
 EPOCHS = {50: 40, 100: 30, 300: 16, 1000: 8, 3000: 5}
-# Beyond, what is labelled by itself is no larger than what is labelled by people.
-LARGEST_SELF = 1000
+# Beyond, labels of people are not few.
+LARGEST_SELF, LARGEST_SELECTED = 300, 1000
+# Sentences that say when to stop, and which round of self-training is best.
+DEV = 200
 KINDS = {
     "random": "at random",
     "entropy": "selected, entropy",
     "badge": "selected, BADGE",
     "random/self": "at random, and self-trained",
-    "entropy/self": "selected, and self-trained",
+    "badge/self": "selected, BADGE, and self-trained",
 }
 
 
@@ -57,8 +59,10 @@ class Curves:
         # Of sentences that are there several times one is labelled.
         pool = list({example.fields["tokens"]: example for example in splits["train"]}.values())
         self.pool = random.Random(seed).sample(pool, len(pool))
-        for name in ("dev", "test"):
-            self._write(self.folder / f"{name}.jsonl", splits[name], tags=True)
+        self._write(
+            self.folder / "dev.jsonl", random.Random(seed).sample(list(splits["dev"]), DEV), tags=True
+        )
+        self._write(self.folder / "test.jsonl", splits["test"], tags=True)
 
     def measure(self, kind: str, number: int) -> dict[str, Any]:
         """Train on so many sentences; return the scores, and how many characters are labelled."""
@@ -139,14 +143,20 @@ def measure(folder: Path, kinds: Sequence[str], seeds: Sequence[int], results: P
         curves = Curves(folder, seed)
         for kind in kinds:
             for number in EPOCHS:
-                is_known = (kind, number, seed) in known
-                is_random = kind in ("entropy", "badge") and number == min(EPOCHS)
-                if is_known or is_random or (kind.endswith("/self") and number > LARGEST_SELF):
+                is_random = kind.startswith(("entropy", "badge")) and number == min(EPOCHS)
+                if (kind, number, seed) in known or is_random or number > _largest(kind):
                     continue
                 row = {"kind": kind, "number": number, "seed": seed, **curves.measure(kind, number)}
                 print(json.dumps(row), flush=True)
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+
+
+def _largest(kind: str) -> int:
+    """Return the most sentences that are labelled."""
+    if kind.endswith("/self"):
+        return LARGEST_SELF
+    return max(EPOCHS) if kind == "random" else LARGEST_SELECTED
 
 
 def rows_of(results: Path) -> list[dict[str, Any]]:

@@ -66,14 +66,14 @@ def test_apply_lora_with_kernels_computes_what_peft_does(name, quantization):
         assert error < 5e-4, f"{n}: {error}"
 
 
-@pytest.mark.parametrize("method", ["dora", "adalora", "ia3", "prefix_tuning", "prompt_tuning"])
+@pytest.mark.parametrize("method", ["dora", "adalora", "ia3", "osf", "prefix_tuning", "prompt_tuning"])
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_apply_other_methods_learn(method, name):
     layout = "padded" if method.endswith("_tuning") else "rows"
     if layout == "padded":
         settings = {"virtual_tokens": 4}
     else:
-        settings = {} if method == "ia3" else {"rank": 4, "alpha": 8.0}
+        settings = {} if method in ("ia3", "osf") else {"rank": 4, "alpha": 8.0}
     packed, _ = build(name, method, layout, **settings)
     losses = train(packed.train(), batch_of(name, layout), steps=40, rate=5e-2, method=method)
     # Prompts alone, before a frozen random model, change little.
@@ -100,6 +100,35 @@ def test_an_exported_adalora_computes_what_was_trained(steps, tmp_path):
     with without_peft_warnings():
         loaded = PackedModel(peft.PeftModel.from_pretrained(before, tmp_path).eval(), "rows")
     torch.testing.assert_close(loaded.logits(batch).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_osf_leaves_the_largest_directions_and_is_loaded_by_peft(name, tmp_path):
+    """What the largest singular directions of a weight say stays; PEFT loads the others, and the new head."""
+    import peft
+
+    packed, before = build(name, "osf", preserved=0.5)
+    batch = batch_of(name)
+    train(packed.train(), batch, 20, rate=5e-3, method="osf")
+    expected = packed.eval().logits(batch).detach()
+    with without_peft_warnings():
+        packed.model.save_pretrained(tmp_path)
+        loaded = PackedModel(peft.PeftModel.from_pretrained(before, tmp_path).eval(), "rows")
+    torch.testing.assert_close(loaded.logits(batch).detach(), expected, rtol=1e-4, atol=1e-4)
+    plain = dict(build(name, "full")[1].named_modules())
+    merged = packed.model.merge_and_unload()
+    changed = 0
+    for path, module in merged.named_modules():
+        if isinstance(module, nn.Linear) and path in plain:
+            first, now = plain[path].weight.detach(), module.weight.detach()
+            u, s, v = torch.linalg.svd(first, full_matrices=False)
+            kept = len(s) // 2
+            # Nothing is learned between the largest directions, but for what Adam turns gradients.
+            drift = u[:, :kept].T @ (now - first) @ v[:kept].T
+            if not torch.equal(first, now) and path != "classifier":
+                changed += 1
+                assert drift.norm() < 0.1 * (now - first).norm(), path
+    assert changed >= 12
 
 
 @pytest.mark.parametrize(

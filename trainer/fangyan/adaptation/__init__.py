@@ -2,7 +2,7 @@
 
 from fangyan.adaptation.full import Full
 from fangyan.adaptation.lora import Dora, Lora
-from fangyan.adaptation.peft_methods import IA3, AdaLora, PrefixTuning, PromptTuning
+from fangyan.adaptation.peft_methods import IA3, OSF, AdaLora, PrefixTuning, PromptTuning
 from fangyan.config import OneOf
 
 ADAPTATIONS = OneOf(
@@ -11,6 +11,7 @@ ADAPTATIONS = OneOf(
     Dora,
     AdaLora,
     IA3,
+    OSF,
     PrefixTuning,
     PromptTuning,
     default="full",

@@ -84,6 +84,31 @@ class IA3(TargetedMethod):
         return peft.IA3Config(target_modules=targets, feedforward_modules=[], **trained_whole(new), **common)
 
 
+class OSF(TargetedMethod):
+    """Weights' smallest singular directions, orthogonal to the others (Nayak et al. 2025, arXiv 2504.07097).
+
+    Orthogonal subspace fine-tuning keeps what the largest singular directions say, and so what a model knew.
+    """
+
+    name: Literal["osf"] = "osf"
+    peft_type: ClassVar[str] = "OSF"
+
+    preserved: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5,
+        description="Share of the singular directions of each weight, the largest, that stay as they are.",
+    )
+
+    @override
+    def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
+        """Return an ``OSFConfig``."""
+        import peft
+
+        targets = self.target_modules(model, new)
+        return peft.OSFConfig(
+            target_modules=targets, effective_rank=self.preserved, **trained_whole(new), **common
+        )
+
+
 class PromptMethod(PeftMethod, ABC):
     """A method that puts virtual tokens before every sentence, so that none can share a row."""
 
