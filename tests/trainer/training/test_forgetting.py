@@ -25,6 +25,12 @@ def test_forgetting_in_points_and_percent():
     ]
     perplexity = forgetting({"retain/old": {"p": 10.0}}, {"retain/old": {"p": 10.5}}, "p", False, "")
     assert perplexity == ["old: p 10.00 before, 10.50 after: 5.00 % worse"]
+    for score in (0.0, float("inf")):
+        same = {"retain/old": {"p": score}}
+        unit = "" if score else "percent"
+        assert forgetting(same, same, "p", False, unit) == [
+            f"old: p {score:.2f} before, {score:.2f} after: unchanged"
+        ]
     assert not forgetting({"dev": {"f1": 1.0}}, {"dev": {"f1": 2.0}}, "f1", True, "percent")
 
 
