@@ -16,7 +16,7 @@ from fangyan.adaptation import ADAPTATIONS
 from fangyan.adaptation.adaptation import Adaptation
 from fangyan.config import Config, OneOf, PathName, error_sentence, family_of, short
 from fangyan.data.formats import FORMATS
-from fangyan.data.formats.for_task import check_fields, filled
+from fangyan.data.formats.for_task import check_alike, check_fields, filled
 from fangyan.data.formats.records import PREDICTED
 from fangyan.data.retained import parse_retained
 from fangyan.data.splits import DataConfig
@@ -123,6 +123,12 @@ class Recipe(Config):
             )
         for place, data in self._all_data().items():
             check_fields(data, place, self.task.name, self.task.fields)
+            check_alike(data, place, self.data, self.task.fields)
+        if self.data.replay.is_own and not self.model.pretrained:
+            raise ValueError(
+                "data.replay.source is self, but model.pretrained is false, which has nothing to write yet; "
+                "expected data"
+            )
         if self.data.replay.is_own and not self.task.can_write_texts:
             raise ValueError(
                 "data.replay.source is self, which is for models that write raw text, found "

@@ -7,13 +7,14 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from adapted_models import CAUSAL, ENCODERS, batch_of, build, train
+from fangyan.adaptation.peft_methods import OSF
 from fangyan.adaptation.peft_model import without_peft_warnings
 from fangyan.adaptation.quantization import dequantize, quantize
 from fangyan.errors import UserError
 from fangyan.models.packed import PackedModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *CAUSAL])
@@ -129,6 +130,26 @@ def test_osf_leaves_the_largest_directions_and_is_loaded_by_peft(name, tmp_path)
                 changed += 1
                 assert drift.norm() < 0.1 * (now - first).norm(), path
     assert changed >= 12
+
+
+def test_osf_with_one_direction_to_learn():
+    """DeepSpeed looks at weights as bytes, which a slice of one column with its old stride is not."""
+    packed, _ = build("bert", "osf", preserved=0.97)
+    trained = {name: p for name, p in packed.named_parameters() if "U_low" in name}
+    assert {p.shape[1] for p in trained.values()} == {1}
+    assert all(p.view(torch.uint8).shape[1] == 4 for p in trained.values())
+
+
+def test_osf_without_a_direction_to_keep():
+    with pytest.raises(UserError, match=r"adaptation.preserved: 0.02 of 32 singular directions .* 0.032"):
+        build("bert", "osf", preserved=0.02)
+
+
+def test_osf_of_layers_that_peft_leaves_frozen():
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_head=4, n_layer=1, vocab_size=60))
+    arguments = {"peft_task_type": "CAUSAL_LM", "total_steps": 1, "activation_dtype": torch.float32}
+    with pytest.raises(UserError, match=r"adaptation.name: osf is for linear layers, found Conv1D"):
+        OSF().apply(model, new_head=None, kernels="auto", **arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """A tagger that goes on with other labels keeps the rows of those it knows."""
 
+import shutil
+
 import pytest
 import torch
 from fangyan.models.loading import ModelConfig
 from model_families import BY_NAME, save
+from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
 OLD = ["a", "b", "c"]
@@ -42,6 +45,30 @@ def test_rows_go_with_their_labels(folder, labels):
     assert ("classifier.weight" in model.new_weights) != is_known
     assert ("classifier.bias" in model.new_weights) != is_known
     assert not [name for name in model.new_weights if not name.startswith("classifier")]
+
+
+@pytest.mark.parametrize("kind", ["sharded", "bin", "hub"])
+def test_rows_of_files_of_any_kind(folder, tmp_path, monkeypatch, kind):
+    path, old = folder
+    weights = path / "model.safetensors"
+    if kind == "sharded":
+        model = AutoModelForTokenClassification.from_pretrained(path)
+        weights.unlink()
+        model.save_pretrained(path, max_shard_size="20KB")
+    elif kind == "bin":
+        torch.save(load_file(weights), path / "pytorch_model.bin")
+        weights.unlink()
+    else:  # as huggingface_hub keeps what it has downloaded
+        cache = tmp_path / "hub/models--someone--tagger"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs/main").write_text("0" * 40, encoding="utf-8")
+        shutil.copytree(path, cache / "snapshots" / ("0" * 40))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        path = "someone/tagger"
+    model = load(path, ["c", "a", "b"])
+    assert torch.equal(model.classifier.weight, old.weight[[2, 0, 1]])
+    assert torch.equal(model.classifier.bias, old.bias[[2, 0, 1]])
+    assert not model.new_weights
 
 
 def test_files_are_left_as_they_are(folder):

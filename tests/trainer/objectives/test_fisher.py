@@ -1,11 +1,13 @@
 """Importance of weights is that of the squared gradients of drawn labels, at every ZeRO stage."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from adapted_models import SMALL
+from fangyan.data.batching import Batches
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence
 from fangyan.distributed.process_group import start_distributed
@@ -70,6 +72,7 @@ def start(stage):
         tokenizer=Pad(),
         sequences=None,
         longest=100,
+        batch_tokens=100,
         seed=SEED,
         epochs=1,
         accumulation=2,
@@ -87,9 +90,11 @@ def by_autograd(run, sequences):
     labelled = drawn.mixed(sequences, range(len(sequences)), 1.0, SEED, "fisher")
     order = np.random.default_rng(SEED).permutation(len(sequences))
     sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    for number in range(100):
+    batches = Batches(order, lengths, lengths.sum() // 100)
+    assert 1 < len(batches) < len(sequences)
+    for members in batches:
         model.zero_grad()
-        batch = collate([labelled[i] for i in order[number::100]], 0, model.row_width)
+        batch = collate([labelled[i] for i in members], 0, model.row_width)
         torch.nn.functional.cross_entropy(
             model.logits(batch).flatten(0, 1), batch.labels.flatten(), reduction="sum"
         ).backward()
@@ -123,6 +128,18 @@ def held_names(model):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, AdamW(), {id(parameter) for parameter in model.head.parameters()})
     return [[names[id(p)] for p in group["params"]] for group in groups if not group["is_new"]]
+
+
+def test_no_batch_is_larger_than_a_steps(monkeypatch):
+    """However many sequences are looked at: there is memory for a step."""
+    run, sequences = replace(start(0), batch_tokens=12), make_sequences()
+    monkeypatch.setattr("fangyan.objectives.fisher._BATCHES", 2)
+    found = []
+    monkeypatch.setattr("fangyan.objectives.fisher._backward", lambda _, members: found.append(members))
+    with pytest.raises(UserError):  # no gradient came of them
+        fisher_information(run, sequences)
+    assert sum(map(len, found)) == len(sequences)
+    assert max(sum(len(sequence.input_ids) for sequence in members) for members in found) <= 12
 
 
 def test_fisher_information_of_gradients_that_are_zero():

@@ -6,7 +6,9 @@ import re
 import fangyan
 import numpy as np
 import pytest
+import torch
 import yaml
+from fangyan.errors import UserError
 from fangyan.recipe import parse_recipe
 from fangyan.training.forgetting import forgetting
 from fangyan.training.workload import Workload
@@ -23,6 +25,12 @@ def test_forgetting_in_points_and_percent():
     ]
     perplexity = forgetting({"retain/old": {"p": 10.0}}, {"retain/old": {"p": 10.5}}, "p", False, "")
     assert perplexity == ["old: p 10.00 before, 10.50 after: 5.00 % worse"]
+    for score in (0.0, float("inf")):
+        same = {"retain/old": {"p": score}}
+        unit = "" if score else "percent"
+        assert forgetting(same, same, "p", False, unit) == [
+            f"old: p {score:.2f} before, {score:.2f} after: unchanged"
+        ]
     assert not forgetting({"dev": {"f1": 1.0}}, {"dev": {"f1": 2.0}}, "f1", True, "percent")
 
 
@@ -90,6 +98,44 @@ def test_replay_of_its_own_texts(content, tmp_path):
     other = Workload(parse_recipe({**content, "seed": 1}))
     assert [example.fields["text"] for example in other.splits["train"][54:]] != texts
     assert first.digests() == repaired.digests()
+
+
+def test_its_own_texts_leave_other_randomness_alone(content):
+    """An adapter begins with the same weights, whether the texts are written or read."""
+    content["data"]["replay"] = {"share": 0.25, "source": "self", "texts": 3}
+    content["adaptation"] = {"name": "lora", "rank": 2, "alpha": 2}
+    weights = [dict(Workload(parse_recipe(content)).model.named_parameters()) for _ in range(2)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def own_texts_of(content):
+    content["data"]["replay"] = {"share": 0.25, "source": "self", "texts": 4}
+    return [example.fields["text"] for example in Workload(parse_recipe(content)).splits["train"][54:]]
+
+
+def test_its_own_texts_are_of_its_own_distribution(content, tmp_path):
+    """Not of what its folder says of how to generate."""
+    plain = own_texts_of(content)
+    settings = {"do_sample": True, "min_p": 0.9, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2}
+    (tmp_path / "base/generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    content["data"]["cache_dir"] = str(tmp_path / "another")
+    assert own_texts_of(content) == plain
+
+
+def test_its_own_texts_are_no_longer_than_the_model_takes(content, tmp_path):
+    """GPT-2's positions end there."""
+    save(BY_NAME["GPT-2"], tmp_path / "short", n_positions=100)
+    content["model"] = {"path": str(tmp_path / "short")}
+    assert own_texts_of(content)
+
+
+def test_its_own_texts_need_a_beginning(content, tmp_path):
+    path = tmp_path / "base/tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    del settings["eos_token"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(UserError, match="the model has no token that begins a text; expected data"):
+        own_texts_of(content)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -95,18 +96,48 @@ class OSF(TargetedMethod):
 
     preserved: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5,
-        description="Share of the singular directions of each weight, the largest, that stay as they are.",
+        description="Share of the singular directions of each weight, the largest, that no gradient changes.",
     )
 
     @override
     def peft_config(self, model: Any, new: list[str], total_steps: int, **common: Any) -> Any:
-        """Return an ``OSFConfig``."""
+        """Return an ``OSFConfig``.
+
+        Raises:
+            UserError: for layers that PEFT would leave frozen, or without a direction that is preserved.
+        """
         import peft
+        from torch import nn
 
         targets = self.target_modules(model, new)
+        layers = {name: model.get_submodule(name) for name in targets}
+        others = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear)]
+        if others:
+            raise UserError(
+                f"adaptation.name: osf is for linear layers, found {type(layers[others[0]]).__name__} as "
+                f"{others[0]} of {type(model).__name__}; expected lora"
+            )
+        fewest = min((min(layer.weight.shape) for layer in layers.values()), default=0)
+        if targets and int(self.preserved * fewest) < 1:
+            raise UserError(
+                f"adaptation.preserved: {self.preserved} of {fewest} singular directions is none, expected "
+                f"{math.ceil(1000 / fewest) / 1000} at least"
+            )
         return peft.OSFConfig(
             target_modules=targets, effective_rank=self.preserved, **trained_whole(new), **common
         )
+
+    @override
+    def apply(self, model: Any, **arguments: Any) -> Any:
+        """Return PEFT's model; see :class:`PeftMethod`."""
+        import torch
+
+        adapted = super().apply(model, **arguments)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad and parameter.stride()[-1:] != (1,):
+                # A slice of one column has the stride of what it is of, which DeepSpeed refuses.
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        return adapted
 
 
 class PromptMethod(PeftMethod, ABC):

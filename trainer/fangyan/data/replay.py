@@ -14,7 +14,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fangyan.config import Config, Fraction
+from fangyan.config import Config
 from fangyan.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ SELF = "self"
 class Replay(Config):
     """The recipe's ``data.replay``."""
 
-    share: Fraction = Field(
+    # More would be an epoch of hundreds of times its own length.
+    share: Annotated[float, Field(ge=0.0, le=0.99)] = Field(
         0.0, description="Share of the sub-words of an epoch that are of the source; 0 replays nothing."
     )
     source: dict[str, Any] | Literal["self"] | None = Field(

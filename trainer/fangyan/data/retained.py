@@ -8,6 +8,7 @@ from typing import Any
 from fangyan.config import short
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_other_data
+from fangyan.data.formats.sources import Sources
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 
@@ -33,6 +34,10 @@ def parse_retained(sections: Sequence[Mapping[str, Any]]) -> dict[str, DataConfi
             raise UserError(f"retain: {name} is there twice, expected names that differ")
         own = {key: value for key, value in section.items() if key != "name"}
         found[name] = parse_other_data(own, f"retain: {name}")
+        if isinstance(found[name], Sources):
+            raise UserError(
+                f"retain: {name} is of sources, expected a format of files, and each data set by itself"
+            )
     return found
 
 
@@ -45,12 +50,12 @@ def load_retained(sections: Sequence[Mapping[str, Any]], seed: int) -> dict[str,
     found = {}
     for name, data in parse_retained(sections).items():
         try:
-            if data.test is not None or data.fold is not None:
+            if data.fold is not None or isinstance(data.test, float):
                 found[name] = data.load(seed)["test"]
             else:
                 splits = data.load_named()
                 data.check_named(splits)
-                found[name] = splits["train"]
+                found[name] = splits.get("test", splits["train"])
         except UserError as error:
             raise UserError(f"retain: {name}: {error}") from None
     return found

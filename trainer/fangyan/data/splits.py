@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from glob import glob
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
@@ -110,7 +110,7 @@ class DataConfig(Config, ABC):
             raise UserError(f"--source: found {short(name)}, but the run has one data set alone")
         return self
 
-    def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:  # noqa: ARG002
+    def repeats(self, train: Iterable[Example]) -> dict[str, float] | None:  # noqa: ARG002
         """Return how often examples of each data set are seen in an epoch; None where all are seen once."""
         return None
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fangyan.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Weights as transformers looks for them.
 _WEIGHTS = (
@@ -106,3 +110,51 @@ def read_weights(auto_model: Any, path: str | Path, **options: Any) -> tuple[Any
 def weights_name(path: str | Path) -> str:
     """Return the name of a folder's weights, for messages."""
     return next((name for name in _WEIGHTS if (Path(path) / name).is_file()), "its weights")
+
+
+def stored_tensors(path: str | Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Return those of some tensors that a model's files have.
+
+    Args:
+        path: a folder, or a name on the hub.
+        names: of the tensors.
+
+    Raises:
+        ValueError: if a file cannot be read.
+    """
+    import torch
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    with reading(weights_name(path)):
+        for file in weight_files(path):
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as content:
+                    found |= {name: content.get_tensor(name) for name in set(names) & set(content.keys())}
+            else:
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+                found |= {name: tensors[name] for name in names if name in tensors}
+    return found
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """Return the files of a model's weights, which transformers has found before: of a folder, or the hub's.
+
+    Args:
+        path: a folder, or a name on the hub.
+    """
+    from transformers.utils.hub import cached_file
+
+    def find(name: str) -> Path | None:
+        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+
+    for name in _WEIGHTS:
+        file = find(name)
+        if file is None:
+            continue
+        if file.suffix != ".json":
+            return [file]
+        parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [part for part in map(find, parts) if part is not None]
+    return []

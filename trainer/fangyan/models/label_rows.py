@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from fangyan.models.files import stored_tensors
 from fangyan.models.structure import head_name
 
 
@@ -17,12 +17,12 @@ def carry_rows(model: Any, path: str | Path, stored: Mapping[int, str]) -> None:
     """Give a head the rows that its files have for the same labels, in whatever order they are.
 
     transformers itself keeps a head of as many labels, whatever their names, and drops any other. Rows of
-    labels that the files do not have stay as they were drawn. A head all of whose labels were there is no
-    longer among the model's ``new_weights``; one with others is.
+    labels that the files do not have stay as it left them: those that were in their places, or new ones. A
+    head all of whose labels were there is no longer among the model's ``new_weights``; one with others is.
 
     Args:
         model: of transformers for classification, loaded from ``path`` with other labels than its files have.
-        path: a folder.
+        path: a folder, or a name on the hub.
         stored: the labels of its files, by number.
     """
     wanted = model.config.id2label
@@ -31,7 +31,7 @@ def carry_rows(model: Any, path: str | Path, stored: Mapping[int, str]) -> None:
     name = head_name(model, model.config.num_labels)
     head = model.get_submodule(name)
     assert isinstance(head, nn.Linear)
-    found = dict(_tensors(Path(path), {f"{name}.{kind}" for kind, _ in head.named_parameters()}))
+    found = stored_tensors(path, {f"{name}.{kind}" for kind, _ in head.named_parameters()})
     is_whole = bool(found) and len(rows) == len(wanted)
     with torch.no_grad():
         for kind, parameter in head.named_parameters():
@@ -46,11 +46,3 @@ def carry_rows(model: Any, path: str | Path, stored: Mapping[int, str]) -> None:
     others = {weight for weight in model.new_weights if weight.rpartition(".")[0] != name}
     own = set() if is_whole else {f"{name}.{kind}" for kind, _ in head.named_parameters()}
     model.new_weights = sorted(others | own)
-
-
-def _tensors(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield some of the tensors in a folder's files, with their names."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as content:
-            for name in names & set(content.keys()):
-                yield name, content.get_tensor(name)

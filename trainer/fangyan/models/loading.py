@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,14 @@ from pydantic import Field
 from fangyan.config import Config, Fraction, PathName
 from fangyan.data.example import PREFIX, Example
 from fangyan.errors import UserError
-from fangyan.models.files import read_config, read_tokenizer, read_weights, reading, weights_name
+from fangyan.models.files import (
+    read_config,
+    read_tokenizer,
+    read_weights,
+    reading,
+    weight_files,
+    weights_name,
+)
 from fangyan.models.packaged import PACKAGED
 
 # The path of a model that is made for the training data.
@@ -226,19 +232,10 @@ def _stored_dtype(path: str | Path) -> Any:
     """Return the dtype that all of a model's files have, or float32, which holds any."""
     import torch
     from safetensors import safe_open
-    from transformers.utils.hub import cached_file
 
-    def find(name: str) -> str | None:
-        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-        return found
-
-    index = find("model.safetensors.index.json")
-    names = {"model.safetensors"}
-    if index is not None:
-        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
     dtypes = set()
-    for file in map(find, sorted(names)):
-        if file is None:  # PyTorch's older files
+    for file in weight_files(path):
+        if file.suffix != ".safetensors":  # PyTorch's older files
             return torch.float32
         with safe_open(file, "pt") as content:
             dtypes |= {content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118

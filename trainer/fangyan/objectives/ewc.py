@@ -95,7 +95,10 @@ class EWC(LabelObjective):
         ((place, data),) = self.other_data().items()
         examples = train_of(data, place, run.seed)
         chosen = np.random.default_rng(run.seed).permutation(len(examples))[: self.samples]
-        sequences = run.task.tokenize([examples[i] for i in chosen], run.tokenizer, run.longest)
+        try:
+            sequences = run.task.tokenize([examples[i] for i in chosen], run.tokenizer, run.longest)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
         if run.task.corrupts:
             sequences = run.task.corrupt(
                 sequences, draws(run.seed, "fisher", range(len(sequences))), run.tokenizer

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fangyan.data.batching import micro_batches
+from fangyan.data.batching import Batches, micro_batches
 from fangyan.data.packing import collate
 from fangyan.data.tokenization import TokenizedSequence
 from fangyan.device import device
@@ -27,7 +27,7 @@ from fangyan.objectives.sampling import sample_labels
 if TYPE_CHECKING:
     from fangyan.objectives.objective import Run
 
-# Batches whose gradients are squared: the mean of so many has a relative error of about 1 / sqrt(50).
+# Batches whose gradients are squared, at least: the mean of so many has a relative error of 1 / sqrt(50).
 _BATCHES = 100
 
 
@@ -57,10 +57,12 @@ def fisher_information(run: Run, sequences: Sequence[TokenizedSequence]) -> list
             sums[id(vector)].addcmul_(gradient, gradient)
 
     order = np.random.default_rng(seed).permutation(len(sequences))
+    # No larger than a step's, which there is memory for.
+    batch_tokens = min(run.batch_tokens, int(lengths.sum()) // _BATCHES)
     run.engine.eval()  # no dropout
     with catching_gradients(run.engine, run.optimizer, add):
-        for number in range(min(_BATCHES, len(sequences))):
-            _backward(run, [labelled[i] for i in order[number::_BATCHES]])
+        for batch in Batches(order, lengths, batch_tokens):
+            _backward(run, [labelled[i] for i in batch])
     run.engine.train()
     found = [sums[id(vector)] for vector in vectors]
     mean = _mean(found)

@@ -35,6 +35,7 @@ class Run:
         tokenizer: of the model.
         sequences: the training data.
         longest: most sub-words of a sequence that is trained on.
+        batch_tokens: most sub-words of a step.
         seed: of the recipe.
         epochs: of the recipe.
         accumulation: micro-batches per rank and step.
@@ -50,6 +51,7 @@ class Run:
     tokenizer: Tokenizer
     sequences: TokenStore
     longest: int
+    batch_tokens: int
     seed: int
     epochs: int
     accumulation: int

@@ -330,6 +330,10 @@ class TaskConfig(Config, ABC):
             UserError: for an example that does not fit the recipe.
         """
 
+    def kind_of(self, train: Sequence[Example]) -> str:  # noqa: ARG002
+        """Return what the labels of train are, for messages, where a task recognises it; "" elsewhere."""
+        return ""
+
     @classmethod
     @abstractmethod
     def from_export(cls, config: Mapping[str, Any], model_config: Any) -> Task:

@@ -29,7 +29,9 @@ def forgetting(
     for split in [*retained, *(name for name in ("dev", "test") if retained and name in before)]:
         old, new = before[split][metric], after[split][metric]
         change = (new - old if unit else 100.0 * (new / old - 1.0)) * (1 if greater_is_better else -1)
-        how = f"{abs(change):.2f} {'points' if unit else '%'} {'better' if change >= 0.0 else 'worse'}"
+        how = f"{abs(change):.2f} {'points' if unit else '%'} {'better' if change > 0.0 else 'worse'}"
+        if not abs(change) >= 0.005:  # or both are infinite
+            how = "unchanged"
         name = f"{split.removeprefix(RETAINED)}: {metric.replace('_', ' ')}"
         sentences.append(f"{name} {old:.2f} before, {new:.2f} after: {how}")
     return sentences

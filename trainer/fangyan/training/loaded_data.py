@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -44,9 +45,26 @@ def load_data(recipe: Recipe) -> LoadedData:
     own = splits["train"]
     if replayed := recipe.data.replay.examples(recipe.seed):
         splits["train"] = keep_examples(chain(own, replayed), cache_folder(recipe.data.cache_dir))
+        alone, together = (recipe.task.kind_of(train) for train in (own, splits["train"]))
+        if alone != together:
+            raise UserError(
+                f"data.replay.source: with its labels, those of train are {together}, without {alone}; "
+                "expected labels of the same kind"
+            )
     task = recipe.task.build(splits, recipe.data)
     retained = load_retained(recipe.retain, recipe.seed)
-    return LoadedData(splits, task, data_findings(splits, task), len(own), retained)
+    findings = [*data_findings(splits, task), *_retained_findings(retained, task)]
+    return LoadedData(splits, task, findings, len(own), retained)
+
+
+def _retained_findings(retained: Splits, task: Task) -> Iterator[Finding]:
+    """Yield what the task cannot score right of the data sets that show what is forgotten."""
+    for name, examples in retained.items():
+        try:
+            for note in task.notes(examples):
+                yield Finding("warning", f"retain: {name}", note)
+        except UserError as error:
+            raise UserError(f"retain: {name}: {error}") from None
 
 
 def choose_metric(recipe: Recipe, task: Task) -> str:

@@ -25,6 +25,7 @@ def objective_run(trainer: Trainer) -> Run:
         tokenizer=trainer.tokenizer,
         sequences=trainer.sequences,
         longest=trainer.longest,
+        batch_tokens=trainer.recipe.train.batch_tokens,
         seed=trainer.recipe.seed,
         epochs=trainer.recipe.train.epochs,
         accumulation=trainer.accumulation,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import torch
 
 from fangyan.data.example import Example
 from fangyan.data.store import writing_into
-from fangyan.device import device
+from fangyan.device import device, on_gpu
 from fangyan.distributed.agreement import digest_of
 from fangyan.errors import UserError
 from fangyan.files import whole_file
-from fangyan.models.structure import evaluating
+from fangyan.models.structure import evaluating, max_length
 from fangyan.terminal import say_later
 
-# Sub-words of a text at most, and texts that are written at once.
+# Sub-words of a text at most, within the model's length, and texts that are written at once.
 _LONGEST, _BATCH = 128, 25
 
 
@@ -74,22 +76,40 @@ def _write_texts(model: Any, backend: Any, first: int, number: int, seed: int) -
     """Let the model write; its weights may be mapped files, which a GPU gets a copy of for this."""
     texts: list[str] = []
     before = next(model.parameters()).device
+    longest = min(_LONGEST, max_length(model, None) - 1)  # beside the token that it begins with
     model.to(device())
-    torch.manual_seed(seed)
-    with evaluating(model), say_later(f"the model writes {number:,} texts to replay"):
+    with (
+        # What is drawn later, such as an adapter, is then the same where the texts were in the cache.
+        torch.random.fork_rng([device()] if on_gpu() else []),
+        _plain_generation(model),
+        evaluating(model),
+        say_later(f"the model writes {number:,} texts to replay"),
+    ):
+        torch.manual_seed(seed)
         while len(texts) < number:
             ids = torch.full((min(_BATCH, number - len(texts)), 1), first, device=device())
             written = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=_LONGEST,
+                max_new_tokens=longest,
                 do_sample=True,
-                temperature=1.0,
                 top_k=0,
-                top_p=1.0,
                 pad_token_id=backend.pad_token_id,
                 eos_token_id=backend.eos_token_id,
             )
             texts += backend.batch_decode(written[:, 1:], skip_special_tokens=True)
     model.to(before)
     return texts
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Leave a model's own settings aside, such as a penalty on repetition: they change its distribution."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class Workload(StepBatches):
         model: what is trained.
         base: of an adapter's export; None where the model's own weights learn.
         num_frozen: parameters that do not learn.
-        new_parameters: ``id`` of those of a new head.
+        new_parameters: ``id`` of those that are random.
         prepared: what the objective has made before the first step.
         messages: for the user, on the model.
         findings: on the data.
@@ -108,7 +108,7 @@ class Workload(StepBatches):
         self._check_task()
         head = self._find_new_head(model)
         new_head = self._unknown_head(model, head)
-        recipe.objective.check(task, new_head is not None)
+        recipe.objective.check(task, new_head is not None or not recipe.model.pretrained)
         new = new_modules(model, head)
         self._fingerprint = fingerprint(model, new)
         self.base = self._describe_base(model, new)
@@ -126,8 +126,9 @@ class Workload(StepBatches):
         self.prepared = Prepared()
         self.batches = self._lay_out_steps()
         self._check_known(unknown)
+        new_weights = _new_weights(model, new_head)
         self.model = self._adapt(model, head)
-        self.new_parameters = _parameters_of(self.model.base, new_head)
+        self.new_parameters = _parameters_of(self.model.base, new_weights)
         self._choose_layout()
         self.findings = [*data.findings, *workload_findings(self)]
         self.num_frozen = sum(num_parameters(p) for p in model.parameters() if not p.requires_grad)
@@ -250,7 +251,7 @@ class Workload(StepBatches):
     def _repeats(self, train: Sequence[Example]) -> NDArray[np.float32] | None:
         """Return how often each sequence is seen in an epoch, (S,); None where all are seen once."""
         data = self.recipe.data
-        wanted = data.repeats(train)
+        wanted = data.repeats(islice(train, self._num_own))
         if wanted is None and not data.replay.share:
             return None
         sets = wanted or {}
@@ -264,7 +265,7 @@ class Workload(StepBatches):
         repeats = data.replay.repeats(own, self.lengths, examples >= self._num_own)
         self.messages.append(
             f"data.replay: {len(train) - self._num_own:,} examples, seen {repeats[-1]:.2f} times per epoch, "
-            f"are {data.replay.share:.0%} of its sub-words"
+            f"are {100.0 * data.replay.share:.3g}% of its sub-words"
         )
         return repeats
 
@@ -345,6 +346,23 @@ class Workload(StepBatches):
         return found | {"model.path": digest_of(f"{shapes} {weights}")}
 
 
-def _parameters_of(model: Any, module: str | None) -> set[int]:
-    """Return the ``id`` of each parameter of a module, which an adapter may have copied."""
-    return set() if module is None else {id(own) for own in model.get_submodule(module).parameters()}
+def _new_weights(model: Any, head: str | None) -> list[str]:
+    """Return the names of weights that are random: those that its files lack, or else those of a head.
+
+    Args:
+        model: of transformers, before it is adapted.
+        head: that knows nothing of its labels, or None.
+    """
+    lacking: list[str] = getattr(model, "new_weights", [])
+    if lacking or head is None:
+        return lacking
+    return [f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters()]
+
+
+def _parameters_of(model: Any, names: Collection[str]) -> set[int]:
+    """Return the ``id`` of parameters by their names, of which PEFT may have made copies that are trained."""
+    return {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if name.replace("modules_to_save.default.", "") in names
+    }

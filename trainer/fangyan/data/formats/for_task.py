@@ -61,3 +61,24 @@ def check_fields(data: DataConfig, place: str, task: str, needed: Sequence[str])
             f"{place}.format is {data.format}, which has no {' and '.join(missing)}; "
             f"expected {', '.join(fitting) or 'a format that has'} for {task}"
         )
+
+
+def check_alike(data: DataConfig, place: str, own: DataConfig, needed: Sequence[str]) -> None:
+    """Refuse data that a model would read in another way than the run's own.
+
+    Args:
+        data: that is checked.
+        place: of its section, for the message.
+        own: data of the run.
+        needed: fields of examples.
+
+    Raises:
+        ValueError: saying what would do.
+    """
+    if "tokens" in needed and data.token_unit != own.token_unit:
+        raise ValueError(
+            f"{place}.tokens is {data.token_unit}, but data.tokens {own.token_unit}; expected the same"
+        )
+    if ("pair" in data.provided) != ("pair" in own.provided):
+        numbers = ["one text" if "pair" not in each.provided else "pairs of texts" for each in (data, own)]
+        raise ValueError(f"{place} has {numbers[0]}, but data {numbers[1]}; expected the same")

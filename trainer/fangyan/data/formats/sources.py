@@ -185,15 +185,14 @@ class Sources(DataConfig):
             yield with_prefix(named, name) if is_told else named
 
     @override
-    def repeats(self, train: Sequence[Example]) -> dict[str, float] | None:
+    def repeats(self, train: Iterable[Example]) -> dict[str, float] | None:
         """Return how often examples of each data set are seen in an epoch; see :attr:`temperature`."""
         if self.temperature == 1.0:
             return None
         sizes: dict[str, int] = {}
         for example in train:
-            name = example.fields.get(DATASET)
-            if name is not None:  # what is replayed is of none
-                sizes[name] = sizes.get(name, 0) + 1
+            name = example.fields[DATASET]
+            sizes[name] = sizes.get(name, 0) + 1
         weights = {name: size ** (1.0 / self.temperature) for name, size in sizes.items()}
         per_weight = sum(sizes.values()) / sum(weights.values())
         return {name: per_weight * weights[name] / size for name, size in sizes.items()}

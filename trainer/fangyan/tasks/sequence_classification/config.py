@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from fangyan.data.example import Splits
+from fangyan.data.example import Example, Splits
 from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 from fangyan.tasks.class_weights import ClassWeights, weigh
@@ -55,7 +55,7 @@ class SequenceClassificationConfig(TaskConfig):
     @override
     def build(self, splits: Splits, data: DataConfig) -> SequenceClassification:
         """Return the task with the classes of the data, or the recipe's own; see :class:`TaskConfig`."""
-        kind = recognise(splits["train"]) if self.kind == "auto" else KINDS[self.kind]
+        kind = self._kind(splits["train"])
         self._check(kind)
         read = reader(kind)
         found = {name: Counter(classes_of(kind, map(read, examples))) for name, examples in splits.items()}
@@ -74,6 +74,14 @@ class SequenceClassificationConfig(TaskConfig):
         labels = classes_of(kind, map(read, splits["train"]))
         task.class_weights = weigh(self.class_weights, classes, labels, "the classes")
         return task
+
+    def _kind(self, train: Sequence[Example]) -> Kind:
+        return recognise(train) if self.kind == "auto" else KINDS[self.kind]
+
+    @override
+    def kind_of(self, train: Sequence[Example]) -> str:
+        """Return whether labels are classes or numbers; see :class:`TaskConfig`."""
+        return self._kind(train).replace("_", " ")
 
     def _check(self, kind: Kind) -> None:
         if kind == "regression":

@@ -54,6 +54,12 @@ class TokenClassificationConfig(TaskConfig):
         task.class_weights = self.weights(task, splits["train"])
         return task
 
+    @override
+    def kind_of(self, train: Sequence[Example]) -> str:
+        """Return scheme and notation of the tags; see :class:`TaskConfig`."""
+        found = recognise(TagPairs.of(train), self.scheme, self.labels or ())
+        return f"{found.scheme} in {found.notation.name}"
+
     def weights(self, task: TokenClassification, train: Sequence[Example]) -> list[float] | None:
         """Return the factor on each label's loss, (C,), or None."""
         labels = (label for example in train for label in task.read(example))
