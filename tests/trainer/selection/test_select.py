@@ -147,6 +147,8 @@ def test_select_refuses_options(run):
         select(run, sentences(5), 3, "best")
     with pytest.raises(UserError, match="number: 0, expected at least 1"):
         select(run, sentences(5), 0)
+    with pytest.raises(UserError, match="seed: 4294967296, expected 0 to 4294967295"):
+        select(run, sentences(5), 1, seed=2**32)
 
 
 def test_labelled_examples_of_several_data_sets(tmp_path):
