@@ -131,6 +131,9 @@ def test_shots_are_as_many_of_each_label():
         ("words", "is without a field, expected some of {text}, and some words"),
         ("{text} ", "is without words beside its fields"),
         ("{} is", "has {}, expected some of {text}"),
+        ("{text:d} is", "has more than a name in {text…}, expected some of {text}"),
+        ("{text:{wide}} is", "has more than a name in {text…}, expected some of {text}"),
+        ("{text!x} is", "has more than a name in {text…}, expected some of {text}"),
     ],
 )
 def test_template_refuses(text, message):
@@ -177,6 +180,10 @@ def _several(recipe):
 def test_parse_words_refuses(text):
     with pytest.raises(UserError, match="^--words"):
         parse_words(text)
+
+
+def test_parse_words_reads_classes_as_files_have_them():
+    assert parse_words("{true: 係, false: ' 唔係', 2: 一}") == {"true": "係", "false": "唔係", "2": "一"}
 
 
 def test_prompt_by_the_command(tmp_path, capsys):

@@ -121,7 +121,11 @@ def parse_words(text: str) -> dict[str, str]:
         isinstance(word, str) and word.strip() for word in words.values()
     ):
         raise UserError(f"--words: {short(text)}, expected such as {{question: 問, statement: 述}}")
-    return {str(label): word.strip() for label, word in words.items()}
+    # As files have classes that are true and false.
+    return {
+        str(label).lower() if isinstance(label, bool) else str(label): word.strip()
+        for label, word in words.items()
+    }
 
 
 def _drawn(examples: Sequence[Example], number: int, seed: int) -> list[Example]:

@@ -49,9 +49,15 @@ class Template:
         known = list(fields)
         expected = f"expected some of {', '.join(f'{{{name}}}' for name in known)}"
         try:
-            named = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+            parts = list(string.Formatter().parse(self.text))
         except ValueError as error:
             raise UserError(f"--template: {short(self.text)}: {error}, {expected}") from None
+        for _, name, form, conversion in parts:
+            if form or conversion:
+                raise UserError(
+                    f"--template: {short(self.text)} has more than a name in {{{name}…}}, {expected}"
+                )
+        named = {name for _, name, _, _ in parts if name is not None}
         if unknown := sorted(named - set(known)):
             raise UserError(f"--template: {short(self.text)} has {{{unknown[0]}}}, {expected}")
         if not named or not self.text.format(**dict.fromkeys(known, "")).strip():
