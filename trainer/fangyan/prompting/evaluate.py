@@ -86,7 +86,10 @@ def evaluate_prompts(
     chosen.check(fields)
     model, tokenizer = _load(recipe)
     label_words = LabelWords(task.unit_labels, words or {}, tokenizer)
-    shown = draw_shots(splits["train"], task.units, shots, recipe.seed)
+    asked = {task.inputs(example) for example in scored}
+    shown = draw_shots(
+        splits["train"], task.units, shots, recipe.seed, lambda example: task.inputs(example) in asked
+    )
     beginning = _beginning(chosen, shown, dict(zip(task.unit_labels, label_words.words, strict=True)))
     first = [] if tokenizer.backend.bos_token_id is None else [tokenizer.backend.bos_token_id]
     begin_ids = first + tokenizer.continuation(beginning)
