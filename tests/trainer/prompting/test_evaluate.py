@@ -91,6 +91,16 @@ def test_tags_of_tokens(tmp_path):
     assert tag == "Tag:"
 
 
+def test_no_text_that_is_scored_is_shown(tmp_path):
+    """Utterances such as yes are in train and in test."""
+    both = recipe(tmp_path)
+    same = recipe(tmp_path, data={"dev": both.data.train})
+    scored = {example.fields["text"] for example in same.data.load(0)["dev"]}
+    found = evaluate_prompts(same, 40, 12, WORDS)
+    shown = [block.split("\n")[0].removeprefix("Text: ") for block in found.prompt.split("\n\n")[:-1]]
+    assert len(scored) - 12 == len(shown) == len(set(shown)) == found.shots
+
+
 def test_pairs(tmp_path):
     columns = {"text": "text", "pair": "pair", "label": "label"}
     found = evaluate_prompts(recipe(tmp_path, data={"columns": columns}), 1, 4, WORDS)
@@ -113,14 +123,18 @@ def test_shots_are_as_many_of_each_label():
         return [Unit({"text": example.fields["text"]}, example.fields["label"])]
 
     for number in (1, 2, 3, 6, 7, 30, 100):
-        shots = draw_shots(examples, units, number, 0)
+        shots = draw_shots(examples, units, number, 0, lambda example: False)
         counts = sorted([unit.label for unit in shots].count(label) for label in "abc")
         assert len(shots) == min(number, 50)
         assert counts[2] - counts[0] <= 1 or counts[0] == 5  # there are no more
         assert len({unit.fields["text"] for unit in shots}) == len(shots)
-    assert draw_shots(examples, units, 6, 0) == draw_shots(examples, units, 6, 0)
-    assert draw_shots(examples, units, 6, 0) != draw_shots(examples, units, 6, 1)
-    assert draw_shots(examples, units, 0, 0) == []
+    assert draw_shots(examples, units, 6, 0, lambda example: False) == draw_shots(
+        examples, units, 6, 0, lambda example: False
+    )
+    assert draw_shots(examples, units, 6, 0, lambda example: False) != draw_shots(
+        examples, units, 6, 1, lambda example: False
+    )
+    assert draw_shots(examples, units, 0, 0, lambda example: False) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,9 @@ def test_shots_are_as_many_of_each_label():
         ("words", "is without a field, expected some of {text}, and some words"),
         ("{text} ", "is without words beside its fields"),
         ("{} is", "has {}, expected some of {text}"),
+        ("{text:d} is", "has more than a name in {text…}, expected some of {text}"),
+        ("{text:{wide}} is", "has more than a name in {text…}, expected some of {text}"),
+        ("{text!x} is", "has more than a name in {text…}, expected some of {text}"),
     ],
 )
 def test_template_refuses(text, message):
@@ -177,6 +194,10 @@ def _several(recipe):
 def test_parse_words_refuses(text):
     with pytest.raises(UserError, match="^--words"):
         parse_words(text)
+
+
+def test_parse_words_reads_classes_as_files_have_them():
+    assert parse_words("{true: 係, false: ' 唔係', 2: 一}") == {"true": "係", "false": "唔係", "2": "一"}
 
 
 def test_prompt_by_the_command(tmp_path, capsys):

@@ -20,7 +20,7 @@ def scored(units, classes, hidden_size, seed=0):
     weight = torch.randn(classes, hidden_size, generator=draw, requires_grad=True)
     hidden = torch.randn(units, hidden_size, generator=draw)
     logs = (hidden @ weight.T).log_softmax(1)
-    return Scored(logs.detach().numpy(), hidden.numpy()), logs, weight
+    return Scored(logs.detach().numpy(), logs.argmax(1).numpy(), hidden.numpy()), logs, weight
 
 
 def test_embedding_is_the_gradient_of_the_loss_of_what_is_predicted():

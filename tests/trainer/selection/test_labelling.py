@@ -118,7 +118,7 @@ def test_labelling_goes_on_in_tables(tmp_path):
     assert rows[0].endswith(",question")
     output.write_text("label,text\nstatement,我\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"o.csv:1: columns label,text, expected text,label, or a new file"):
-        label(model, tmp_path / "raw.txt", output, "")
+        label(model, tmp_path / "raw.txt", output)  # before anything is typed
 
 
 def test_classes_that_are_numbers(tmp_path):
@@ -127,6 +127,30 @@ def test_classes_that_are_numbers(tmp_path):
     shown, _ = label(model, tmp_path / "raw.txt", tmp_path / "o.jsonl", "1", "")
     assert json.loads((tmp_path / "o.jsonl").read_text(encoding="utf-8")) == {"text": "我食飯", "label": 1}
     assert "→" in shown
+
+
+def test_a_file_whose_ending_says_nothing_has_its_name(model, raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert label(model, raw, tmp_path / "o.txt", "", "q")[1] == (1, 4)
+    assert {path.name for path in tmp_path.iterdir()} == {"raw.txt", "o.txt"}
+    assert len(examples(tmp_path / "o.txt")) == 1
+    assert label(model, raw, tmp_path / "o.txt", "", "q")[1] == (2, 4)
+
+
+def test_labelling_refuses_what_could_not_be_written_before_anything_is_typed(model, tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    lines = [json.dumps({"tokens": tokens}) for tokens in (["我"], ["你"], ["佢\n食"])]
+    pool.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"pool.jsonl:3: .* cannot be written as conll"):
+        label(model, pool, tmp_path / "o.conll")
+
+
+@pytest.mark.parametrize("command", ["u", "q"])
+def test_labelling_refuses_a_class_that_is_a_command(tmp_path, command):
+    model = classifier(tmp_path / "model", ["a", command])
+    (tmp_path / "raw.txt").write_text("我食飯", encoding="utf-8")
+    with pytest.raises(UserError, match=f"--label: the model has a class '{command}', which is a command"):
+        label(model, tmp_path / "raw.txt", tmp_path / "o.jsonl")
 
 
 def test_labelling_refuses_a_file_of_another_kind(model, raw, tmp_path):

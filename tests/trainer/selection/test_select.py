@@ -83,6 +83,16 @@ def test_select_compares_the_least_sure_of_many(run, strategy, monkeypatch):
     assert set(chosen) <= set(choose(fangyan.load(run), pool, 12, "entropy", 0))
 
 
+def test_scores_come_with_what_is_predicted(run):
+    predictor = fangyan.load(run)
+    pool = sentences(60)
+    scored = list(predictor.score(pool))
+    predicted = [[predictor.labels[i] for i in each.classes_U] for each in scored]
+    assert predicted == [list(each.labels) for each in predictor.annotate(pool)]
+    # No I- begins a sentence, likely as it may be.
+    assert any((each.classes_U != each.log_probabilities_UC.argmax(1)).any() for each in scored)
+
+
 def test_select_where_all_are_labelled(run):
     for strategy in STRATEGIES:
         assert select(run, sentences(20), 5, strategy) == []
@@ -137,6 +147,8 @@ def test_select_refuses_options(run):
         select(run, sentences(5), 3, "best")
     with pytest.raises(UserError, match="number: 0, expected at least 1"):
         select(run, sentences(5), 0)
+    with pytest.raises(UserError, match="seed: 4294967296, expected 0 to 4294967295"):
+        select(run, sentences(5), 1, seed=2**32)
 
 
 def test_labelled_examples_of_several_data_sets(tmp_path):

@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 import yaml
 from fangyan.errors import UserError
+from fangyan.inference.load import load
 from fangyan.recipe import parse_recipe
 from fangyan.tasks.predictor import Scored
-from fangyan.training.self_training import confident
+from fangyan.training import self_training
+from fangyan.training.self_training import SETTINGS, confident
+from fangyan.training.staged_recipe import parse_stages
 from fangyan.training.train import train
 from hypothesis import given
 from hypothesis import strategies as st
 from model_families import BY_NAME, save
+from tiny_exports import classifier
 
 
 def scored(*rows):
     """An example whose units have the probability of their class that is given, of two classes."""
-    return Scored(np.log(np.array([[p, 1 - p] if c == 0 else [1 - p, p] for c, p in rows], dtype=np.float32)))
+    logs = np.log(np.array([[p, 1 - p] if c == 0 else [1 - p, p] for c, p in rows], dtype=np.float32))
+    return Scored(logs, np.array([c for c, _ in rows], dtype=np.int64))
 
 
 def test_confident_by_the_geometric_mean():
@@ -27,6 +32,13 @@ def test_confident_by_the_geometric_mean():
     assert confident(examples[:3], 0.8, balance=False) == [0, 2]
     assert confident(examples[:3], 0.75, balance=False) == [0, 1, 2]
     assert confident([], 0.5, balance=True) == []
+
+
+def test_confident_of_what_is_predicted_and_not_of_what_is_likeliest():
+    (example,) = decoded = [scored((0, 0.9), (1, 0.1))]  # as where the likeliest tag breaks a rule
+    assert example.log_probabilities_UC[1].argmax() != example.classes_U[1]
+    assert confident(decoded, 0.35, balance=False) == []
+    assert confident(decoded, 0.25, balance=False) == [0]
 
 
 @given(
@@ -112,11 +124,89 @@ def test_rounds_learn_from_what_is_labelled_and_go_on_where_they_were(content, c
         ("data", {"replay": {"share": 0.1, "source": {"format": "jsonl", "train": "a"}}}, "expected one"),
         ("data", {"unlabelled": "gone.txt"}, "data.unlabelled: gone.txt: no such file"),
         ("data", {"unlabelled": "gone*.txt"}, r"gone\*.txt: no file has such a name"),
+        ("data", {"train": "{tmp_path}/several.jsonl", "dev": 0.5}, "is for taggers, and classifiers of one"),
+        ("train", {"metric": "f9"}, "train.metric: 'f9' is no metric of this task"),
     ],
 )
-def test_mistakes_before_anything_is_trained(content, section, fields, message):
+def test_mistakes_before_anything_is_trained(content, tmp_path, section, fields, message):
+    lines = [json.dumps({"text": f"w{i}", "label": ["a", "b"]}) for i in range(10, 20)]
+    (tmp_path / "several.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    fields = {
+        name: value.format(tmp_path=tmp_path) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
     with pytest.raises(UserError, match=message):
         train(parse_recipe({**content, section: {**content[section], **fields}}))
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        ("data", {"unlabelled": "train.jsonl"}, r"rounds.yaml: the run has data.unlabelled=\["),
+        ("self_training", {"threshold": 0.7}, "rounds.yaml: the run has self_training.threshold=0.52"),
+    ],
+)
+def test_files_of_rounds_are_of_one_recipe(content, tmp_path, monkeypatch, section, fields, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / SETTINGS).write_text(parse_recipe(content).to_yaml(), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        train(parse_recipe({**content, section: {**content[section], **fields}}))
+
+
+def test_where_no_text_is_labelled_a_lower_threshold_goes_on(content, tmp_path):
+    """The first run does not depend on it, and no file is left that would be taken for a round's."""
+    low, high = (
+        parse_recipe({**content, "self_training": {"rounds": 1, "threshold": value}}) for value in (0.1, 1.0)
+    )
+    first = self_training._round(low, self_training.FIRST, None)
+    assert first == self_training._round(high, self_training.FIRST, None)
+    teacher = tmp_path / "run" / self_training.FIRST
+    classifier(teacher / "model", ["high", "low"])
+    (teacher / "recipe.yaml").write_text(first.to_yaml(), encoding="utf-8")
+    file = tmp_path / "run" / "round-1.jsonl"
+    assert not self_training._label(high, teacher, file)
+    assert list(file.parent.iterdir()) == [teacher]
+    assert self_training._label(low, teacher, file)
+    assert (tmp_path / "run" / SETTINGS).read_text(encoding="utf-8") == low.to_yaml()
+    labelled = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    predicted = load(teacher).predict(record["text"] for record in labelled)
+    assert [record["label"] for record in labelled] == [each.label for each in predicted]
+
+
+def test_unlabelled_that_is_all_labelled(content, tmp_path):
+    data = {**content["data"], "unlabelled": [content["data"]["dev"], content["data"]["train"]]}
+    recipe = parse_recipe({**content, "data": data})
+    teacher = tmp_path / "run" / self_training.FIRST
+    classifier(teacher / "model", ["high", "low"])
+    (teacher / "recipe.yaml").write_text(
+        self_training._round(recipe, self_training.FIRST, None).to_yaml(), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match="the data has labels of all of its texts, expected others"):
+        self_training._label(recipe, teacher, tmp_path / "run" / "round-1.jsonl")
+
+
+def test_pairs_stay_pairs(content, tmp_path):
+    data = {**content["data"], "columns": {"text": "a", "pair": "b", "label": "c"}}
+    round_1 = self_training._round(parse_recipe({**content, "data": data}), "round-1", tmp_path / "1.jsonl")
+    (tmp_path / "1.jsonl").write_text('{"text": "w1", "pair": "w2", "label": "x"}\n', encoding="utf-8")
+    (example,) = round_1.data.replay.data().read(tmp_path / "1.jsonl")
+    assert example.fields == {"text": "w1", "pair": "w2", "label": "x"}
+
+
+def test_sections_that_make_no_rounds_refuse_unlabelled(content):
+    data = content["data"]
+    inner = {"format": "jsonl", "train": "a", "unlabelled": "b"}
+    for changed in (
+        {"data": {**data, "unlabelled": None, "replay": {"share": 0.1, "source": inner}}},
+        {"data": {"sources": [{**inner, "name": "a"}, {"name": "b", "format": "jsonl", "train": "b"}]}},
+        {"retain": [inner]},
+    ):
+        with pytest.raises(UserError, match="unlabelled is given, expected it in data alone"):
+            parse_recipe({**content, **changed})
+    stages = [{"name": "one"}, {"name": "two", "data": {**data, "unlabelled": None}}]
+    with pytest.raises(UserError, match="stages: one: data.unlabelled makes several runs of a stage"):
+        parse_stages({**{k: v for k, v in content.items() if k != "model"}, "stages": stages}, "x.yaml")
 
 
 def test_other_commands_say_that_there_are_several_runs(content):

@@ -119,7 +119,7 @@ def select(
             "also differs from each other. random."
         ),
     ] = "badge",
-    seed: Annotated[int, typer.Option(min=0, help="Of badge, k_centre and random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of badge, k_centre and random.")] = 0,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -86,7 +86,10 @@ def evaluate_prompts(
     chosen.check(fields)
     model, tokenizer = _load(recipe)
     label_words = LabelWords(task.unit_labels, words or {}, tokenizer)
-    shown = draw_shots(splits["train"], task.units, shots, recipe.seed)
+    asked = {task.inputs(example) for example in scored}
+    shown = draw_shots(
+        splits["train"], task.units, shots, recipe.seed, lambda example: task.inputs(example) in asked
+    )
     beginning = _beginning(chosen, shown, dict(zip(task.unit_labels, label_words.words, strict=True)))
     first = [] if tokenizer.backend.bos_token_id is None else [tokenizer.backend.bos_token_id]
     begin_ids = first + tokenizer.continuation(beginning)
@@ -121,7 +124,11 @@ def parse_words(text: str) -> dict[str, str]:
         isinstance(word, str) and word.strip() for word in words.values()
     ):
         raise UserError(f"--words: {short(text)}, expected such as {{question: 問, statement: 述}}")
-    return {str(label): word.strip() for label, word in words.items()}
+    # As files have classes that are true and false.
+    return {
+        str(label).lower() if isinstance(label, bool) else str(label): word.strip()
+        for label, word in words.items()
+    }
 
 
 def _drawn(examples: Sequence[Example], number: int, seed: int) -> list[Example]:

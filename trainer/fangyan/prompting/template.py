@@ -49,9 +49,15 @@ class Template:
         known = list(fields)
         expected = f"expected some of {', '.join(f'{{{name}}}' for name in known)}"
         try:
-            named = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+            parts = list(string.Formatter().parse(self.text))
         except ValueError as error:
             raise UserError(f"--template: {short(self.text)}: {error}, {expected}") from None
+        for _, name, form, conversion in parts:
+            if form or conversion:
+                raise UserError(
+                    f"--template: {short(self.text)} has more than a name in {{{name}…}}, {expected}"
+                )
+        named = {name for _, name, _, _ in parts if name is not None}
         if unknown := sorted(named - set(known)):
             raise UserError(f"--template: {short(self.text)} has {{{unknown[0]}}}, {expected}")
         if not named or not self.text.format(**dict.fromkeys(known, "")).strip():
@@ -70,7 +76,11 @@ class Template:
 
 
 def draw_shots(
-    examples: Sequence[Example], units_of: Callable[[Example], list[Unit]], number: int, seed: int
+    examples: Sequence[Example],
+    units_of: Callable[[Example], list[Unit]],
+    number: int,
+    seed: int,
+    is_scored: Callable[[Example], bool],
 ) -> list[Unit]:
     """Return units to show with their labels: as many of each label as can be, in random order.
 
@@ -78,7 +88,8 @@ def draw_shots(
         examples: of train.
         units_of: returns the units of an example.
         number: how many to draw; fewer where there are not as many.
-        seed: of the draw. More shots of the same seed begin with fewer's draws.
+        seed: of the draw. More shots of the same seed have those of fewer among them.
+        is_scored: whether an example is among those that are scored: its label would be in the prompt.
     """
     if not number:
         return []
@@ -87,7 +98,8 @@ def draw_shots(
     waiting: dict[str, list[Unit]] = {}
     for i in draw.permutation(len(examples)).tolist():
         units = units_of(examples[i])
-        for j in draw.permutation(len(units)).tolist():
+        order_of_units = draw.permutation(len(units)).tolist()
+        for j in () if is_scored(examples[i]) else order_of_units:
             kept = waiting.setdefault(units[j].label, [])
             if len(kept) < number:
                 kept.append(units[j])

@@ -13,7 +13,7 @@ from fangyan.inference.load import load
 from fangyan.selection.labelling import LabelledFile, Labelling
 from fangyan.selection.pool import key_of, labelled_examples, read_pool
 from fangyan.selection.select import Strategy, choose
-from fangyan.selection.writing import Item, Sheet
+from fangyan.selection.writing import Item, Sheet, without_probabilities
 from fangyan.tasks.predictor import Predictor
 from fangyan.terminal import Terminal, say_later
 
@@ -99,8 +99,9 @@ class Selection:
         before = len(file.done)
         left = [item for item in items if key_of(item.example) not in file.done]
         left = left[: max(number - before, 0)]
-        labelling = Labelling(self.predictor, file, terminal)
-        done = labelling.run(left, self._predicted(left), lines)
+        predicted = self._predicted(left)
+        file.check(left, [without_probabilities(each) for each in predicted])
+        done = Labelling(self.predictor, file, terminal).run(left, predicted, lines)
         return before + done, before + len(left)
 
     def _select(self, number: int, strategy: Strategy | str, seed: int, say: Say) -> list[Item]:

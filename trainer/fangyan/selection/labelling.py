@@ -50,6 +50,15 @@ class LabelledFile:
         if self.done and not self._before.endswith(f"\n{sheet.data.between_examples}"):
             self._before += sheet.data.between_examples
 
+    def check(self, items: Sequence[Item], annotations: Sequence[Annotation]) -> None:
+        """Refuse what could not be added, before somebody has labelled it.
+
+        Raises:
+            UserError: for an example that the format cannot say, or a table of other columns.
+        """
+        if items:
+            self._without_header(self._sheet.text(items, annotations, self._header))
+
     def add(self, item: Item, annotation: Annotation) -> None:
         """Add an example with its labels, and write the file."""
         text = self._sheet.text([item], [annotation], self._header)
@@ -109,6 +118,12 @@ class Labelling:
         Returns:
             How many were labelled.
         """
+        for command in (UNDO, QUIT):
+            if self._predictor.knows(command) and items and not _is_tagged(items[0]):
+                raise UserError(
+                    f"--label: the model has a class {command!r}, which is a command here; expected select "
+                    "without --label, and an editor"
+                )
         if items:
             change = "3 v or 3-5 v 7 n change tags" if _is_tagged(items[0]) else "a class changes it"
             self._say(f"Enter accepts; {change}; {UNDO} undoes; {QUIT} leaves, and the same command goes on")

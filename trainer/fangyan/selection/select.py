@@ -87,6 +87,8 @@ def choose(
         raise UserError(f"strategy: found {short(strategy)}, expected one of {', '.join(STRATEGIES)}")
     if number < 1:
         raise UserError(f"number: {number}, expected at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed: {seed}, expected 0 to {2**32 - 1}")
     next(iter(predictor.score([])), None)  # refuses a model that has no classes to be unsure of
     indices = fresh(examples, chain(*labelled))
     if not len(indices):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fangyan.data.compression import suffix
 from fangyan.data.example import BOM, Annotation, Example
@@ -68,13 +70,13 @@ class Sheet:
         Raises:
             UserError: if the format needs more than its name, or has no place for what the model predicts.
         """
-        path = Path("selected.conll" if has_tokens else "selected.jsonl") if output is None else output
+        default = Path("selected.conll" if has_tokens else "selected.jsonl")
+        path = default if output is None else output
         file, data = pool
         if data is not None and suffix(path) == suffix(file):
             return cls(path, data, keeps_lines=True)
-        found = format_of(run, path, None, source)
-        if found is None:
-            return cls.of(run, None, (file, None), source, has_tokens)
+        found = format_of(run, path, None, source) or format_of(run, default, None, source)
+        assert found is not None  # its ending says it
         return cls(path, found)
 
     def items(self, examples: Sequence[Example], file: Path, indices: Sequence[int]) -> list[Item]:
@@ -124,7 +126,7 @@ class Sheet:
                 lines = _commented(lines, item.example, annotation)
             blank += (_ended(line) for line in lines)
             blank.append(self.data.between_examples)
-        bare = [_without_probabilities(each) if self.data.has_comments else each for each in annotations]
+        bare = [without_probabilities(each) if self.data.has_comments else each for each in annotations]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"selected{suffix(self.path)}"
             path.write_text("".join(blank), encoding="utf-8", newline="")
@@ -133,10 +135,9 @@ class Sheet:
 
     def _check(self, path: Path, items: Sequence[Item]) -> None:
         """Refuse examples that would be read as others: a token with a tab, say."""
-        try:
-            found = [dict(example.fields) for example in self.data.read_unlabelled(path)]
-        except UserError:
-            found = []
+        found: list[dict[str, Any]] = []
+        with suppress(UserError):  # of the first that is amiss
+            found.extend(dict(example.fields) for example in self.data.read_unlabelled(path))
         for item, fields in zip(items, [*found, *[{}] * (len(items) - len(found))], strict=False):
             names = [name for name in ("tokens", "text", "pair") if name in item.example.fields]
             if any(fields.get(name) != item.example.fields[name] for name in names):
@@ -153,8 +154,10 @@ def _each(examples: Iterable[Example], annotations: Iterable[Annotation]) -> Ite
         yield annotation
 
 
-def _without_probabilities(annotation: Annotation) -> Annotation:
-    return Annotation(annotation.tags, None, annotation.labels, annotation.values)
+def without_probabilities(annotation: Annotation) -> Annotation:
+    """Return what is predicted alone."""
+    values = {name: value for name, value in annotation.values.items() if name != "probabilities"}
+    return Annotation(annotation.tags, None, annotation.labels, values)
 
 
 def _commented(lines: Sequence[str], example: Example, annotation: Annotation) -> list[str]:

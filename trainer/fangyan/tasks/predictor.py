@@ -31,10 +31,12 @@ class Scored(NamedTuple):
 
     Attributes:
         log_probabilities_UC: of the classes of each unit that has one, a token or the text: (U, C).
+        classes_U: what is predicted: decoded over a whole sentence, it need not be the likeliest of a token.
         hidden_UH: what the model's head reads of each unit, (U, H), where it was asked for.
     """
 
     log_probabilities_UC: NDArray[np.float32]
+    classes_U: NDArray[np.int64]
     hidden_UH: NDArray[np.float32] | None = None
 
 

@@ -9,7 +9,7 @@ in general has a lower threshold (Zhang et al. 2021, FlexMatch, arXiv 2110.08263
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain, tee
 from pathlib import Path
@@ -28,7 +28,7 @@ from fangyan.distributed.process_group import on_rank_zero, start_distributed
 from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.inference.annotate import format_of
-from fangyan.inference.load import load, load_exported
+from fangyan.inference.load import load
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.selection.pool import fresh, labelled_examples, read_pool, unlabelled
 from fangyan.tasks.predictor import Predictor, Scored
@@ -37,11 +37,14 @@ from fangyan.terminal import Terminal
 from fangyan.training.engine import choose_precision
 from fangyan.training.loaded_data import choose_metric
 from fangyan.training.repeats import finished_metrics
+from fangyan.training.run_folder import check_same_recipe
 from fangyan.training.train import train
 from fangyan.training.trainer import Result
 
 # Of the run of labels alone.
 FIRST = "labelled"
+# The recipe of all rounds, once a model has labelled something.
+SETTINGS = "rounds.yaml"
 
 
 def self_train(recipe: Recipe) -> Result:
@@ -58,10 +61,9 @@ def self_train(recipe: Recipe) -> Result:
     """
     start_distributed()
     recipe = choose_precision(recipe)
-    on_rank_zero(lambda: _check(recipe))
+    metric, sign = on_rank_zero(partial(_check, recipe))
     results = {FIRST: _run(_round(recipe, FIRST, None))}
     best = FIRST
-    metric, sign = on_rank_zero(partial(_criterion, recipe))
     for number in range(1, recipe.self_training.rounds + 1):
         name = f"round-{number}"
         file = recipe.folder / f"{name}.jsonl"
@@ -77,7 +79,12 @@ def self_train(recipe: Recipe) -> Result:
     return results[best]
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe) -> tuple[str, int]:
+    """Return the dev metric that compares rounds, and 1 where more of it is better, else -1.
+
+    Raises:
+        UserError: for what would fail when the first run has taken its hours.
+    """
     if (recipe.folder / "recipe.yaml").is_file():
         raise UserError(f"run_dir: {recipe.folder} holds a single run, expected another folder for rounds")
     if recipe.data.replay.share:
@@ -88,6 +95,15 @@ def _check(recipe: Recipe) -> None:
         for file in find_files(pattern):
             if not file.is_file():
                 raise UserError(f"data.unlabelled: {file}: no such file")
+    if (recipe.folder / SETTINGS).is_file():
+        check_same_recipe(recipe, recipe.folder / SETTINGS)
+    task = recipe.task.build(recipe.data.load(recipe.seed), recipe.data)
+    if not task.unit_labels:
+        raise UserError(
+            "data.unlabelled: is for taggers, and classifiers of one class per text; found another "
+            f"{task.name}"
+        )
+    return choose_metric(recipe, task), 1 if task.greater_is_better else -1
 
 
 def _files(recipe: Recipe) -> Sequence[str]:
@@ -99,8 +115,12 @@ def _round(recipe: Recipe, name: str, file: Path | None) -> Recipe:
     """Return the recipe of a round, which replays a file that a model has labelled."""
     content = recipe.model_dump(mode="json")
     data: dict[str, Any] = {**content["data"], "unlabelled": None}
-    if file is not None:
-        source = {"format": "jsonl", "train": str(file), "dev": str(file)}
+    if file is None:  # which another threshold does not change
+        content.pop("self_training")
+    else:
+        names = (*recipe.task.fields, *(name for name in recipe.data.provided if name == "pair"))
+        columns = {name: name for name in names}
+        source = {"format": "jsonl", "columns": columns, "train": str(file), "dev": str(file)}
         data["replay"] = {"share": recipe.self_training.share, "source": source}
     run_dir = str(Path(".") / recipe.folder / name)
     return parse_recipe({**content, "name": f"{recipe.name}-{name}", "run_dir": run_dir, "data": data})
@@ -117,25 +137,26 @@ def _run(recipe: Recipe) -> Result:
     return train(recipe, resume="auto" if begun else None)
 
 
-def _criterion(recipe: Recipe) -> tuple[str, int]:
-    """Return the metric that says which model is better, and 1 where more of it is."""
-    task = load_exported(recipe.folder / FIRST / "model").task
-    return choose_metric(recipe, task), 1 if task.greater_is_better else -1
-
-
-def _label(recipe: Recipe, teacher: Path, file: Path) -> int:
-    """Write what a model labels confidently into a file, unless it is there; return how many texts."""
-    if not file.exists():
-        predictor, config = load(teacher), recipe.self_training
-        examples = _pool(recipe, teacher, predictor)
-        chosen = confident(predictor.score(examples), config.threshold, config.balance)
-        annotations = predictor.annotate(unlabelled(examples[i]) for i in chosen)
-        with whole_file(file) as partial_file, partial_file.open("w", encoding="utf-8") as lines:
-            for i, annotation in zip(chosen, annotations, strict=True):
-                lines.write(_line(examples[i], annotation) + "\n")
-        _say(f"{teacher.name} labels {len(chosen):,} of {len(examples):,} texts confidently")
-    with file.open(encoding="utf-8") as content:
-        return sum(1 for _ in content)
+def _label(recipe: Recipe, teacher: Path, file: Path) -> bool:
+    """Write what a model labels confidently into a file, unless it is there; return whether there is any."""
+    if file.exists():
+        return True
+    predictor, config = load(teacher), recipe.self_training
+    examples = _pool(recipe, teacher, predictor)
+    if not examples:
+        raise UserError("data.unlabelled: the data has labels of all of its texts, expected others")
+    chosen = confident(predictor.score(examples), config.threshold, config.balance)
+    _say(f"{teacher.name} labels {len(chosen):,} of {len(examples):,} texts confidently")
+    if not chosen:
+        return False
+    # By which the next start knows that it goes on with the same texts and threshold.
+    with whole_file(recipe.folder / SETTINGS) as partial_file:
+        partial_file.write_text(recipe.to_yaml(), encoding="utf-8")
+    annotations = predictor.annotate(unlabelled(examples[i]) for i in chosen)
+    with whole_file(file) as partial_file, partial_file.open("w", encoding="utf-8") as lines:
+        for i, annotation in zip(chosen, annotations, strict=True):
+            lines.write(_line(examples[i], annotation) + "\n")
+    return True
 
 
 def _pool(recipe: Recipe, teacher: Path, predictor: Predictor) -> Sequence[Example]:
@@ -162,12 +183,12 @@ def confident(scored: Iterable[Scored], threshold: float, balance: bool) -> list
     """Return which examples a model labels confidently, by their indices.
 
     Args:
-        scored: each example's log-probabilities.
+        scored: each example's log-probabilities, and what is predicted.
         threshold: probability of an example's label; of tokens, their geometric mean.
         balance: whether the threshold of each class is lower by how sure the model is of it on average, over
             how sure it is of the class that it knows best.
     """
-    first, second = tee(_likeliest(scored))
+    first, second = tee(map(_predicted, scored))
     classes: dict[int, tuple[float, int]] = {}
     sizes = 0
     for labels_U, log_probabilities_U in first:
@@ -190,11 +211,10 @@ def confident(scored: Iterable[Scored], threshold: float, balance: bool) -> list
     ]
 
 
-def _likeliest(scored: Iterable[Scored]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield the likeliest class of each unit of each example, and its log-probability: (U,) both."""
-    for each in scored:
-        labels_U = each.log_probabilities_UC.argmax(-1)
-        yield labels_U, np.take_along_axis(each.log_probabilities_UC, labels_U[:, None], -1)[:, 0]
+def _predicted(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the class of each unit of an example, and its log-probability: (U,) both."""
+    labels_U = scored.classes_U
+    return labels_U, np.take_along_axis(scored.log_probabilities_UC, labels_U[:, None], -1)[:, 0]
 
 
 def _table(results: dict[str, Result], metric: str) -> Table:

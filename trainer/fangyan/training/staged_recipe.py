@@ -71,6 +71,8 @@ def parse_stages(content: Mapping[str, Any], source: str) -> StagedRecipe:
         if stages:
             merged["model"] = _after(list(stages.values())[-1], merged, stage, place)
         stages[stage_name] = parse_recipe(merged, place)
+        if stages[stage_name].data.unlabelled is not None:
+            raise UserError(f"{place}: data.unlabelled makes several runs of a stage, expected none")
     return StagedRecipe(name, folder, stages)
 
 

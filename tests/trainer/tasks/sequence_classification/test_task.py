@@ -133,3 +133,11 @@ def test_text_of_nothing_is_the_unknown_token():
     (sequence,) = task.tokenize([Example({"text": "\u200b"}, "", "")], Tokenizer(wordpiece()), 16)
     assert len(sequence.input_ids) == 1
     assert sequence.labels == [IGNORE_INDEX]
+
+
+@pytest.mark.parametrize("has_pairs", [False, True])
+def test_a_pair_among_texts_is_refused(has_pairs):
+    task = SequenceClassification(["a", "b"], "single_label_classification", has_pairs)
+    fields = {"text": "我", "label": "a"} | ({} if has_pairs else {"pair": "佢"})
+    with pytest.raises(UserError, match=r"other.jsonl:3: (a pair|one text), expected (a pair|one text)"):
+        task.tokenize([Example(fields, "other.jsonl:3", "")], Tokenizer(wordpiece()), 8)

@@ -59,6 +59,8 @@ def parse_other_data(content: Mapping[str, Any], source: str) -> DataConfig:
     data = parse_data(content, source)
     if data.replay.share:
         raise UserError(f"{source}: replay is given, expected it in data alone")
+    if data.unlabelled is not None:
+        raise UserError(f"{source}: unlabelled is given, expected it in data alone")
     return data
 
 

@@ -69,7 +69,7 @@ class Pattern:
         filled = {**texts, GAP: tokenizer.backend.mask_token}
         # Every other part is the name of a field.
         pieces = [filled[part] if i % 2 else part for i, part in enumerate(self._parts)]
-        start = len("".join(pieces[: self._parts.index(GAP, 1)]))
+        start = len("".join(pieces[: 1 + 2 * self._parts[1::2].index(GAP)]))
         encoded = tokenizer.backend("".join(pieces), return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         # Texts may have the mask token in them, too; of some tokenizers the space before it is part of it.
@@ -110,11 +110,14 @@ def word_ids(words: dict[str, str], tokenizer: Any) -> list[int]:
         UserError: if a word is no sub-word of the model, or that of another class.
     """
     found: dict[int, str] = {}
+    behind = Tokenizer(tokenizer)
     for label, word in words.items():
-        # As it is after a space, or as it is at the beginning of a text: the same for most.
+        # As it is after a space, as it is at the beginning of a text, or right behind other text, without the
+        # mark of a space that is a sub-word of its own before Chinese characters: the same for most.
         spellings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f" {word}", word)]
+        spellings.append(behind.subwords(word, "word").ids)
         ids = next((own for own in spellings if len(own) == 1), spellings[-1])
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        if len(ids) != 1 or ids[0] in tokenizer.all_special_ids:
             raise UserError(
                 f"task.words: {short(word)} of {short(label)} is {len(ids)} sub-words of the model, or "
                 "unknown to it; expected a word that is one of its sub-words"

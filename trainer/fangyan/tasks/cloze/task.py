@@ -143,7 +143,8 @@ class Cloze(SequenceClassification):
         """Return how many texts do not fit with the pattern."""
         empty = dict.fromkeys((TEXT, PAIR), "")
         around = len(self.pattern.tokenize(empty, tokenizer, max_length)[0])
-        return super().cut_findings(name, examples, tokenizer, max_length - around)
+        special = len(tokenizer.backend(*[""] * (1 + self.has_pairs))["input_ids"])  # of texts alone
+        return super().cut_findings(name, examples, tokenizer, max_length - around + special)
 
     @override
     def _sequence(

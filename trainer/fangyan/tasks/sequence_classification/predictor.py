@@ -117,7 +117,8 @@ class TextClassifier(Predictor):
             self._check_pairs(chunk[0])
             for _, scores_C, hidden_H in self._score([self.told(example) for example in chunk], hidden):
                 log_probabilities_C = scores_C - np.logaddexp.reduce(scores_C)
-                yield Scored(log_probabilities_C[None], None if hidden_H is None else hidden_H[None])
+                hidden_UH = None if hidden_H is None else hidden_H[None]
+                yield Scored(log_probabilities_C[None], np.array([scores_C.argmax()]), hidden_UH)
 
     @override
     def corrected(self, example: Example, labels: Sequence[str]) -> Annotation:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from fangyan.data.example import Example, Splits
 from fangyan.data.findings import Finding
 from fangyan.data.tokenization import IGNORE_INDEX, LabelPlace, TokenizedSequence, Tokenizer, whole_text
+from fangyan.errors import UserError
 from fangyan.tasks.checks import COMPARED
 from fangyan.tasks.label_set import config_fields
 from fangyan.tasks.probabilities import log_softmax, softmax
@@ -173,6 +174,10 @@ class SequenceClassification(Task):
         return [self._sequence(example, i, tokenizer, max_length) for i, example in enumerate(examples)]
 
     def _texts(self, example: Example) -> tuple[str, ...]:
+        """Return the text, or the pair; refuse one among the other, such as in what is replayed."""
+        if ("pair" in example.fields) != self.has_pairs:
+            found, expected = ("one text", "a pair") if self.has_pairs else ("a pair", "one text")
+            raise UserError(f"{example.source}: {found}, expected {expected}, as the task has learned")
         return tuple(example.fields[name] for name in ("text", "pair")[: 1 + self.has_pairs])
 
     def _sequence(
@@ -293,7 +298,7 @@ class SequenceClassification(Task):
     @override
     def units(self, example: Example) -> list[Unit]:
         """Return the text, or the pair."""
-        fields = {name: example.fields[name] for name in ("text", "pair")[: 1 + self.has_pairs]}
+        fields = dict(zip(("text", "pair"), self._texts(example), strict=False))
         return [Unit(fields, self._read(example))]
 
     @override

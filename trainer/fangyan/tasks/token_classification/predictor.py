@@ -131,11 +131,12 @@ class TokenClassifier(Predictor):
     @override
     def score(self, examples: Iterable[Example], hidden: bool = False) -> Iterator[Scored]:
         """Yield the log-probabilities of each token's labels; see :class:`fangyan.tasks.task.Predictor`."""
-        source = iter(examples)
+        source, index = iter(examples), {label: i for i, label in enumerate(self.task.labels)}
         while chunk := list(islice(source, CHUNK)):
             for tagged in self._tag([self.told(each) for each in chunk], Kept(scores=True, hidden=hidden)):
                 assert tagged.log_probabilities_TC is not None
-                yield Scored(tagged.log_probabilities_TC, tagged.hidden_TH)
+                classes_T = np.array([index[label] for label in tagged.labels], dtype=np.int64)
+                yield Scored(tagged.log_probabilities_TC, classes_T, tagged.hidden_TH)
 
     @property
     @override
