@@ -202,7 +202,7 @@ def test_parse_recipe_with_a_field_of_another_member(section, name, field):
 
 
 OTHER_VALUES = {"rank": 8, "alpha": 1.0, "rslora": True, "dropout": 0.1, "targets": ["query"]}
-OTHER_VALUES |= {"virtual_tokens": 4}
+OTHER_VALUES |= {"virtual_tokens": 4, "preserved": 0.3}
 
 
 @pytest.mark.parametrize("name", [n for n, m in ADAPTATIONS.members.items() if issubclass(m, PeftMethod)])
