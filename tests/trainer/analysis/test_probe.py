@@ -225,6 +225,7 @@ def test_probe_without_matplotlib_or_captum(tmp_path, monkeypatch):
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     with mounted(tmp_path / "disk", 64 << 20) as disk:
         run = run_folder(BY_NAME["one class"], disk)
+        label_dev(run, wrong=3)
         probe(run, Options(parts=["groups"]))
         before = {path.name: path.read_bytes() for path in (run / "probe").iterdir()}
         config = (run / "model" / "config.json").read_bytes()
