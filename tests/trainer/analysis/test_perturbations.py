@@ -13,6 +13,7 @@ from fangyan.analysis.perturbations import (
     mapped,
     neighbour,
     perturbations,
+    read_mapping,
     strip_diacritics,
     strip_tones,
     swap,
@@ -125,12 +126,25 @@ def test_strip_tones(word, expected):
 def test_mapping_takes_the_longest_first(tmp_path):
     path = tmp_path / "map.tsv"
     path.write_text("# simplified\n後\t后\n皇后\t皇后\n乾\t干\n乾隆\t乾隆\n\n", encoding="utf-8")
-    change = mapped(path)
+    change = mapped(read_mapping(path))
     assert [change(word, Random(0)) for word in ("皇后後", "乾隆乾", "我")] == ["皇后后", "乾隆干", "我"]
     *_, last = perturbations(0.1, [path])
     assert last.name == "mapping map.tsv"
     with pytest.raises(UserError, match="a file of this name is there twice"):
         perturbations(0.1, [path, path])
+
+
+def test_mapping_of_several_words_or_characters(tmp_path):
+    """What is written across white space, or across tokens that are characters, is mapped as well."""
+    path = tmp_path / "map.tsv"
+    path.write_text("going to\tgonna\n乾\t干\n乾隆\t乾隆\n而家\t宜家\n咁樣\t咁\n", encoding="utf-8")
+    *_, mapping = perturbations(0.1, [path])
+    text = Example({"text": "going to  乾\tgoing", "label": "x"}, "", "")
+    assert mapping(text, "", "words").fields["text"] == "gonna  干\tgoing"
+    tokens = Example({"tokens": tuple("乾隆而家乾咁樣"), "tags": ("x",) * 7}, "", "")
+    assert mapping(tokens, "", "characters").fields["tokens"] == tuple("乾隆宜家干咁樣")
+    words = Example({"tokens": ("乾隆", "乾"), "tags": ("x",) * 2}, "", "")
+    assert mapping(words, "", "words").fields["tokens"] == ("乾隆", "干")
 
 
 @pytest.mark.parametrize(
@@ -146,12 +160,12 @@ def test_mapping_with_a_mistake(tmp_path, content, message):
     path = tmp_path / "map.tsv"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError) as error:
-        mapped(path)
+        read_mapping(path)
     assert message in str(error.value)
 
 
 def test_mapping_of_the_examples():
-    change = mapped(Path(__file__).parents[3] / "examples" / "cantonese-spellings.tsv")
+    change = mapped(read_mapping(Path(__file__).parents[3] / "examples" / "cantonese-spellings.tsv"))
     assert change("佢哋唔喺嗰度", Random(0)) == "佢地吾系個度"
 
 

@@ -3,11 +3,14 @@
 import json
 import math
 import os
+from xml.etree import ElementTree
 
 import fangyan
 import pytest
+from fangyan.analysis.groups import file_columns
 from fangyan.analysis.options import Options
 from fangyan.analysis.probe import as_json, probe
+from fangyan.data.formats.chat import Chat
 from fangyan.errors import UserError
 from probed_runs import BY_NAME, TAGGER, run_folder
 from small_disk import fill, mounted
@@ -77,8 +80,61 @@ def test_groups_are_scored_as_files_of_their_own(tmp_path):
         probe(run, Options(data=[files[""]], group_by=["age"], parts=["groups"]))
 
 
+def test_groups_by_a_column_with_any_name_and_values(tmp_path):
+    """One that is called as our own, names with which XML or a plot could not do."""
+    case = BY_NAME["one class"]
+    run = run_folder(case, tmp_path)
+    values = ["a\x08", "\x1b[31m$x$", "我" * 3000, "<b>&\nשלום"]
+    records = [record | {"length": values[i % 4]} for i, record in enumerate(case.records())]
+    path = tmp_path / "named.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    found = probe(run, Options(data=[str(path)], group_by=["length"], parts=["groups"], resamples=100))
+    assert {group.value for group in found["groups"].columns["length"]} == set(values)
+    picture = (run / "probe" / "groups.svg").read_text(encoding="utf-8")
+    texts = [element.text for element in ElementTree.fromstring(picture).iter() if element.text]
+    for name in ("a\\x08 (30)", "\\x1b[31m$x$ (30)", "我" * 40 + "…", "<b>& שלום (30)"):
+        assert name in texts
+
+
+def test_files_of_one_name_whose_lines_cannot_be_told_apart(tmp_path):
+    """CHAT's sources have no folder: what the one file says must not be taken for the other's."""
+    texts = [f"@Begin\n*{name}:\thou2 .\n%mor:\tadj|hou2 .\n@End\n" for name in ("AAA", "BBB")]
+    for folder, text in zip(("a", "b"), texts, strict=True):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.cha").write_text(text, encoding="utf-8")
+    config = Chat(train="x.cha")
+    files = [str(tmp_path / folder / "x.cha") for folder in ("a", "b")]
+    examples = config.read_files(files)
+    with pytest.raises(UserError, match=r"--group-by: x.cha:2 is in two files of --data, expected files who"):
+        file_columns(examples, config, files, ["speaker"])
+    assert file_columns(examples[:1], config, files[:1] * 2, ["speaker"]) == {"speaker": ["AAA"]}
+
+
+def label_dev(run, wrong):
+    """Label dev as the model does, but for the first few."""
+    path = run / "splits" / "dev.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = fangyan.load(run).predict([record["fields"]["text"] for record in records])
+    for i, (record, each) in enumerate(zip(records, found, strict=True)):
+        other = next(label for label in each.probabilities if label != each.label)
+        record["fields"]["label"] = other if i < wrong else each.label
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def test_a_temperature_that_dev_does_not_fit_is_not_kept(tmp_path):
+    """Where all of dev is right, the colder the better: the bound says nothing."""
+    run = run_folder(BY_NAME["one class"], tmp_path)
+    label_dev(run, wrong=0)
+    report = probe(run, Options(parts=["calibration"]))["calibration"]
+    assert "dev fits no temperature: 0.05 is the bound" in report.notes[1]
+    with pytest.raises(UserError, match="--store-temperature: dev fits none, 0.05 is a bound"):
+        probe(run, Options(parts=["calibration"], store_temperature=True))
+    assert "temperature" not in json.loads((run / "model" / "config.json").read_text())["fangyan"]
+
+
 def test_probe_as_a_command(cli_in, tmp_path):
     run = run_folder(BY_NAME["one class"], tmp_path)
+    label_dev(run, wrong=3)
     (tmp_path / "map.tsv").write_text("w1\tW1\nw2\tv2\n", encoding="utf-8")
     cli = cli_in(tmp_path)
     arguments = ["probe", "run", "--data", "train.jsonl", "--resamples", "100"]
@@ -169,6 +225,7 @@ def test_probe_without_matplotlib_or_captum(tmp_path, monkeypatch):
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     with mounted(tmp_path / "disk", 64 << 20) as disk:
         run = run_folder(BY_NAME["one class"], disk)
+        label_dev(run, wrong=3)
         probe(run, Options(parts=["groups"]))
         before = {path.name: path.read_bytes() for path in (run / "probe").iterdir()}
         config = (run / "model" / "config.json").read_bytes()

@@ -13,13 +13,15 @@ import torch
 from fangyan.data.example import Example
 from fangyan.data.packing import collate
 from fangyan.data.splits import write_examples
-from fangyan.data.tokenization import Tokenizer
+from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.deployment import export as deployment
 from fangyan.deployment.comparison import TOLERANCE, Agreement
 from fangyan.deployment.export import check_format, export_graph
+from fangyan.deployment.readme import _example
 from fangyan.errors import UserError
 from fangyan.inference import load
 from fangyan.recipe import Recipe
+from fangyan.tasks.token_classification.task import TokenClassification
 from fangyan.training.train import train
 from small_disk import fill, mounted
 from task_cases import CASES
@@ -104,6 +106,26 @@ def test_answers_in_int8_do_not_depend_on_what_else_is_run(small):
     found = graph.split_logits(graph.logits(together), together)
     for sequence, logits in zip(sequences, found, strict=True):
         assert torch.equal(logits, graph.logits(collate([sequence], 0, 0))[0])
+
+
+def test_a_text_without_a_subword_has_no_logits(graph):
+    """As of a blank line, where the tokenizer adds nothing: a graph takes one sub-word at least."""
+    model = load.load_exported(graph).packed()
+    some, none = TokenizedSequence([5, 6], [0, 0], 0), TokenizedSequence([], [], 1)
+    for sequences in ([some, none], [none]):
+        batch = collate(sequences, 0, 0)
+        found = model.split_logits(model.logits(batch), batch)
+        assert [tuple(logits.shape) for logits in found] == [(len(each.input_ids), 4) for each in sequences]
+    batch = collate([some], 0, 0)
+    assert torch.equal(model.logits(batch)[0], model.logits(collate([some, none], 0, 0))[0])
+
+
+@pytest.mark.parametrize(
+    ("subword", "expected"), [("first", "pieces[0]"), ("last", "pieces[-1]"), ("mean", "pieces.mean(0)")]
+)
+def test_the_example_reads_the_subword_that_was_learned(subword, expected):
+    task = TokenClassification(tiny_exports.LABELS, "segmentation", "characters", subword=subword)
+    assert f"{expected}.argmax()" in _example(task, tiny_exports.tokenizer())
 
 
 def scores(folder):

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import CancelledError, wait
+from types import SimpleNamespace
 
 import fangyan
 import pytest
@@ -69,6 +70,33 @@ def test_a_mistake_is_of_its_own_request_alone(predictor):
         bad.result(10)
     assert good.result(10) == records(predictor, PAIRS[:2])
     assert first.result(10) + other.result(10) == records(predictor, [PAIRS[0], PAIRS[2]])
+    batcher.close()
+
+
+def test_a_request_is_answered_once_its_own_texts_are_done():
+    """A model that writes takes text after text: nobody waits for what others asked after."""
+    leave, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def stream(self, texts, options):
+            leave.wait(10)
+            for text in texts:
+                if text == "long":
+                    go_on.wait(10)
+                if text == "wrong":
+                    raise UserError("wrong")
+                yield SimpleNamespace(record=lambda text=text: {"text": text})
+
+    batcher = Batcher(Slow(), 8)
+    batcher.submit(["before"], {})
+    answers = [batcher.submit(texts, {}) for texts in (["a", "b"], ["long"], ["wrong"], ["c"])]
+    leave.set()
+    assert answers[0].result(10) == [{"text": "a"}, {"text": "b"}]
+    assert not answers[1].done()
+    go_on.set()
+    assert [answers[i].result(10) for i in (1, 3)] == [[{"text": "long"}], [{"text": "c"}]]
+    with pytest.raises(UserError, match="wrong"):
+        answers[2].result(10)
     batcher.close()
 
 

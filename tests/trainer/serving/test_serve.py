@@ -6,13 +6,19 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import fangyan
 import pytest
 import tiny_exports
+import uvicorn
+from fangyan.errors import UserError
+from fangyan.serving import app, server
+from fangyan.serving.batching import Batcher
 
 TEXTS = ["我食飯", "你今日去街飲茶", "佢"]
 LIMITS = ["--max-texts", "5", "--max-characters", "40"]
@@ -123,6 +129,9 @@ def test_health_and_the_page_need_no_other_host(service):
         ('{"texts": []}', 422, "texts: list should have at least 1 item"),
         ('{"texts": ["a", 5]}', 422, "texts.1: input should be a valid string, found 5"),
         ('{"texts": ["a"], "top_k": 5}', 422, "top_k: extra inputs are not permitted, found 5"),
+        ('{"texts": ["é"]}'.encode("latin-1"), 422, "the body is no JSON in UTF-8 ('utf-8' codec can't"),
+        ('{"texts": ' + "[" * 5000, 422, "the body is no JSON"),
+        ('{"texts": ["a"], "%s": 5}' % ("k" * 5000), 422, f"{'k' * 80}: extra inputs are not permitted"),
         ('{"texts": ["a", "\\ud800"]}', 422, "texts.1: half a surrogate pair, expected Unicode text"),
         (
             '{"texts": ["a"], "temperature": 1.0}',
@@ -171,6 +180,46 @@ def test_a_signal_ends_it_once_requests_in_flight_are_answered(cli, number, code
     assert len(err.splitlines()) == 1  # where it was
 
 
+def test_whoever_is_not_answered_in_time_is_told_so(tagger, monkeypatch):
+    """And the service ends, whatever the model still does."""
+    leave = threading.Event()
+    monkeypatch.setattr(app, "_LAST_SECONDS", 0.1)
+    predictor = fangyan.load(tagger)
+    predictor.stream = lambda *_, **__: leave.wait(60)
+    batcher = Batcher(predictor, 8)
+    service = app.make_app(batcher, "name", "task", app.Limits())
+    config = uvicorn.Config(service, log_level="critical", timeout_graceful_shutdown=1)
+    with server.listening("127.0.0.1", 0) as listener, ThreadPoolExecutor(2) as pool:
+        listener.listen()
+        running = uvicorn.Server(config)
+        ended = pool.submit(running.run, sockets=[listener])
+        answer = pool.submit(Service(None, listener.getsockname()[1]).predict, ["我"])
+        deadline = time.monotonic() + 20
+        while not batcher.waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        running.should_exit = True
+        assert answer.result(20) == (503, {"error": "the service ended before the model had answered"})
+        ended.result(20)
+    leave.set()
+
+
+def test_a_port_that_another_takes_while_the_model_is_loaded(tagger, monkeypatch):
+    """Two processes may bind a port as long as neither listens."""
+    with server.listening("127.0.0.1", 0) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(server, "load", lambda *_: other.listen() or fangyan.load(tagger))
+        with pytest.raises(UserError, match=f"--port {port}: cannot be listened on .Address already in use"):
+            server.serve(tagger, "127.0.0.1", port, None, 8, app.Limits())
+
+
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_an_address_for_others_is_said(capsys, host, is_open):
+    with server.listening(host, 0) as listener:
+        server._say_where(Path("run"), listener, host)
+    said = f"--host {host}: everyone who reaches this machine there may use the model; there is no password"
+    assert (said in capsys.readouterr().err) == is_open
+
+
 def test_what_a_model_writes_is_limited(cli):
     folder = tiny_exports.writer(cli.folder / "writer")
     with served(cli, folder, "--max-new-tokens", "70") as service:
@@ -198,7 +247,8 @@ def test_an_address_that_is_taken_and_one_of_elsewhere(cli, tagger):
         f"fangyan: --host 127.0.0.1 --port {port}: cannot be listened on (Address already in use); expected "
         "an address of this machine, and a port that is free\n"
     )
-    _, err = cli("serve", str(tagger), "--host", "no.such.host.invalid", code=2)
-    assert "--host no.such.host.invalid: no address of this machine" in err
+    for host in ("no.such.host.invalid", "no..host"):
+        _, err = cli("serve", str(tagger), "--host", host, code=2)
+        assert err.startswith(f"fangyan: --host {host}: no address of this machine (")
     _, err = cli("serve", str(cli.folder / "none"), code=2)
     assert "none: no such run" in err

@@ -85,10 +85,20 @@ class Calibration:
         return asdict(self)
 
     @property
+    def is_bound(self) -> bool:
+        """Return whether dev fits no temperature between the bounds: of few examples all are right, say."""
+        return any(abs(math.log(self.temperature / bound)) < 0.01 for bound in _TEMPERATURES)
+
+    @property
     def notes(self) -> list[str]:
         """Return what was scored, and what the temperature is worth."""
         notes = [f"calibration of {self.count:,} predictions on {self.scored_on}; fitted on dev"]
-        if self.after.ece >= self.before.ece:
+        if self.is_bound:
+            notes.append(
+                f"dev fits no temperature: {self.temperature:.3g} is the bound, where nearly all of dev is "
+                "right, or says nothing"
+            )
+        elif self.after.ece >= self.before.ece:
             notes.append("the temperature gives nothing here: the calibration error is as large as without")
         if self.scored_on == "the dev split":
             notes.append("there is no test split: errors are of dev, on which the temperature was fitted")

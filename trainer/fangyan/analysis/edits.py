@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fangyan.data.example import DATASET, Example
@@ -14,8 +14,9 @@ from fangyan.tasks.task import TokenUnit
 # From pieces of a text to as many.
 Change = Callable[[Sequence[str]], list[str]]
 
-# What stands between white space; and the same, but pairs of characters of scripts without spaces, as most
-# words there are.
+# All of a text; what stands between white space; and the same, but pairs of characters of scripts without
+# spaces, as most words there are.
+WHOLE = re.compile(r".+", re.DOTALL)
 RUNS = re.compile(r"\S+")
 WORDS = re.compile(rf"[{UNSPACED}]{{1,2}}|[^\s{UNSPACED}]+")
 
@@ -58,6 +59,19 @@ def _changed(text: str, change: Change, pieces: re.Pattern[str]) -> str:
         parts += [text[end : match.start()], new]
         end = match.end()
     return "".join([*parts, text[end:]])
+
+
+def replaced(tokens: Sequence[str], runs: Mapping[tuple[str, ...], tuple[str, ...]]) -> list[str]:
+    """Return tokens with other runs of them, of the same lengths, the longest first."""
+    found = list(tokens)
+    sizes = sorted({len(run) for run in runs}, reverse=True)
+    start = 0
+    while start < len(found):
+        size = next((size for size in sizes if tuple(found[start : start + size]) in runs), 0)
+        if size:
+            found[start : start + size] = runs[tuple(found[start : start + size])]
+        start += max(size, 1)
+    return found
 
 
 def is_changed(before: Example, after: Example) -> bool:

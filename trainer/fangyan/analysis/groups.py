@@ -111,8 +111,8 @@ def group_report(
             _group(scored, value, np.array(indices), units, resamples, seed)
             for value, indices in places.items()
         ]
-        if column == "length":
-            order = {name: i for i, name in enumerate(_length_names())}
+        order = {name: i for i, name in enumerate(_length_names())}
+        if places.keys() <= order.keys():  # a file may have a column of that name
             found[column] = sorted(groups, key=lambda group: order[group.value])
         else:
             found[column] = sorted(groups, key=lambda group: (-group.examples, group.value))
@@ -170,7 +170,14 @@ def file_columns(
     Raises:
         UserError: for a format without such, or a column that no example has.
     """
-    said = dict(pair for name in files for path in find_files(name) for pair in data.metadata(path))
+    said: dict[str, dict[str, str]] = {}
+    for path in dict.fromkeys(path for name in files for path in find_files(name)):
+        there = dict(data.metadata(path))
+        if same := said.keys() & there.keys():  # of formats whose sources are without folders
+            raise UserError(
+                f"--group-by: {min(same)} is in two files of --data, expected files whose names differ"
+            )
+        said |= there
     known = dict.fromkeys(key for values in said.values() for key in values)
     for name in names:
         if name not in known:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from fangyan.analysis.edits import RUNS, WORDS, clusters, edited
+from typing_extensions import override
+
+from fangyan.analysis.edits import RUNS, WHOLE, WORDS, clusters, edited, replaced
 from fangyan.analysis.tables import check_once, read_pairs
 from fangyan.data.example import Example
 from fangyan.errors import UserError
@@ -65,6 +67,29 @@ class Perturbation:
         return edited(example, change, unit, self.pieces)
 
 
+@dataclass(frozen=True)
+class Spelling(Perturbation):
+    """Another way to write, by a file.
+
+    Attributes:
+        pairs: what is written, and how else.
+    """
+
+    pairs: Mapping[str, str] = field(default_factory=dict)
+
+    @override
+    def __call__(self, example: Example, seed: str, unit: TokenUnit) -> Example:
+        """Return an example in the other way; where tokens are characters, what is written is several."""
+        if unit == "words" or "tokens" not in example.fields:
+            return super().__call__(example, seed, unit)
+        runs = {}
+        for sides in self.pairs.items():
+            left, right = map(tuple, sides)
+            # What has more or fewer characters would have no tags, and stays.
+            runs[left] = right if len(left) == len(right) else left
+        return edited(example, lambda tokens: replaced(tokens, runs), unit)
+
+
 def perturbations(rate: float, mappings: Sequence[Path] = ()) -> list[Perturbation]:
     """Return all perturbations.
 
@@ -90,7 +115,8 @@ def perturbations(rate: float, mappings: Sequence[Path] = ()) -> list[Perturbati
             raise UserError(
                 f"--mapping {path}: a file of this name is there twice, expected names that differ"
             )
-        found.append(Perturbation(name, mapped(path)))
+        pairs = read_mapping(path)
+        found.append(Spelling(name, mapped(pairs), pieces=WHOLE, pairs=pairs))
     return found
 
 
@@ -163,8 +189,15 @@ def upper(word: str, draw: Random) -> str:  # noqa: ARG001
     return word.upper()
 
 
-def mapped(path: Path) -> WordChange:
-    """Return what writes all that a file maps in its other way, the longest first.
+def mapped(pairs: Mapping[str, str]) -> WordChange:
+    """Return what writes all of some pairs in the other way, the longest first."""
+    longest_first = sorted(pairs, key=lambda key: -len(key))
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+    return lambda word, draw: pattern.sub(lambda match: pairs[match[0]], word)  # noqa: ARG005
+
+
+def read_mapping(path: Path) -> dict[str, str]:
+    """Return what a file says is written, and how else.
 
     Raises:
         UserError: naming the line that is no pair, or whose left side another has.
@@ -174,9 +207,7 @@ def mapped(path: Path) -> WordChange:
     for number, left, right in read_pairs(path):
         check_once(path, number, left, lines)
         pairs[left] = right
-    longest_first = sorted(pairs, key=lambda key: -len(key))
-    pattern = re.compile("|".join(map(re.escape, longest_first)))
-    return lambda word, draw: pattern.sub(lambda match: pairs[match[0]], word)  # noqa: ARG005
+    return pairs
 
 
 def _letters(word: str) -> tuple[list[str], list[int]]:

@@ -15,6 +15,7 @@ from fangyan.analysis.robustness import RobustnessReport
 from fangyan.analysis.saliency import Saliency
 from fangyan.analysis.terms import TermReport
 from fangyan.files import REPEAT, whole_file
+from fangyan.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Groups of a column, and labels of a text, that are drawn.
 _MOST = 40
+# Characters of a name.
+_LONGEST = 40
 _BLUE, _ORANGE = "tab:blue", "tab:orange"
 
 
@@ -70,8 +73,12 @@ def _intervals(axes: Axes, rows: list[tuple[str, float, Any]], label: str) -> No
 
 
 def _plain(text: str) -> str:
-    """Return text in which a dollar begins no formula."""
-    return text.replace("$", r"\$")
+    """Return text as a picture shows it: a dollar begins no formula, XML has no control characters.
+
+    Of what is long the beginning has to do, or there is no room for the plot.
+    """
+    shown = printable(text).replace("\n", " ")
+    return (shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…").replace("$", r"\$")
 
 
 def _draw_robustness(report: RobustnessReport, path: Path) -> None:

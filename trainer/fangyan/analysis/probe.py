@@ -158,6 +158,11 @@ class Probe:
             dev = Scored(self.run, read_examples(folder / "splits" / "dev.jsonl"), keep_scores=True)
         found = calibrate(dev, self.scored, on)
         if options.store_temperature:
+            if found.is_bound:
+                raise UserError(
+                    f"--store-temperature: dev fits none, {found.temperature:.3g} is a bound; expected a dev "
+                    "split with more examples, of which the model gets some right and some wrong"
+                )
             store_temperature(model_folder(folder), found.temperature)
         return found
 

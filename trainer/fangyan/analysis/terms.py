@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fangyan.analysis.bootstrap import Difference, Units, paired
-from fangyan.analysis.edits import edited
+from fangyan.analysis.edits import WHOLE, edited, replaced
 from fangyan.analysis.robustness import agreement
 from fangyan.analysis.run_model import RunModel, Scored
 from fangyan.analysis.tables import check_once, read_pairs
@@ -26,7 +26,6 @@ from fangyan.data.masking import UNSPACED
 from fangyan.errors import UserError
 from fangyan.tasks.task import TokenUnit
 
-_WHOLE = re.compile(r".+", re.DOTALL)
 _INNER = re.compile(rf"[^\W{UNSPACED}]")
 
 
@@ -195,23 +194,10 @@ def _with(example: Example, pairs: Sequence[tuple[str, str]], side: int, unit: T
         return edited(
             example,
             lambda texts: [pattern.sub(lambda m: wanted[m[0]], text) for text in texts],
-            pieces=_WHOLE,
+            pieces=WHOLE,
         )
     runs = {_tokens(term, unit): _tokens(pair[side], unit) for pair in pairs for term in pair}
-    return edited(example, lambda tokens: _replaced(tokens, runs), unit)
-
-
-def _replaced(tokens: Sequence[str], runs: dict[tuple[str, ...], tuple[str, ...]]) -> list[str]:
-    """Return tokens with other runs of them, of the same lengths, the longest first."""
-    found = list(tokens)
-    sizes = sorted({len(run) for run in runs}, reverse=True)
-    start = 0
-    while start < len(found):
-        size = next((size for size in sizes if tuple(found[start : start + size]) in runs), 0)
-        if size:
-            found[start : start + size] = runs[tuple(found[start : start + size])]
-        start += max(size, 1)
-    return found
+    return edited(example, lambda tokens: replaced(tokens, runs), unit)
 
 
 def _tokens(term: str, unit: TokenUnit) -> tuple[str, ...]:

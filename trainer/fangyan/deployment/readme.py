@@ -45,13 +45,17 @@ _ALONE = """
 The scale of its activations is that of all that is run at once, padding too: run texts one by one, and what
 one gets does not depend on the others."""
 
+# A token's scores, by which of its sub-words has its label.
+_PIECES = {"first": "pieces[0]", "last": "pieces[-1]", "mean": "pieces.mean(0)"}
+
 # By the Hub's name of what a model does.
 _EXAMPLES = {
     "token-classification": """tokens = TOKENS
 encoded = tokenizer.encode(tokens, is_pretokenized=True)
 (logits,) = run(encoded)
 for i, token in enumerate(tokens):
-    print(token, labels[str(logits[encoded.word_ids.index(i)].argmax())])""",
+    pieces = logits[[k for k, owner in enumerate(encoded.word_ids) if owner == i]]
+    print(token, labels[str(PIECE.argmax())])""",
     "text-classification": """(logits,) = run(tokenizer.encode(TEXTS))
 for i, score in enumerate(logits):
     print(labels[str(i)], score)""",
@@ -127,6 +131,7 @@ def _example(task: Task, backend: Any) -> str:
     return (
         _EXAMPLES[task.pipeline_tag]
         .replace("TOKENS", 'list("我食飯")' if in_characters else '["我", "食", "飯"]')
+        .replace("PIECE", _PIECES.get(getattr(task, "subword", ""), "pieces[0]"))
         .replace("TEXTS", '"你食咗飯未呀", "我食咗飯喇"' if pair else '"你食咗飯未呀"')
         .replace("MASK", repr(backend.mask_token))
         .replace("BEGINNING", repr(_beginning(backend)))

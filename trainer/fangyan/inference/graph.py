@@ -68,8 +68,11 @@ class GraphModel:
         """Return the logits of a batch: (R, W, C), or (R, C) where sequences are classified as a whole."""
         tensors, found = self._tensors(batch), []
         for row, sequence in enumerate(batch.sequences):
-            place = slice(row, row + 1), slice(len(sequence.input_ids))
-            found.append(self._run({name: value[place] for name, value in tensors.items()})[0])
+            length = len(sequence.input_ids)
+            # A graph takes one sub-word at least, and an empty text may have none: it gets padding's.
+            place = slice(row, row + 1), slice(max(length, 1))
+            logits = self._run({name: value[place] for name, value in tensors.items()})[0]
+            found.append(logits[:length] if logits.ndim == 2 else logits)
         if found[0].ndim == 1:
             return torch.stack(found)
         return averaged(nn.utils.rnn.pad_sequence(found, batch_first=True), batch, word_segments(batch))
@@ -84,7 +87,9 @@ class GraphModel:
         if "token_type_ids" in self._inputs:
             given = batch.token_type_ids
             found["token_type_ids"] = torch.zeros_like(batch.input_ids) if given is None else given
-        return {name: value.cpu() for name, value in found.items()}
+        # Of a batch of empty texts alone, too.
+        missing = max(0, 1 - batch.input_ids.shape[1])
+        return {name: nn.functional.pad(value.cpu(), (0, missing)) for name, value in found.items()}
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the graph's logits of rows: (R, W, C), or (R, C)."""

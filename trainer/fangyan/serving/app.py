@@ -22,6 +22,8 @@ from fangyan.config import short
 from fangyan.errors import UserError
 from fangyan.serving.batching import Batcher, Busy
 
+# For the model's thread to end once all requests have their answers.
+_LAST_SECONDS = 1.0
 # Bytes of a character in JSON at most, "\ud83d\ude00", and of what is around texts.
 _CHARACTER, _AROUND = 12, 10_000
 
@@ -120,7 +122,7 @@ class Mistake(BaseModel):
 _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": Mistake, "description": "More than the service takes at once."},
     422: {"model": Mistake, "description": "Not what the service, or its model, takes."},
-    503: {"model": Mistake, "description": "Too many texts wait already."},
+    503: {"model": Mistake, "description": "Too many texts wait already, or the service ends."},
 }
 
 
@@ -139,7 +141,8 @@ def make_app(batcher: Batcher, name: str, task: str, limits: Limits, new_tokens:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(batcher.close)
+        # Whoever waited has an answer by now. What the model still does is for nobody, and may take minutes.
+        await asyncio.to_thread(batcher.close, _LAST_SECONDS)
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -168,7 +171,10 @@ def make_app(batcher: Batcher, name: str, task: str, limits: Limits, new_tokens:
         """Return what is predicted for each text."""
         _check(request, limits, new_tokens)
         answer = asyncio.wrap_future(batcher.submit(request.texts, request.options()))
-        return JSONResponse({"predictions": await answer})
+        try:
+            return JSONResponse({"predictions": await answer})
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            return JSONResponse({"error": "the service ended before the model had answered"}, 503)
 
     return app
 
@@ -220,6 +226,8 @@ def _answer_mistakes(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's, of a body that is no UTF-8 or nests too deep
+            return answer(422, f"the body is no JSON in UTF-8 ({str(error.__cause__)[:80]})")
         return answer(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
@@ -229,7 +237,7 @@ def _answer_mistakes(app: FastAPI) -> None:
 
 def _sentence(error: Any) -> str:
     """Return what pydantic found wrong, as one sentence: field, what was expected, what was found."""
-    field = ".".join(str(part) for part in error["loc"][1:])
+    field = ".".join(str(part)[:80] for part in error["loc"][1:])
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "json_invalid":
         return f"the body is no JSON ({error.get('ctx', {}).get('error', message)})"

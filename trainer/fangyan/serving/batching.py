@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from fangyan.tasks.predictor import Predictor
@@ -77,10 +79,14 @@ class Batcher:
         self._requests.put(request)
         return request.answer
 
-    def close(self) -> None:
-        """Answer what waits, and end the thread."""
+    def close(self, seconds: float | None = None) -> None:
+        """Answer what waits, and end the thread.
+
+        Args:
+            seconds: to wait for it; the thread ends with the process at the latest.
+        """
         self._requests.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _answered(self, count: int) -> None:
         with self._lock:
@@ -112,23 +118,22 @@ class Batcher:
         return batch, None, False
 
     def _answer(self, batch: Sequence[_Request]) -> None:
-        """Answer some requests; where one has a mistake, each alone, so that it is nobody else's."""
+        """Answer some requests, each once its own texts are done: a model that writes takes one at a time.
+
+        Where one has a mistake, all that have no answer yet are run alone, so that it is nobody else's.
+        """
+        if not batch:
+            return
+        left = deque(batch)
         try:
-            found = self._predict([text for request in batch for text in request.texts], batch)
+            texts = [text for request in batch for text in request.texts]
+            stream = self._predictor.stream(texts, options=batch[0].options)
+            while left:
+                records = [prediction.record() for prediction in islice(stream, len(left[0].texts))]
+                left.popleft().answer.set_result(records)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
                 return
-            for request in batch:
+            for request in left:
                 self._answer([request])
-            return
-        for request in batch:
-            count = len(request.texts)
-            request.answer.set_result(found[:count])
-            found = found[count:]
-
-    def _predict(self, texts: Sequence[str], batch: Sequence[_Request]) -> Records:
-        if not batch:
-            return []
-        stream = self._predictor.stream(texts, options=batch[0].options)
-        return [prediction.record() for prediction in stream]

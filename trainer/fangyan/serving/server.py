@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import socket
 import sys
@@ -51,7 +52,9 @@ def serve(run: Path, host: str, port: int, source: str | None, most_texts: int, 
             timeout_graceful_shutdown=PATIENCE,
             server_header=False,
         )
-        listener.listen(config.backlog)  # from here on clients can connect, and wait
+        # From here on clients can connect. Another process may have bound the port too, and listened first.
+        with _address(host, port):
+            listener.listen(config.backlog)
         _say_where(run, listener, host)
         with _signals() as received:
             uvicorn.Server(config).run(sockets=[listener])
@@ -70,18 +73,30 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # With its protocol, or asyncio leaves Nagle's algorithm on: half an answer waits 40 ms for the other.
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UserError(f"--host {host}: no address of this machine ({error.strerror or error})") from None
+    except (OSError, UnicodeError) as error:  # the latter of names that no domain can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host}: no address of this machine ({reason})") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with _address(host, port):
             listener.bind(address)
-        except OSError as error:
-            raise UserError(
-                f"--host {host} --port {port}: cannot be listened on ({error.strerror}); expected an address "
-                "of this machine, and a port that is free"
-            ) from None
         yield listener
+
+
+@contextmanager
+def _address(host: str, port: int) -> Iterator[None]:
+    """Say which address the system does not let the block have.
+
+    Raises:
+        UserError: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: cannot be listened on ({error.strerror}); expected an address "
+            "of this machine, and a port that is free"
+        ) from None
 
 
 def _say_where(run: Path, listener: socket.socket, host: str) -> None:
@@ -92,6 +107,13 @@ def _say_where(run: Path, listener: socket.socket, host: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+    if not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        print(
+            f"fangyan: --host {host}: everyone who reaches this machine there may use the model; there is no "
+            "password, so put a proxy with one before it",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager
