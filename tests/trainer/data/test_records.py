@@ -56,6 +56,20 @@ def test_jsonl_read_spans(tmp_path):
     assert [i for i, space in enumerate(characters["spaces"]) if space] == [1, 6, 8, 13, 19]
 
 
+def test_jsonl_spaces(tmp_path):
+    """What a format with spaces has, JSON lines keep: the tokenizer sees them."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"tokens": ["I", "\'m", "in"], "spaces": [false, true, true]}\n', encoding="utf-8")
+    data = parse("jsonl", path)
+    (example,) = data.read_unlabelled(path)
+    assert example.fields == {"tokens": ("I", "'m", "in"), "spaces": (False, True, True)}
+    assert data.blank(example, path) == path.read_text(encoding="utf-8")
+    for spaces in ("[true]", '"yes"', "[1, 0, 1]"):
+        path.write_text(f'{{"tokens": ["I", "am", "in"], "spaces": {spaces}}}\n', encoding="utf-8")
+        with pytest.raises(UserError, match=r"a.jsonl:1: spaces is .*, expected true or false for each of 3"):
+            list(data.read_unlabelled(path))
+
+
 @pytest.mark.parametrize(
     ("spans", "message"),
     [

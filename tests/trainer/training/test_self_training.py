@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
 from fangyan.inference.load import load
 from fangyan.recipe import parse_recipe
@@ -54,6 +55,12 @@ def test_balance_lowers_the_threshold_of_the_class_that_is_known_less(rows, thre
         needed = threshold * mean[c] / best
         if abs(p - needed) > 1e-4:
             assert (i in found) == (p > needed)
+
+
+def test_lines_keep_the_spaces_of_tokens():
+    fields = {"tokens": ("I", "'m"), "spaces": (False, True)}
+    line = self_training._line(Example(fields, "", ""), Annotation(("O", "O")))
+    assert json.loads(line) == {"tokens": ["I", "'m"], "spaces": [False, True], "tags": ["O", "O"]}
 
 
 @pytest.fixture

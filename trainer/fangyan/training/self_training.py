@@ -174,7 +174,9 @@ def _pool(recipe: Recipe, teacher: Path, predictor: Predictor) -> Sequence[Examp
 
 def _line(example: Example, annotation: Annotation) -> str:
     """Return an example with what is predicted of it, as JSON."""
-    kept = {name: example.fields[name] for name in ("tokens", "text", "pair") if name in example.fields}
+    kept = {
+        name: example.fields[name] for name in ("tokens", "spaces", "text", "pair") if name in example.fields
+    }
     predicted = {"tags": annotation.tags} if "tokens" in kept else {"label": annotation.values["label"]}
     return json.dumps({**kept, **predicted}, ensure_ascii=False)
 

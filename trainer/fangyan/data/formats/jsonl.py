@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,10 @@ _COLON = re.compile(r"\s*:\s*")
 
 
 class Jsonl(RecordsConfig):
-    """One JSON object per line: tokens and tags, text and labelled spans, or text; other keys are ignored."""
+    """One JSON object per line: tokens and tags, text and labelled spans, or text; other keys are ignored.
+
+    Tokens may have ``spaces``: whether white space follows each.
+    """
 
     format: Literal["jsonl"] = "jsonl"
 
@@ -37,6 +41,31 @@ class Jsonl(RecordsConfig):
             if line.strip():
                 source = f"{path}:{number}"
                 yield source, named_values(_object(line, source))
+
+    @override
+    def example(self, record: Mapping[str, Any], source: str, tagged: bool = True) -> Example | None:
+        """Return an object's example, with the ``spaces`` of its tokens if it has them."""
+        example = super().example(record, source, tagged)
+        if example is None or "spaces" not in record or self.has_spans(record):
+            return example
+        tokens = example.fields.get("tokens")
+        if tokens is None:  # a key of no meaning for us
+            return example
+        spaces = record["spaces"]
+        if not isinstance(spaces, list) or [type(space) for space in spaces] != [bool] * len(tokens):
+            raise UserError(
+                f"{source}: spaces is {str(spaces)[:60]!r}, expected true or false for each of "
+                f"{len(tokens)} tokens: whether white space follows"
+            )
+        return replace(example, fields={**example.fields, "spaces": tuple(spaces)})
+
+    @override
+    def without_labels(self, example: Example) -> dict[str, Any]:
+        """Return an object of its own without labels; see :class:`RecordsConfig`."""
+        record = super().without_labels(example)
+        if "spaces" in example.fields and self.column("tokens") in record:
+            record["spaces"] = list(example.fields["spaces"])
+        return record
 
     @override
     def annotate(self, path: Path, annotations: Annotator) -> Iterator[str]:
