@@ -129,7 +129,10 @@ def test_a_temperature_that_dev_does_not_fit_is_not_kept(tmp_path):
     assert "dev fits no temperature: 0.05 is the bound" in report.notes[1]
     with pytest.raises(UserError, match="--store-temperature: dev fits none, 0.05 is a bound"):
         probe(run, Options(parts=["calibration"], store_temperature=True))
-    assert "temperature" not in json.loads((run / "model" / "config.json").read_text())["fangyan"]
+    assert (
+        "temperature"
+        not in json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["fangyan"]
+    )
 
 
 def test_probe_as_a_command(cli_in, tmp_path):

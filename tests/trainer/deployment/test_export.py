@@ -238,6 +238,7 @@ def test_graphs_of_every_task(case, tmp_path):
         return
     texts = {
         "sequence_classification": ["w10 w11 w12", "w50 w20"],
+        "cloze": ["w10 w11 w12", "w50 w20"],
         "extractive_qa": ["w20\tw11 w20 w31 w12"],
         "masked_lm": ["w20 [MASK] w22 w23"],
     }[case.task["name"]]

@@ -85,7 +85,8 @@ def test_a_word_has_one_output_at_all_of_its_characters():
     marks = (encoded["input_ids"][0] == model.config.boundary_token_id).nonzero()[:, 0].tolist()
     assert marks == [0, 7]
     logits = model(**encoded).logits[0]
-    assert torch.equal(logits[:7], logits[:1].expand(7, -1))
+    # To the last digits: a matrix product may add up the terms of some rows in another order.
+    torch.testing.assert_close(logits[:7], logits[:1].expand(7, -1))
     assert not torch.allclose(logits[0], logits[7])
 
 

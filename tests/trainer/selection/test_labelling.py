@@ -179,7 +179,10 @@ def test_marks_from_right_to_left_and_markup_are_shown_as_they_are(model, tmp_pa
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_is_done(model, raw, tmp_path):
-    command = [sys.executable, "-m", "fangyan", "select", model, "--input", raw, "--label", "--output"]
+    # What a shell starts in the background ignores SIGINT, and hands that down.
+    program = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "runpy.run_module('fangyan', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program, "select", model, "--input", raw, "--label", "--output"]
     output = tmp_path / "o.conll"
     with subprocess.Popen(
         [*map(str, command), str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fangyan.data.packing import Batch, word_segments
 from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
-from fangyan.models.packed import averaged
+from fangyan.models.packed import averaged, label_places
 from fangyan.packages import require
 
 # The graph's file in its folder; its weights are in one beside it, since protobuf ends at 2 GB.
@@ -96,6 +96,11 @@ class GraphModel:
         arrays = {name: value.numpy() for name, value in inputs.items()}
         found = [torch.from_numpy(values) for values in self._session.run(self._outputs, arrays)]
         return found[0] if len(found) == 1 else torch.stack(found, -1)
+
+    def at_labels(self, batch: Batch, compute: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Return what a function makes of the logits at labels, (P, ...); see :class:`PackedModel`."""
+        places = label_places(batch).cpu()
+        return compute(self.logits(batch).flatten(0, 1)[places].float(), slice(0, len(places)))
 
     def split_logits(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         """Return the logits of each sequence of a batch: (T, C), or (1, C) of a whole one."""
