@@ -4,9 +4,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from deepspeed.utils import groups
 from fangyan import terminal
 from fangyan.distributed import process_group
-from fangyan.distributed.process_group import on_rank_zero, on_ranks, start_distributed
+from fangyan.distributed.process_group import on_rank_zero, on_ranks, start_distributed, stop_distributed
 from fangyan.errors import UserError
 from forked_command import ForkedCommand, of_ranks
 
@@ -20,6 +21,14 @@ def test_on_rank_zero_returns_and_raises():
 
     with pytest.raises(UserError, match="a mistake"):
         on_rank_zero(mistaken)
+
+
+def test_a_group_is_started_again_where_it_was_left():
+    """DeepSpeed's copy of a group goes with it, or the next run of a process would take the dead one."""
+    for _ in range(2):
+        start_distributed()
+        assert groups._get_broadcast_src_rank() == 0
+        stop_distributed()
 
 
 def test_on_ranks_names_the_file_that_cannot_be_written():

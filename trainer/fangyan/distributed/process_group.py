@@ -180,8 +180,12 @@ def stop_distributed() -> None:
     """
     global _group
     if dist.is_initialized():
+        import deepspeed.comm
+
         _group = None
-        dist.destroy_process_group()
+        # DeepSpeed lets go of the groups it keeps too, or a later run of this process would take a dead one.
+        owner = deepspeed.comm if deepspeed.comm.is_initialized() else dist
+        owner.destroy_process_group()
 
 
 def report_step(step: int) -> None:
