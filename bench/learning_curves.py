@@ -136,13 +136,15 @@ class Curves:
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def measure(folder: Path, kinds: Sequence[str], seeds: Sequence[int], results: Path) -> None:
+def measure(
+    folder: Path, kinds: Sequence[str], numbers: Sequence[int], seeds: Sequence[int], results: Path
+) -> None:
     """Append what is not measured yet to a file of results, one line each."""
     known = {(row["kind"], row["number"], row["seed"]) for row in rows_of(results)}
     for seed in seeds:
         curves = Curves(folder, seed)
         for kind in kinds:
-            for number in EPOCHS:
+            for number in numbers:
                 is_random = kind.startswith(("entropy", "badge")) and number == min(EPOCHS)
                 if (kind, number, seed) in known or is_random or number > _largest(kind):
                     continue
@@ -194,11 +196,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--numbers", type=int, nargs="*", default=list(EPOCHS), choices=list(EPOCHS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("runs/learning-curves"))
     arguments = parser.parse_args()
-    measure(arguments.folder, arguments.kinds, arguments.seeds, arguments.results)
+    measure(arguments.folder, arguments.kinds, arguments.numbers, arguments.seeds, arguments.results)
     Console().print(table(arguments.results))
 
 

@@ -130,17 +130,16 @@ def test_train_adalora_resumes_exactly(cli):
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-@pytest.mark.ranks
 def test_train_osf_sharded_is_whole_and_merges(cli):
     """Its hooks turn gradients before ZeRO-3 shards them; merged, it tags as it did."""
     options = (*few(cli), "adaptation.name=osf", "optimizer.lr=5e-3", "train.epochs=2")
-    cli.train(*options, ranks=2)
+    cli.train(*options)
     whole = [loss for _, loss in cli.losses()]
     assert whole[-1] < whole[0] / 1.3
     cli("export", "run", "merged", "--merge")
     merged = fangyan.load(cli.folder / "merged")
     assert merged.predict(TEXTS) == fangyan.load(cli.folder / "run").predict(TEXTS)
-    cli.train(*options, "engine.zero_stage=3", ranks=2)
+    cli.train(*options, "engine.zero_stage=3")
     assert [loss for _, loss in cli.losses()] == pytest.approx(whole, rel=1e-3)
 
 
