@@ -16,7 +16,6 @@ import io
 import json
 import random
 import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from fangyan.data.example import Example
 from fangyan.recipe import load_recipe, parse_recipe
 from rich.console import Console
 from rich.table import Table
+
+from fangyan_bench.rows import add_row, mean_cell, rows_of
 
 METRIC = "macro_f1"
 # Passes over so many utterances.
@@ -60,9 +61,7 @@ def measure(folder: Path, seeds: Sequence[int], results: Path) -> None:
                 row: dict[str, Any] = {"task": name, "number": number, "seed": seed}
                 row["before"] = result.before["test"][METRIC] if name == "cloze" else None
                 row["test"] = result.after["test"][METRIC]
-                print(json.dumps(row), flush=True)
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(results, row)
 
 
 def _recipe(folder: Path, model: Path, task: dict[str, Any], number: int, seed: int) -> dict[str, Any]:
@@ -107,12 +106,6 @@ def _write(file: Path, examples: Sequence[Example]) -> None:
     )
 
 
-def rows_of(results: Path) -> list[dict[str, Any]]:
-    """Return what a file of results has."""
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
 def table(results: Path) -> Table:
     """Return the mean test scores of the seeds, and their standard deviations."""
     rows = rows_of(results)
@@ -120,16 +113,9 @@ def table(results: Path) -> Table:
     for name, (title, _) in TASKS.items():
         own = [row for row in rows if row["task"] == name]
         before = [row["before"] for row in own if row["before"] is not None]
-        cells = [_cell([row["test"] for row in own if row["number"] == number]) for number in EPOCHS]
+        cells = [mean_cell([row["test"] for row in own if row["number"] == number]) for number in EPOCHS]
         shown.add_row(title, f"{before[0]:.1f}" if before else "–", *cells)
     return shown
-
-
-def _cell(scores: Sequence[float]) -> str:
-    if not scores:
-        return "–"
-    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.1f}{spread}"
 
 
 def main() -> None:

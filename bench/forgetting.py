@@ -37,6 +37,8 @@ from fangyan.data.formats.hkcancor import HKCanCor, corpus_folder
 from rich.console import Console
 from rich.table import Table
 
+from fangyan_bench.rows import add_row, mean_cell, rows_of
+
 # Sentences of Common Voice that the English model goes on with, of 9,444; paragraphs of each English text.
 SENTENCES, PARAGRAPHS = 2000, 100
 RETAIN = "retain/"
@@ -309,15 +311,7 @@ def measure(
             row = {"method": name, "seed": seed, **found}
             for split in ("dev", "test", *(RETAIN + kept for kept in experiment.kept)):
                 row[split] = [scores[split][experiment.metric], scores[f"{split}-best"][experiment.metric]]
-            print(json.dumps(row), flush=True)
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-
-def rows_of(results: Path) -> list[dict[str, Any]]:
-    """Return what a file of results has."""
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
+            add_row(results, row)
 
 
 def table(experiment: Registers | Languages, results: Path) -> Table:
@@ -345,9 +339,9 @@ def table(experiment: Registers | Languages, results: Path) -> Table:
             costs = [[row["seconds"] for row in rows], [row["gigabytes"] for row in rows]]
             shown.add_row(
                 method.title,
-                _cell([row["test"][1] for row in rows]),
-                _cell(shares),
-                *map(_cell, forgotten),
+                mean_cell([row["test"][1] for row in rows]),
+                mean_cell(shares),
+                *map(mean_cell, forgotten),
                 f"{statistics.median(costs[0]):.0f}",
                 f"{statistics.median(costs[1]):.2f}",
             )
@@ -363,11 +357,6 @@ def _gain(scores: Sequence[float], is_ratio: bool) -> float:
 def _forgotten(scores: Sequence[float], is_ratio: bool) -> float:
     before, after = scores
     return 100 * (after / before - 1) if is_ratio else before - after
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def main() -> None:

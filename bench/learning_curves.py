@@ -28,6 +28,8 @@ from fangyan.recipe import load_recipe, parse_recipe
 from rich.console import Console
 from rich.table import Table
 
+from fangyan_bench.rows import add_row, mean_cell, rows_of
+
 METRIC = "joint_f1"
 # Passes over so many sentences; as many for each way to choose them.
 EPOCHS = {50: 40, 100: 30, 300: 16, 1000: 8, 3000: 5}
@@ -149,9 +151,7 @@ def measure(
                 if (kind, number, seed) in known or is_random or number > _largest(kind):
                     continue
                 row = {"kind": kind, "number": number, "seed": seed, **curves.measure(kind, number)}
-                print(json.dumps(row), flush=True)
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(results, row)
 
 
 def _largest(kind: str) -> int:
@@ -161,12 +161,6 @@ def _largest(kind: str) -> int:
     return max(EPOCHS) if kind == "random" else LARGEST_SELECTED
 
 
-def rows_of(results: Path) -> list[dict[str, Any]]:
-    """Return what a file of results has."""
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
 def table(results: Path) -> Table:
     """Return the mean test scores of the seeds, and their standard deviations."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -174,20 +168,13 @@ def table(results: Path) -> Table:
         found.setdefault((row["kind"], row["number"]), []).append(row)
     shown = Table("labelled sentences", *(f"{number:,}" for number in EPOCHS))
     for kind, title in KINDS.items():
-        cells = [_cell([row["test"] for row in found.get((kind, number), [])]) for number in EPOCHS]
+        cells = [mean_cell([row["test"] for row in found.get((kind, number), [])]) for number in EPOCHS]
         if any(cell != "–" for cell in cells):
             shown.add_row(title, *cells)
         if "/" not in kind and any(cell != "–" for cell in cells):
             sizes = [[row["characters"] for row in found.get((kind, number), [])] for number in EPOCHS]
             shown.add_row("  characters", *(f"{statistics.mean(own):,.0f}" if own else "–" for own in sizes))
     return shown
-
-
-def _cell(scores: Sequence[float]) -> str:
-    if not scores:
-        return "–"
-    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.1f}{spread}"
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from fangyan_bench.rows import add_row, rows_of
+
 Sentence = tuple[list[str], list[str]]
 Splits = dict[str, list[Sentence]]
 # "dev" and "test": accuracy; "seconds"; for some "curve": seconds and accuracy on dev, at each evaluation.
@@ -276,15 +278,7 @@ def measure(treebanks: Path, systems: list[str], seeds: int, results: Path) -> N
                 with tempfile.TemporaryDirectory() as temporary:
                     found = SYSTEMS[system](splits, seed, Path(temporary))
                 row = {"treebank": folder.name, "system": system, "seed": seed, **found}
-                print(json.dumps(row), flush=True)
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-
-
-def rows_of(results: Path) -> list[dict[str, Any]]:
-    """Return what a file of results has."""
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
+                add_row(results, row)
 
 
 def table(results: Path) -> Table:

@@ -28,6 +28,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from fangyan_bench.rows import add_row, rows_of
+
 VARIETIES = {
     "de": "German",
     "de-ba": "Upper Bavarian",
@@ -124,9 +126,7 @@ def measure(data: Path, seeds: int, results: Path) -> None:
                 "seed": seed,
                 "test": train(data, trial, seed),
             }
-            print(json.dumps(row), flush=True)
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(results, row)
 
 
 def train(data: Path, trial: Trial, seed: int) -> dict[str, float]:
@@ -142,12 +142,6 @@ def train(data: Path, trial: Trial, seed: int) -> dict[str, float]:
         lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     best = {row.get("split"): row for row in map(json.loads, lines)}
     return {name: best[f"test/{name}-best"][METRIC] for name in VARIETIES}
-
-
-def rows_of(results: Path) -> list[dict[str, Any]]:
-    """Return what a file of results has."""
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
 
 
 def tables(results: Path) -> list[Table]:
