@@ -3,11 +3,10 @@
 import random
 
 from fangyan.data.splits import write_examples
-from fangyan.distributed.process_group import start_distributed
-from fangyan.inference.export import export
 from fangyan.recipe import Recipe
 from fangyan.training.workload import Workload
 from task_cases import CASES, TaskCase, words
+from tiny_runs import exported
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -33,17 +32,8 @@ def run_folder(case, folder, name="run", seed=0, replaced=None, **sections):
     sections = case.recipe(folder, name=name, seed=seed, **sections) | (replaced or {})
     recipe = Recipe.model_validate(sections)
     run = Workload(recipe)
-    packed = run.model
-    start_distributed()
-    inference = {
-        "task": run.task.name,
-        **run.task.export_config(),
-        "layout": "rows" if packed.layout == "varlen" else packed.layout,
-        "max_length": run.max_length,
-        **({"prefixes": recipe.data.prefixes} if recipe.data.prefixes else {}),
-    }
     path = folder / name
-    export(path / "model", packed.model, run.tokenizer.backend, inference, "", run.base)
+    exported(run, path / "model")
     (path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     for split in run.splits.keys() - {"train"}:
         write_examples(path / "splits" / f"{split}.jsonl", run.splits[split])

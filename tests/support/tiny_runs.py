@@ -67,15 +67,8 @@ def assert_same(found, expected):
 
 def exported(run, folder):
     """Export a run's model as the trainer does."""
-    packed = run.model
     start_distributed()
-    inference = {
-        "task": run.task.name,
-        **run.task.export_config(),
-        "layout": "rows" if packed.layout == "varlen" else packed.layout,
-        "max_length": run.max_length,
-    }
-    export(folder, packed.model, run.tokenizer.backend, inference, "", run.base)
+    export(folder, run.model.model, run.tokenizer.backend, run.inference_config, "", run.base)
     return folder
 
 

@@ -356,14 +356,6 @@ class Trainer(ScoredWorkload):
     def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
         """Write plain transformers files, or an adapter as PEFT has them. Collective."""
         recipe, model = self.recipe, self.model
-        inference = {
-            "task": self.task.name,
-            **self.task.export_config(),
-            # Masks work on every machine.
-            "layout": "rows" if model.layout == "varlen" else model.layout,
-            "max_length": self.max_length,
-            **({"prefixes": recipe.data.prefixes} if recipe.data.prefixes else {}),
-        }
         card = model_card(
             name=recipe.name,
             model=model.base,
@@ -376,4 +368,4 @@ class Trainer(ScoredWorkload):
             after=after,
             recipe_yaml=recipe.to_yaml(),
         )
-        export(folder, model.model, self.tokenizer.backend, inference, card, self.base)
+        export(folder, model.model, self.tokenizer.backend, self.inference_config, card, self.base)

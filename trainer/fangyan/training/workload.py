@@ -329,6 +329,19 @@ class Workload(StepBatches):
         """Return the optimizer steps of all epochs."""
         return self.batches.num_batches
 
+    @property
+    def inference_config(self) -> dict[str, Any]:
+        """Return what the configuration of an export says of its use, for ``fangyan.load``."""
+        prefixes, layout = self.recipe.data.prefixes, self.model.layout
+        return {
+            "task": self.task.name,
+            **self.task.export_config(),
+            # Masks work on every machine.
+            "layout": "rows" if layout == "varlen" else layout,
+            "max_length": self.max_length,
+            **({"prefixes": prefixes} if prefixes else {}),
+        }
+
     def digests(self) -> dict[str, str]:
         """Return digests of what was loaded, by the field of the recipe: the same on every rank of a run.
 
