@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "bench" / "fangyan_bench"
 
 # Each may import from its own folder and from every layer below.
 LAYERS = [
-    ("__init__", "trainer_access"),
+    ("__init__", "rows", "trainer_access"),
     ("harness", "peers"),
     ("ops", "steps"),
     ("registry",),
