@@ -43,7 +43,12 @@ KINDS = {
     "badge": "selected, BADGE",
     "random/self": "at random, and self-trained",
     "badge/self": "selected, BADGE, and self-trained",
+    "random/read": "at random, after reading",
+    "badge/read": "selected, BADGE, after reading",
+    "badge/read/self": "selected, BADGE, after reading, and self-trained",
 }
+# Passes over the sentences without labels.
+READING_EPOCHS = 10
 
 
 class Curves:
@@ -68,12 +73,15 @@ class Curves:
 
     def measure(self, kind: str, number: int) -> dict[str, Any]:
         """Train on so many sentences; return the scores, and how many characters are labelled."""
-        chosen = self._chosen(kind.partition("/")[0], number)
+        choice, *ways = kind.split("/")
+        chosen = self._chosen(choice, number)
         labelled = [self.pool[i] for i in chosen]
         run = self._run(kind, number)
         self._write(run.with_suffix(".train.jsonl"), labelled, tags=True)
         recipe = self._recipe(run, number)
-        if kind.endswith("/self"):
+        if "read" in ways:
+            recipe["model"] = {"path": str(self._reader())}
+        if "self" in ways:
             rest = [self.pool[i] for i in sorted(set(range(len(self.pool))) - set(chosen))]
             self._write(run.with_suffix(".rest.jsonl"), rest, tags=False)
             recipe["data"]["unlabelled"] = str(run.with_suffix(".rest.jsonl"))
@@ -102,6 +110,27 @@ class Curves:
             model, [self.pool[i] for i in left], number - before[-1], kind, self.seed, say=lambda _: None
         )
         return earlier + [left[i] for i in found]
+
+    def _reader(self) -> Path:
+        """Return an encoder that has read all sentences, which is trained if there is none."""
+        run = self.folder / "reader"
+        if not (run / "model/config.json").is_file():
+            shutil.rmtree(run, ignore_errors=True)
+            text = self.folder / "pool.txt"
+            lines = ["".join(example.fields["tokens"]) for example in self.pool]
+            text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            recipe = load_recipe(
+                "cantonese-mlm",
+                [
+                    f"run_dir={run}",
+                    f"seed={self.seed}",
+                    f"data={{format: text, train: {text}, dev: 0.05}}",
+                    f"train.epochs={READING_EPOCHS}",
+                ],
+            )
+            with contextlib.redirect_stdout(io.StringIO()):
+                fangyan.train(recipe)
+        return run / "model"
 
     def _run(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind.replace('/', '-')}-{number}"

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 pytestmark = pytest.mark.slow
 
 LORA = ("adaptation.name=lora", "adaptation.rank=8", "optimizer.lr=5e-3", "optimizer.layer_decay=1.0")
+# The real one, whose weights an export keeps beside an adapter.
+ELECTRA = "model.path=cantonese-electra"
 TEXTS = ["你食咗飯未呀", "我哋聽日去睇戲"]
 
 
@@ -36,7 +38,7 @@ def base_of(folder):
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory, cli_in):
     cli = cli_in(tmp_path_factory.mktemp("tagger"))
-    cli.train(*LORA, "train.epochs=3", "train.gradient_accumulation_steps=2")
+    cli.train(*LORA, ELECTRA, "train.epochs=3", "train.gradient_accumulation_steps=2")
     return cli
 
 
@@ -88,7 +90,7 @@ def test_merge_is_plain_transformers(tagger):
 @pytest.mark.ranks
 @pytest.mark.parametrize("stage", [2, 3])
 def test_train_lora_on_two_ranks_is_one_rank(cli, tagger, stage):
-    cli.train(*LORA, "train.epochs=3", f"engine.zero_stage={stage}", ranks=2)
+    cli.train(*LORA, ELECTRA, "train.epochs=3", f"engine.zero_stage={stage}", ranks=2)
     assert [loss for _, loss in cli.losses()] == pytest.approx(
         [loss for _, loss in tagger.losses()], rel=1e-4
     )
@@ -101,7 +103,7 @@ def test_train_lora_on_two_ranks_is_one_rank(cli, tagger, stage):
 @pytest.mark.parametrize("stage", [0, 3])
 def test_train_nf4_resumes_exactly(cli, stage):
     """NF4 base, dropout, checkpointed layers: from a checkpoint in mid-run to the same losses."""
-    options = (*LORA, *few(cli), "adaptation.quantization=nf4", "adaptation.dropout=0.1")
+    options = (*LORA, ELECTRA, *few(cli), "adaptation.quantization=nf4", "adaptation.dropout=0.1")
     options += ("train.gradient_checkpointing=true", f"engine.zero_stage={stage}")
     options += ("optimizer.name=adamw8bit", "train.keep_checkpoints=9")
     out, _ = cli.train(*options)

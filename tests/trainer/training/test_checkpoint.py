@@ -114,8 +114,8 @@ def test_train_passes_over_a_checkpoint_cut_short(half_done):
 
 
 def test_train_resumes_the_same_run_alone(half_done):
-    _, err = half_done.train("optimizer.lr=5e-4", resume="auto", code=2)
-    assert "the run has optimizer.lr=0.001, the recipe 0.0005; expected the same to resume" in err
+    _, err = half_done.train("optimizer.lr=5e-3", resume="auto", code=2)
+    assert "the run has optimizer.lr=0.01, the recipe 0.005; expected the same to resume" in err
     _, err = half_done.train(resume="nowhere", code=2)
     assert "--resume nowhere: no such checkpoint" in err
     _, err = half_done.train("optimizer={name: sgd, lr: 1e-3, layer_decay: 0.85}", resume="auto", code=2)
@@ -129,7 +129,7 @@ def test_save_on_a_full_disk_leaves_the_last_checkpoint(half_done):
     """A limit on the size of a file stands for a full disk: the write itself fails."""
     before = newest(half_done)
     process = half_done.start(*half_done.train_arguments(resume="auto"))
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "the checkpoint cannot be written" in err

@@ -106,7 +106,7 @@ def losses(cli):
 @pytest.mark.parametrize(
     ("stage", "ranks", "options"),
     [
-        (1, (2,), ("optimizer={name: lion8bit, lr: 4e-4, layer_decay: 0.85}", "engine.offload=optimizer")),
+        (1, (2,), ("optimizer={name: lion8bit, lr: 2e-3, layer_decay: 0.85}", "engine.offload=optimizer")),
         (2, (3,), ("optimizer.name=ademamix8bit",)),
         (3, (2, 4, 1), ("optimizer.name=adamw8bit", "adaptation.freeze_layers=0-1")),
     ],

@@ -55,6 +55,7 @@ def test_train_stops_early_and_exports_the_best_checkpoint(cli):
 
 def test_train_leaves_frozen_parameters(cli):
     frozen = ("adaptation.freeze_embeddings=true", "adaptation.freeze_layers=0-3")
+    frozen += ("model.path=cantonese-electra",)
     cli.train(*frozen, "train.epochs=1", "optimizer={name: sgd, lr: 1e-3, layer_decay: 0.85}")
     trained = load_file(cli.folder / "run/model/model.safetensors")
     original = read_electra(pretrained=True).weights
