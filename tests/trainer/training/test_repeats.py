@@ -50,7 +50,7 @@ def test_train_with_seeds_keeps_what_is_finished(cli):
     assert (cli.folder / "run" / "seed-0" / "log.txt").stat().st_mtime_ns == before
     assert json.loads((cli.folder / "run" / "summary.json").read_text(encoding="utf-8")) == expected
     _, err = cli(*arguments, "optimizer.lr=1e-4", code=2)
-    assert "the run has optimizer.lr=0.001, the recipe 0.0001" in err
+    assert "the run has optimizer.lr=0.01, the recipe 0.0001" in err
     _, err = cli(*arguments, "--resume", "checkpoints/step-2", code=2)
     assert "--seeds and --folds resume by themselves" in err
 

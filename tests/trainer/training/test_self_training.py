@@ -125,6 +125,38 @@ def test_rounds_learn_from_what_is_labelled_and_go_on_where_they_were(content, c
     assert losses(run / "round-2") == whole
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_taggers_of_either_unit_learn_from_what_is_labelled(unit, electra, tmp_path):
+    subject, raw = {"words": ("我哋", "佢 飲 茶"), "characters": ("我", "佢飲茶")}[unit]
+    lines = [f"{subject}\tr\n{verb}\tv\n飯\tn\n\n" for verb in "食煮買賣冇有要睇畀留"]
+    (tmp_path / "few.conll").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "raw.txt").write_text(f"{raw}\n", encoding="utf-8")
+    data = {"format": "conll", "tokens": unit, "train": str(tmp_path / "few.conll"), "dev": 0.2}
+    result = train(
+        parse_recipe(
+            {
+                "name": "either",
+                "run_dir": str(tmp_path / "run"),
+                "data": {
+                    **data,
+                    "unlabelled": str(tmp_path / "raw.txt"),
+                    "cache_dir": str(tmp_path / "cache"),
+                },
+                "model": {"path": str(electra)},
+                "optimizer": {"lr": 1e-2},
+                "train": {"epochs": 2, "batch_tokens": 32},
+                "self_training": {"rounds": 1, "threshold": 0.05, "share": 0.2},
+            }
+        )
+    )
+    (line, *_) = map(json.loads, (tmp_path / "run/round-1.jsonl").read_text(encoding="utf-8").splitlines())
+    assert line["tokens"] == ["佢", "飲", "茶"]
+    second = yaml.safe_load((tmp_path / "run/round-1/recipe.yaml").read_text(encoding="utf-8"))
+    assert second["data"]["replay"]["source"]["tokens"] == unit
+    assert result.folder.parent == tmp_path / "run"
+
+
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [

@@ -121,6 +121,8 @@ def _round(recipe: Recipe, name: str, file: Path | None) -> Recipe:
         names = (*recipe.task.fields, *(name for name in recipe.data.provided if name == "pair"))
         columns = {name: name for name in names}
         source = {"format": "jsonl", "columns": columns, "train": str(file), "dev": str(file)}
+        if "tokens" in names:
+            source["tokens"] = recipe.data.token_unit
         data["replay"] = {"share": recipe.self_training.share, "source": source}
     run_dir = str(Path(".") / recipe.folder / name)
     return parse_recipe({**content, "name": f"{recipe.name}-{name}", "run_dir": run_dir, "data": data})
