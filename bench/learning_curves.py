@@ -44,8 +44,6 @@ KINDS = {
     "random/self": "at random, and self-trained",
     "badge/self": "selected, BADGE, and self-trained",
     "random/read": "at random, after reading",
-    "badge/read": "selected, BADGE, after reading",
-    "badge/read/self": "selected, BADGE, after reading, and self-trained",
 }
 # Passes over the sentences without labels.
 READING_EPOCHS = 10
@@ -185,7 +183,7 @@ def measure(
 
 def _largest(kind: str) -> int:
     """Return the most sentences that are labelled."""
-    if kind.endswith("/self"):
+    if "/" in kind:
         return LARGEST_SELF
     return max(EPOCHS) if kind == "random" else LARGEST_SELECTED
 
