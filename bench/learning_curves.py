@@ -1,8 +1,8 @@
 """What labels are worth: a tagger of HKCanCor (cantonese-electra, joint words and tags) from few sentences.
 
 Sentences to label are drawn at random, or selected by the model of the step before (50 at random, then so
-many that there are 100, and so on); and a model labels what is left by itself. Test is that of cantonese-pos,
-dev a sample of its dev.
+many that there are 100, and so on). A model labels what is left by itself, or reads all sentences before it
+learns from the labels (masked language modelling). Test is that of cantonese-pos, dev a sample of its dev.
 
     python bench/learning_curves.py --results curves.jsonl
 
