@@ -46,13 +46,14 @@ class TaskCase:
     ranks: tuple[int, bool]
     saved_as: str | None = None
 
-    def recipe(self, folder: Path, **sections):
-        """Write model and data into a folder; return a recipe of two epochs."""
+    def recipe(self, folder: Path, layers: int = 2, **sections):
+        """Write a model of some layers and data into a folder; return a recipe of two epochs."""
         if not (folder / "base").exists():
             (folder / "base").mkdir()
             saved = self.saved_as and getattr(transformers, self.saved_as)
             if self.family is not None:
-                save(BY_NAME[self.family], folder / "base", saved, num_labels=2, hidden_dropout_prob=0.1)
+                sizes = {"num_labels": 2, "hidden_dropout_prob": 0.1, "num_hidden_layers": layers}
+                save(BY_NAME[self.family], folder / "base", saved, **sizes)
             lines = [json.dumps(record, ensure_ascii=False) for record in self.records()]
             (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
             (folder / "dev.jsonl").write_text("\n".join(lines[:10]), encoding="utf-8")

@@ -28,6 +28,10 @@ OPTIONS += ("PREDICT", "LOSS_T")
 TAGS = [(256, 9, 2), (512, 32, 2), (768, 9, 2), (1024, 16, 2), (1024, 32, 2), (1024, 16, 4)]
 TAGS += [(1023, 9, 2), (1023, 32, 2), (1023, 16, 4)]  # rows at any address: 2 or 4 bytes per access
 ONE_PASS = ("sm_80", "sm_90", "sm_100")  # have the shared memory for it at every size
+# Tiles follow from the shared memory: all sizes on a chip with each amount of it, on others the largest.
+EVERY_AMOUNT = ("sm_75", "sm_80", "sm_90", "sm_120")
+LARGEST = [(1024, 32, 2), (1023, 16, 4)]
+TAGS_OF = [(a, shape) for a in ARCHITECTURES for shape in (TAGS if a in EVERY_AMOUNT else LARGEST)]
 
 
 @pytest.mark.slow
@@ -39,9 +43,10 @@ def test_large_vocab_kernel_on_every_architecture(architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
-def test_small_vocab_kernels_do_not_spill(shape, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "shape"), TAGS_OF, ids=lambda s: s if isinstance(s, str) else "x".join(map(str, s))
+)
+def test_small_vocab_kernels_do_not_spill(architecture, shape):
     """Of a hidden size, classes and bytes per element, with every option; in one pass without them too."""
     limit = SHARED_LIMIT[architecture]
     for options in ({}, dict.fromkeys(OPTIONS, True))[architecture not in ONE_PASS :]:
@@ -52,6 +57,10 @@ def test_small_vocab_kernels_do_not_spill(shape, architecture):
                 assert report.spills == report.instructions.get("local memory", 0) == 0, kernel.name
             if shape[2] == 2 and architecture != "sm_75":  # for which Triton has no tensor-core products
                 assert report.instructions["tensor core"] > 0
+
+
+def test_every_amount_of_shared_memory_has_a_chip_with_all_sizes():
+    assert {SHARED_LIMIT[a] for a in EVERY_AMOUNT} == {SHARED_LIMIT[a] for a in ARCHITECTURES}
 
 
 @pytest.mark.parametrize(("classes", "element_size"), [(2, 2), (9, 2), (20, 2), (32, 2), (2, 4), (9, 4)])

@@ -7,6 +7,7 @@ import torch
 from fangyan.adaptation.full import Full
 from fangyan.distributed.process_group import start_distributed
 from fangyan.errors import UserError
+from fangyan.models.packaged.cantonese_qwen3 import read_cantonese_qwen3
 from fangyan.recipe import load_recipe, parse_recipe
 from fangyan.training import engine
 from fangyan.training.checkpoint import Checkpoints
@@ -14,12 +15,13 @@ from fangyan.training.engine import check_precision, choose_precision
 from fangyan.training.run_folder import RunFolder, Start
 from fangyan.training.trainer import Trainer
 from safetensors.torch import load_file
+from transformers import Qwen3ForCausalLM
 
 RECIPE = """
 name: lm
 task: {name: causal_lm}
 data: {format: text, train: lm.txt, dev: lm.txt}
-model: {path: cantonese-qwen3, pretrained: false}
+model: {path: narrow}
 schedule: {warmup: 0.0}
 train: {epochs: 2, batch_tokens: 64, log_every: 1, checkpoint_every: 2, keep_checkpoints: 9}
 optimizer: {lr: 1.0e-3}
@@ -47,6 +49,11 @@ def fit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lm.txt").write_text("我哋聽日去飲茶\n" * 3 + "今日天氣好好" * 40 + "\n", encoding="utf-8")
     (tmp_path / "lm.yaml").write_text(RECIPE, encoding="utf-8")
+    packaged = read_cantonese_qwen3(pretrained=False)
+    packaged.config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(packaged.config).save_pretrained(tmp_path / "narrow")
+    packaged.tokenizer.save_pretrained(tmp_path / "narrow")
 
     def run(*overrides, adaptation=None, checkpoint=None):
         start_distributed()
