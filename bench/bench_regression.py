@@ -6,6 +6,7 @@ import pytest
 
 from bench_steps import tagger_spec
 from fangyan_bench import regression
+from fangyan_bench.harness.steps import QUICK_DATA
 from fangyan_bench.harness.suite import Suite
 from fangyan_bench.harness.timing import TimingBudget
 
@@ -17,6 +18,7 @@ def test_no_regression(request: pytest.FixtureRequest, suite: Suite) -> None:
     """Compare every implementation of ours, and a whole step, with the ref's."""
     ref = request.config.getoption("compare")
     timing_budget = QUICK if suite.quick else FULL
-    results = regression.compare(ref, regression.cases(suite.quick, tagger_spec()), timing_budget)
+    spec = tagger_spec(*(QUICK_DATA if suite.quick else ()))
+    results = regression.compare(ref, regression.cases(suite.quick, spec), timing_budget)
     suite.messages += [*map(str, results), regression.summary(ref, results)]
     assert not regression.failed(results), regression.summary(ref, results)

@@ -12,7 +12,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fangyan_bench.harness.machine import device
 from fangyan_bench.harness.replay import CLOCK
 from fangyan_bench.harness.stats import ratio, slope, summarize
-from fangyan_bench.harness.steps import StepMeasurements, StepResult, StepSpec, seconds_to_score
+from fangyan_bench.harness.steps import (
+    QUICK_DATA,
+    StepMeasurements,
+    StepResult,
+    StepSpec,
+    seconds_to_score,
+)
 from fangyan_bench.harness.suite import Suite
 
 try:
@@ -132,12 +138,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def specs(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> dict[str, StepSpec]:
     """Return the tagger's steps by model; before anything is timed, packed and padded ones must agree."""
-    setup = load_setup(RECIPE, (), common.PADDED_LENGTH)
+    data = QUICK_DATA if suite.quick else ()
+    setup = load_setup(RECIPE, data, common.PADDED_LENGTH)
     tagger.check_agreement(setup)
     folder = tmp_path_factory.mktemp("bert-base")
     if not suite.quick:
         tagger.write_bert_base(folder, setup)
-    return {ELECTRA: tagger_spec(), BERT: tagger_spec(f"model.path={folder}")}
+    return {ELECTRA: tagger_spec(*data), BERT: tagger_spec(*data, f"model.path={folder}")}
 
 
 @pytest.fixture(scope="session")

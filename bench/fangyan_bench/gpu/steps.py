@@ -13,7 +13,7 @@ import torch
 from fangyan_bench.gpu.record import Budget, Record, Row
 from fangyan_bench.harness.machine import measure_peak_rates
 from fangyan_bench.harness.stats import ratio
-from fangyan_bench.harness.steps import StepResult, StepSpec, measure_steps
+from fangyan_bench.harness.steps import QUICK_DATA, StepResult, StepSpec, measure_steps
 from fangyan_bench.harness.timing import TimingBudget, describe_error
 
 RECIPE = "cantonese-pos"
@@ -50,9 +50,8 @@ ENTRIES = (
     StepEntry("Qwen3 8B, LoRA", StepSpec("lora_lm", RECIPE, (BF16,), "8B"), ("PEFT", OURS), 50.0),
     StepEntry("Qwen3 8B, NF4", StepSpec("lora_lm", RECIPE, (BF16,), "8B, NF4"), ("PEFT", OURS), 60.0),
 )
-DRY_ENTRIES = (
-    StepEntry("tagger, ELECTRA", StepSpec("tagger", RECIPE, ("train.batch_tokens=64",)), (OURS,), 10.0),
-)
+_DRY_TAGGER = StepSpec("tagger", RECIPE, (*QUICK_DATA, "train.batch_tokens=64"))
+DRY_ENTRIES = (StepEntry("tagger, ELECTRA", _DRY_TAGGER, (OURS,), 10.0),)
 
 
 def run(record: Record, seconds: float, dry: bool) -> None:

@@ -13,6 +13,12 @@ from fangyan_bench.harness.worker import RemoteTrial, Worker, WorkerError
 
 QUICK = TimingBudget(min_rounds=3, max_rounds=9, seconds=6.0)
 FULL = TimingBudget(min_rounds=3, max_rounds=15, seconds=60.0)
+# Six of the recipe's conversations, of both kinds: each process reads its data before its first step.
+QUICK_DATA = (
+    "data.train=[FC-001_v2,FC-011_v,FC-103_v2,FC-R005_v2,FC-R011_v]",
+    "data.dev=[FC-R013b_v]",
+    "data.test=null",
+)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_large_vocab_kernel_does_not_spill(classes, architecture):
 def test_softmax_row_with_options_does_not_spill(options, element_size):
     kernel = large_vocab_kernel(21128, element_size, "HAS_SOFTCAP" in options)
     constants = kernel.constants | dict.fromkeys(options, True)
-    for architecture in ("sm_80", "sm_90"):
+    for architecture in ("sm_80", "sm_90") if options == OPTIONS else ("sm_90",):
         report = compile_offline(replace(kernel, constants=constants), architecture)
         assert report.spills == report.instructions.get("local memory", 0) == 0
         if element_size == 4:  # 16 KB to 23 KB are needed under way

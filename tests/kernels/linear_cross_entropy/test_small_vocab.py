@@ -19,9 +19,11 @@ TAGS = [(9, 48, 1), (100, 272, 9), (35, 304, 32), (20, 1024, 7), (35, 301, 32), 
 
 @implementations("triton_small_vocab")
 @pytest.mark.parametrize(
-    ("passes", "dtype"), [(1, torch.bfloat16), (1, torch.float16), (2, torch.float16)], ids=str
+    ("passes", "dtype", "shape"),
+    [(passes, dtype, shape) for passes, dtype in ((1, torch.bfloat16), (2, torch.float16)) for shape in TAGS]
+    + [(1, torch.float16, (35, 304, 32))],
+    ids=lambda each: "x".join(map(str, each)) if isinstance(each, tuple) else str(each),
 )
-@pytest.mark.parametrize("shape", TAGS, ids=lambda s: "x".join(map(str, s)))
 def test_linear_cross_entropy_small_vocab_in_16_bits(impl, passes, dtype, shape, monkeypatch):
     from fangyan_kernels.linear_cross_entropy import triton_small_vocab
 

@@ -107,7 +107,9 @@ def test_fp16_takes_the_steps_of_fp32(fit, overrides):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_fp16_skips_a_step_that_overflows_and_says_so(fit, tmp_path, stage):
-    losses, rates, log, scale = fit(f"engine.zero_stage={stage}", adaptation=Overflowing())
+    # Of its real size: at ZeRO 2 it is its own gradients that are beyond fp16.
+    options = (f"engine.zero_stage={stage}", "model.path=cantonese-qwen3", "model.pretrained=false")
+    losses, rates, log, scale = fit(*options, adaptation=Overflowing())
     skipped = [
         int(line.split()[1]) for line in log.splitlines() if "is skipped, and the schedule waits" in line
     ]
@@ -119,7 +121,7 @@ def test_fp16_skips_a_step_that_overflows_and_says_so(fit, tmp_path, stage):
     assert moves == [step for step in range(1, len(rates)) if step not in skipped]
     # A resumed run goes on with the same scale and the same delay.
     whole = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    resumed = fit(f"engine.zero_stage={stage}", adaptation=Overflowing(), checkpoint="step-000004")
+    resumed = fit(*options, adaptation=Overflowing(), checkpoint="step-000004")
     assert resumed[:2] == (losses, rates)
     assert resumed[3] == scale
     again = load_file(tmp_path / "run" / "model" / "model.safetensors")
