@@ -262,7 +262,7 @@ def save(family, folder, auto_model=None, **fields):
             setattr(config.get_text_config(), key, 0.0)
     for key, value in fields.items():
         setattr(config, key, value)
-    if getattr(config, "layer_types", None):
+    if "num_hidden_layers" in fields and getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     torch.manual_seed(0)
     model = (auto_model or family.auto_model).from_config(config, dtype=torch.float32)
