@@ -23,7 +23,9 @@ Groups = list[tuple[str, list[dict[str, Any]]]]  # of pytest-benchmark: by title
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add this suite's options to pytest's."""
     group = parser.getgroup("fangyan", "fangyan's benchmarks")
-    group.addoption("--quick", action="store_true", help="small shapes and few rounds: 3 minutes on 2 cores")
+    group.addoption(
+        "--quick", action="store_true", help="small shapes, little data, few rounds: 3 minutes on 2 cores"
+    )
     group.addoption("--compare", metavar="REF", help="time this tree and a git ref in turns; slower fails")
     group.addoption(
         "--results",

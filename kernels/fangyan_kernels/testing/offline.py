@@ -188,7 +188,7 @@ def _read_nvidia(ptx: str, shared: int) -> Report:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx, encoding="utf-8")
         said = _run(assembler, "-v", f"--gpu-name={target}", source, "-o", binary)
-        # Without its analysis of the data flow, which takes a third of the time and adds nothing read here.
+        # Without its analysis of the data flow, which takes a quarter of the time and adds nothing read here.
         code = _run(tools / "nvdisasm", "-c", "-ndf", binary)
     opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
     opcodes = [opcode for opcode in opcodes if opcode != "NOP"]
