@@ -257,7 +257,8 @@ def _in_bf16(setup: BenchmarkSetup) -> BenchmarkSetup:
 
 
 IMPLEMENTATIONS = {
-    BASELINE: StepImplementation("baseline", PaddedLoop),
+    # Not quick: a token takes it ten times as long, so that it was half of the time of `bench --quick`.
+    BASELINE: StepImplementation("baseline", PaddedLoop, quick=False),
     "HF Trainer, batch 16": StepImplementation("peer", lambda setup: HfTrainer(setup, PADDED_BATCH)),
     "HF Trainer, equal tokens": StepImplementation("peer", _hf_equal_tokens),
     "fangyan without its kernels": _recipe_with("engine.kernels=reference"),
