@@ -15,6 +15,16 @@ from fangyan.training.state import State
 _ONE_OF_SEVERAL = re.compile(r"seed-\d+(-fold-\d+)?|fold-\d+|trial-\d+")
 
 
+def check_trackers(recipe: Recipe) -> None:
+    """Refuse to start a run whose trackers could not.
+
+    Raises:
+        UserError: naming the first, and what it lacks.
+    """
+    for tracker in recipe.trackers:
+        tracker.check()
+
+
 def listeners(
     recipe: Recipe, callbacks: Sequence[Callback], resumed: State | None, say: Callable[[str], None]
 ) -> Listeners:

@@ -15,6 +15,7 @@ from fangyan.recipe import Recipe, load_recipe
 from fangyan.trackers.callback import Callback
 from fangyan.training.checkpoint import Checkpoints
 from fangyan.training.engine import choose_precision, release
+from fangyan.training.following import check_trackers
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.run_folder import RunFolder
 from fangyan.training.trainer import Result, Trainer
@@ -50,7 +51,7 @@ def train(
     end_with_launcher()
     with StopSignals() as signals, watching_ranks():
         recipe = choose_precision(recipe)
-        on_rank_zero(lambda: _check_trackers(recipe))
+        on_rank_zero(lambda: check_trackers(recipe))
         assert_agreement({"recipe": digest_of(recipe.to_yaml()), "--resume": str(resume), **versions()})
         with _run_folder(recipe) as folder:
             # Before anything is loaded: what cannot be resumed is known at once.
@@ -66,11 +67,6 @@ def train(
                 return trainer.fit(folder, start, profile, signals, on_epoch, callbacks)
             finally:
                 release(trainer.engine)
-
-
-def _check_trackers(recipe: Recipe) -> None:
-    for tracker in recipe.trackers:
-        tracker.check()
 
 
 def _self_train(
