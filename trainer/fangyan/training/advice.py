@@ -105,7 +105,8 @@ def advise(found: Facts) -> list[str]:
 
 def time_sentence(found: Facts) -> str | None:
     """Say where the time went, if a fifth went into anything but steps, or was lost in them."""
-    shares = {part: found.share(part) for part in ("steps", "evaluation", "checkpoint", "start-up")}
+    shares = {part: found.share(part) for part in ("steps", "evaluation", "start-up")}
+    shares["checkpoints"] = found.share("checkpoint")
     lost = {"padding": found.padding, "waiting for batches": found.waiting}
     if shares["steps"] >= 0.8 and max(lost.values()) < 0.2:
         return None
