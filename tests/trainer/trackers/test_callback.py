@@ -95,6 +95,7 @@ def test_listeners_are_told_how_a_run_ended(tmp_path, error, status):
 
 
 def test_a_tracker_without_a_place_to_write_ends_no_run(tmp_path):
+    pytest.importorskip("mlflow")
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "run").mkdir()
     said = []
@@ -106,7 +107,7 @@ def test_a_tracker_without_a_place_to_write_ends_no_run(tmp_path):
 
 
 def test_a_tracker_on_a_full_disk_ends_no_run(tmp_path):
-    """Wherever it is full."""
+    pytest.importorskip("tensorboard")
     with mounted(tmp_path / "disk", 1 << 16) as disk:
         said = []
         with listeners([TensorBoard().build()], said, disk) as told:

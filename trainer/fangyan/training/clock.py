@@ -21,6 +21,7 @@ class Clock:
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self._times: dict[str, int] = {}
         self._step_tokens = 0
         self._started = self._lap_seconds = 0.0
         self._lap_tokens = 0
@@ -56,10 +57,15 @@ class Clock:
 
     def _add(self, part: str, started: float) -> None:
         self._seconds[part] = self.seconds(part) + time.perf_counter() - started
+        self._times[part] = self.times(part) + 1
 
     def seconds(self, part: str) -> float:
         """Return the seconds of a part so far."""
         return self._seconds.get(part, 0.0)
+
+    def times(self, part: str) -> int:
+        """Return how often there has been a part so far."""
+        return self._times.get(part, 0)
 
     @property
     def total(self) -> float:
