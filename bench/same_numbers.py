@@ -168,6 +168,8 @@ def computed(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
+        if record["kind"] in ("speed", "time"):  # by a clock
+            continue
         step = record.pop("step")
         what = " ".join(value for value in record.values() if isinstance(value, str))
         found |= {f"step {step}, {what}, {k}": repr(v) for k, v in record.items() if not isinstance(v, str)}

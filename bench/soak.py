@@ -48,9 +48,10 @@ def start(folder: Path, run: str, *overrides: str) -> subprocess.Popen[str]:
 
 
 def result(folder: Path, run: str) -> tuple[str, bytes]:
-    """Return a run's records and its exported weights."""
-    metrics = (folder / run / "metrics.jsonl").read_text(encoding="utf-8")
-    return metrics, (folder / run / "model" / "model.safetensors").read_bytes()
+    """Return a run's records, without those of its clock, and its exported weights."""
+    lines = (folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = [line for line in lines if json.loads(line)["kind"] not in ("speed", "time")]
+    return "\n".join(metrics), (folder / run / "model" / "model.safetensors").read_bytes()
 
 
 def kills(folder: Path, number: int, seed: int) -> int:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 FLOORS = [
     ("errors",),
     ("config", "device", "environment", "files", "packages", "terminal", "yaml_text"),
-    ("distributed",),
+    ("distributed", "trackers"),
     ("data",),
     ("models",),
     ("optimizers",),

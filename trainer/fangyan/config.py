@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
@@ -99,8 +99,10 @@ class OneOf:
 
 
 def family_of(field: pydantic.fields.FieldInfo) -> OneOf | None:
-    """Return the family that a recipe's field is of, or None."""
-    return next((item for item in field.metadata if isinstance(item, OneOf)), None)
+    """Return the family that a recipe's field is of, or each item of the list that it is; or None."""
+    items = get_args(field.annotation) if get_origin(field.annotation) is list else ()
+    metadata = [*field.metadata, *(found for item in items for found in getattr(item, "__metadata__", ()))]
+    return next((item for item in metadata if isinstance(item, OneOf)), None)
 
 
 def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
@@ -158,7 +160,11 @@ def _walk(location: Iterable[int | str], section: type[Config]) -> tuple[str, ty
         names.append(str(step))
         family = family_of(info)
         if family is not None:
-            member = str(next(steps, ""))
+            tag = next(steps, "")
+            if isinstance(tag, int):  # the item of a list
+                names.append(str(tag))
+                tag = next(steps, "")
+            member = str(tag)
             section = family.members.get(member, section)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, Config):
             section, member = info.annotation, None

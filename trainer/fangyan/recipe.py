@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_origin
 
 import pydantic
 import yaml
@@ -28,6 +28,8 @@ from fangyan.optimizers import OPTIMIZERS
 from fangyan.optimizers.optimizer import OptimizerConfig
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
+from fangyan.trackers import TRACKERS
+from fangyan.trackers.tracker import TrackerConfig
 from fangyan.training.config import EngineConfig, ScheduleConfig, SelfTrainingConfig, TrainConfig
 from fangyan.training.tune.space import Space
 from fangyan.yaml_text import dump_yaml, parse_yaml, read_yaml, yaml_error
@@ -61,6 +63,11 @@ class Recipe(Config):
         description="Data sets that are scored before and after training, to see what is forgotten: a "
         "section like data for each, with a name. Scored is its test, or all of its train without one.",
     )
+    trackers: list[Annotated[TrackerConfig, TRACKERS]] = Field(
+        [],
+        description="Where the run's metrics are shown beside its own records: [tensorboard, wandb], or with "
+        "fields [{name: wandb, mode: offline}]. A run is not changed by it.",
+    )
     tune: dict[str, Space] | None = Field(
         None,
         description="What fangyan tune tries, by field: {optimizer.lr: {log: [1.0e-5, 1.0e-3]}}; or uniform, "
@@ -73,6 +80,19 @@ class Recipe(Config):
         if value is not None and set(Path(os.path.normpath(value)).parts) <= {"/", ".", ".."}:
             raise ValueError(f"found {short(value)}, expected a folder of the run's own, such as runs/x")
         return value
+
+    @pydantic.field_validator("trackers", mode="before")
+    @classmethod
+    def _named_trackers(cls, value: Any) -> Any:
+        """Take a name for a tracker with its defaults, and each tracker once."""
+        if not isinstance(value, list):
+            return value
+        items = [{"name": item} if isinstance(item, str) else item for item in value]
+        names = [item.get("name") for item in items if isinstance(item, Mapping)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{short(name)} is there twice, expected each tracker once")
+        return items
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -280,6 +300,8 @@ def _describe(section: type[Config], prefix: str) -> list[FieldDescription]:
     for name, field in section.model_fields.items():
         family = family_of(field)
         if family is not None:
+            if get_origin(field.annotation) is list:
+                rows.append(FieldDescription(prefix + name, _default(field), field.description or ""))
             rows += _describe_family(family, f"{prefix}{name}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             rows += _describe(field.annotation, f"{prefix}{name}.")

@@ -57,13 +57,13 @@ def write_state(run):
     checkpoints.amend(State(step=1, before={"dev": {"x" * 3 * PAGE: 1.0}}))
 
 
-APPENDED = ("log.txt", "metrics.jsonl", "tensorboard/")
+APPENDED = ("log.txt", "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
     ("write", "expected"),
     [
-        (write_log, {"log.txt", "metrics.jsonl", "tensorboard"}),
+        (write_log, {"log.txt", "metrics.jsonl"}),
         (write_report, {"dev-best.json"}),
         (write_inputs, {"run", "recipe.yaml", "dev.jsonl"}),
         (write_state, {"state.json"}),

@@ -19,6 +19,7 @@ from fangyan.device import device, on_gpu, reset_peak_memory
 from fangyan.errors import UserError
 from fangyan.models.structure import num_parameters
 from fangyan.recipe import Recipe
+from fangyan.training.following import check_trackers
 from fangyan.training.loaded_data import LoadedData, load_data
 from fangyan.training.memory import MemoryEstimate, estimate_memory
 from fangyan.training.plan import Plan, Ranks, plan
@@ -94,6 +95,7 @@ def check(recipe: Recipe, meant: Ranks | None = None) -> Report:
         report.seconds = time_training(workload, ranks)
         if ranks > 1:
             report.plan = plan(workload, meant, report.seconds / workload.total_steps)
+        check_trackers(recipe)
     except UserError as error:
         report.findings.append(Finding.parse("error", str(error)))
     return report

@@ -1,10 +1,9 @@
-"""The log of a run: terminal, log.txt, metrics.jsonl, TensorBoard."""
+"""The log of a run: terminal, log.txt, metrics.jsonl, and whoever listens."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
-from fangyan.training.board import Board
+from fangyan.trackers.callback import Listeners
 from fangyan.training.state import State
 
 # Records of the best checkpoint's metrics, written at the end of a run.
@@ -37,7 +36,12 @@ class Logger:
         folder: the run folder.
         active: whether this is rank 0.
         resume: where the run resumes: later records are dropped, since it will write them again.
+
+    Attributes:
+        listeners: are told what metrics.jsonl gets.
     """
+
+    listeners: Listeners | None = None
 
     def __init__(self, folder: Path, active: bool, resume: State | None = None):
         self.active = active
@@ -47,8 +51,6 @@ class Logger:
         self._log = folder / "log.txt"
         self.console = Terminal(highlight=False)
         self._keep_until(resume)
-        with writing(folder / "tensorboard"):
-            self._board = Board(folder / "tensorboard", None if resume is None else resume.step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -94,7 +96,7 @@ class Logger:
                 file.write(text + "\n")
 
     def metrics(self, kind: str, step: int, epoch: int, values: Mapping[str, float], split: str = "") -> None:
-        """Write a line of metrics.jsonl, and the same to TensorBoard."""
+        """Write a line of metrics.jsonl, and tell whoever listens."""
         if not self.active:
             return
         head: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch}
@@ -102,8 +104,8 @@ class Logger:
             head["split"] = split
         with writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(head | dict(values)) + "\n")
-        with writing(self._metrics.parent / "tensorboard"):
-            self._board.add({f"{split or kind}/{name}": value for name, value in values.items()}, step)
+        if self.listeners is not None:
+            self.listeners.metrics(kind, split, step, epoch, values)
 
     def table(self, table: Table) -> None:
         """Write a table to the terminal and log.txt."""
@@ -203,29 +205,6 @@ class StepLog:
             self._logger.metrics("train", step, epoch, {"loss": loss, "lr": rate})
         self._pending.clear()
         return float(sum(values) / len(values))
-
-
-class Throughput:
-    """Sub-words per second over the steps alone."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._tokens = 0
-        self._started = 0.0
-
-    def start(self) -> None:
-        """Start the clock of a step."""
-        self._started = time.perf_counter()
-
-    def stop(self, tokens: int) -> None:
-        """Stop the clock after a step of ``tokens`` sub-words."""
-        self._seconds += time.perf_counter() - self._started
-        self._tokens += tokens
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Return the mean so far."""
-        return self._tokens / self._seconds if self._seconds else 0.0
 
 
 def metrics_table(

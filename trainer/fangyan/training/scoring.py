@@ -1,9 +1,10 @@
-"""The scores of a model that is in an engine: of whole splits, and of each data set in them."""
+"""A model that is in an engine: its scores, of whole splits and of each data set in them, and its export."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -11,9 +12,14 @@ import torch.distributed as dist
 from fangyan.data.example import Example
 from fangyan.data.retained import RETAINED
 from fangyan.data.splits import by_data_set
+from fangyan.inference.export import export
+from fangyan.inference.model_card import model_card
+from fangyan.recipe import Recipe
 from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics
+from fangyan.training.clock import Clock
+from fangyan.training.loaded_data import LoadedData
 from fangyan.training.run_folder import RunFolder
 from fangyan.training.workload import Workload
 
@@ -24,12 +30,17 @@ class ScoredWorkload(Workload):
     Attributes:
         engine: of DeepSpeed, around the model.
         folder: the run folder, where reports are written.
+        clock: of this process's part of the run.
     """
 
     engine: Any
     folder: RunFolder
     # The split that was reported last, on rank 0.
     _latest: tuple[str, Report] | None = None
+
+    def __init__(self, recipe: Recipe, data: LoadedData | None = None):
+        self.clock = Clock()
+        super().__init__(recipe, data)
 
     def evaluate(self, *names: str, report_as: str | None = None) -> dict[str, Metrics]:
         """Return the metrics of the named splits that the data has. Collective.
@@ -52,10 +63,11 @@ class ScoredWorkload(Workload):
     def _evaluate(
         self, examples: Sequence[Example], on_report: Callable[[Report], None] | None = None
     ) -> Metrics:
-        return evaluate(
-            *(self.task, self.model, examples, self.tokenizer, self.max_length),
-            *(self.engine, self.cache, on_report),
-        )
+        with self.clock.of("evaluation"):
+            return evaluate(
+                *(self.task, self.model, examples, self.tokenizer, self.max_length),
+                *(self.engine, self.cache, on_report),
+            )
 
     def evaluate_data_sets(self) -> dict[str, Metrics]:
         """Return the metrics of each data set in dev and test, where there are several, and of retained ones.
@@ -75,3 +87,20 @@ class ScoredWorkload(Workload):
     def _write_report(self, split: str, name: str, report: Report) -> None:
         report.write(self.folder.path / "reports" / f"{split}-{name}.json")
         self._latest = split, report
+
+    def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
+        """Write plain transformers files, or an adapter as PEFT has them. Collective."""
+        recipe, model = self.recipe, self.model
+        card = model_card(
+            name=recipe.name,
+            model=model.base,
+            model_config=recipe.model,
+            data=recipe.data,
+            task=self.task,
+            is_adapter=self.base is not None,
+            floor=self.floor,
+            before=before,
+            after=after,
+            recipe_yaml=recipe.to_yaml(),
+        )
+        export(folder, model.model, self.tokenizer.backend, self.inference_config, card, self.base)

@@ -34,6 +34,7 @@ from fangyan.selection.pool import fresh, labelled_examples, read_pool, unlabell
 from fangyan.tasks.predictor import Predictor, Scored
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
+from fangyan.trackers.callback import Callback
 from fangyan.training.engine import choose_precision
 from fangyan.training.loaded_data import choose_metric
 from fangyan.training.repeats import finished_metrics
@@ -47,11 +48,12 @@ FIRST = "labelled"
 SETTINGS = "rounds.yaml"
 
 
-def self_train(recipe: Recipe) -> Result:
+def self_train(recipe: Recipe, callbacks: Sequence[Callback] = ()) -> Result:
     """Run all rounds, each in a folder of its own; finished ones are kept, and one that was begun is resumed.
 
     Args:
         recipe: with ``data.unlabelled``.
+        callbacks: follow each run.
 
     Returns:
         The run whose model is best on dev.
@@ -62,7 +64,7 @@ def self_train(recipe: Recipe) -> Result:
     start_distributed()
     recipe = choose_precision(recipe)
     metric, sign = on_rank_zero(partial(_check, recipe))
-    results = {FIRST: _run(_round(recipe, FIRST, None))}
+    results = {FIRST: _run(_round(recipe, FIRST, None), callbacks)}
     best = FIRST
     for number in range(1, recipe.self_training.rounds + 1):
         name = f"round-{number}"
@@ -71,7 +73,7 @@ def self_train(recipe: Recipe) -> Result:
         if not on_rank_zero(partial(_label, recipe, teacher, file)):
             _say(f"{best} labels no text confidently: expected a lower self_training.threshold")
             break
-        results[name] = _run(_round(recipe, name, file))
+        results[name] = _run(_round(recipe, name, file), callbacks)
         best = max(results, key=lambda each: sign * results[each].after["dev"][metric])
     if dist.get_rank() == 0:
         Terminal(highlight=False).print(_table(results, metric))
@@ -128,7 +130,7 @@ def _round(recipe: Recipe, name: str, file: Path | None) -> Recipe:
     return parse_recipe({**content, "name": f"{recipe.name}-{name}", "run_dir": run_dir, "data": data})
 
 
-def _run(recipe: Recipe) -> Result:
+def _run(recipe: Recipe, callbacks: Sequence[Callback]) -> Result:
     """Run a round, or the rest of it."""
     metrics = on_rank_zero(partial(finished_metrics, recipe))
     if metrics is not None:
@@ -136,7 +138,7 @@ def _run(recipe: Recipe) -> Result:
         return Result(recipe.folder, {}, metrics, 0, 0.0)
     reset_peak_memory()
     begun = on_rank_zero(recipe.folder.is_dir)
-    return train(recipe, resume="auto" if begun else None)
+    return train(recipe, resume="auto" if begun else None, callbacks=callbacks)
 
 
 def _label(recipe: Recipe, teacher: Path, file: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fangyan.data.batching import micro_batches
-from fangyan.device import device
+from fangyan.device import device, memory_in_use
 from fangyan.distributed.process_group import (
     gathered,
     largest_peak_memory,
@@ -20,14 +21,15 @@ from fangyan.distributed.process_group import (
 )
 from fangyan.distributed.signals import StopSignals, Votes, exit_code
 from fangyan.errors import RESUMING, Diverged, Stopped
-from fangyan.inference.export import export
-from fangyan.inference.model_card import model_card
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.tasks.task import Metrics
+from fangyan.trackers.callback import Callback
+from fangyan.training.advice import closing_words
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
+from fangyan.training.following import listeners
 from fangyan.training.forgetting import forgetting
-from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
+from fangyan.training.logger import BEST, Logger, StepLog, format_metrics, metrics_table
 from fangyan.training.objective_run import objective_run
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
@@ -85,6 +87,7 @@ class Trainer(ScoredWorkload):
         profile: bool = False,
         signals: StopSignals | None = None,
         on_epoch: OnEpoch = go_on,
+        callbacks: Sequence[Callback] = (),
     ) -> Result:
         """Train from where ``start`` says to the end, and export the best checkpoint.
 
@@ -98,15 +101,21 @@ class Trainer(ScoredWorkload):
         self.state, messages = self._start_or_resume(start)
         state = None if start.checkpoint is None else self.state
         trace = folder.path / "profile" / "trace.json" if profile and dist.get_rank() == 0 else None
-        with Logger(folder.path, dist.get_rank() == 0, state) as self.logger:
+        with (
+            Logger(folder.path, dist.get_rank() == 0, state) as self.logger,
+            listeners(self.recipe, callbacks, state, self.logger.info) as self.logger.listeners,
+        ):
             self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
             self._evaluate_before()
             with StepProfile(trace, self.logger) as profiler:
                 while self._has_steps(self.state):
                     self._train_epoch(profiler)
                     if not self._end_epoch(on_epoch):
+                        self._log_time()
                         return self._result({})
-            return self._finish()
+            result = self._finish()
+            self.logger.listeners.result = result.after
+            return result
 
     def _start_or_resume(self, start: Start) -> tuple[State, list[str]]:
         if start.state is None or self._has_steps(start.state):
@@ -168,7 +177,8 @@ class Trainer(ScoredWorkload):
         )
 
     def _evaluate_before(self) -> None:
-        self.log, self.throughput = StepLog(self.logger), Throughput()
+        self.log = StepLog(self.logger)
+        self.clock.loaded()
         if not self.state.before:
             self.state.before = {**self.evaluate("dev", "test"), **self.evaluate_data_sets()}
             for split, metrics in self.state.before.items():
@@ -190,7 +200,8 @@ class Trainer(ScoredWorkload):
             profiler.step()
             received, in_time = votes.cast(self.signals.received, self._is_checkpoint_time())
             if not last and (received or in_time or due):
-                self.save()
+                with self.clock.of("checkpoints on the way"):
+                    self.save()
                 self._stop_after(received)
                 votes.close()  # it was before the checkpoint; who has received a signal says so again
         received, _ = votes.close()
@@ -211,6 +222,7 @@ class Trainer(ScoredWorkload):
                 f"{signal.Signals(number).name}: the run ends after step {self.state.step}, with a "
                 f"checkpoint; {RESUMING} it"
             )
+            self._log_time()
             self.logger.info(sentence)
             raise Stopped(sentence, exit_code(number))
 
@@ -218,7 +230,7 @@ class Trainer(ScoredWorkload):
         """Take and log one step; with ``read`` also read the pending losses."""
         state = self.state
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        self.throughput.start()
+        self.clock.start_step()
         skipped, scale = self.engine.skipped_steps, self.loss_scale
         loss = self.train_step(indices, state.step)
         if self.engine.skipped_steps > skipped:
@@ -233,8 +245,17 @@ class Trainer(ScoredWorkload):
         report_step(state.step)
         self.log.add(state.step, state.epoch, loss, rate, getattr(self.optimizer, "num_skipped", 0))
         mean = self.log.flush() if read else None
-        self.throughput.stop(int(self.lengths[indices].sum()))
-        self.logger.progress(state.step, state.epoch, mean, self.throughput.tokens_per_second)
+        self.clock.stop_step(int(self.lengths[indices].sum()))
+        if mean is not None:
+            self._log_speed()
+        self.logger.progress(state.step, state.epoch, mean, self.clock.tokens_per_second)
+
+    def _log_speed(self) -> None:
+        speed = {"tokens_per_second": self.clock.lap(), "memory_gb": memory_in_use() / 1e9}
+        self.logger.metrics("speed", self.state.step, self.state.epoch, speed)
+
+    def _log_time(self) -> None:
+        self.logger.metrics("time", self.state.step, self.state.epoch, self.clock.record())
 
     @property
     def loss_scale(self) -> float:
@@ -257,7 +278,9 @@ class Trainer(ScoredWorkload):
         skipped = self.engine.skipped_steps
         for micro_step in range(accumulation):
             index = rank * accumulation + micro_step
-            batch = self.micro_batch(split[index], f"{step}/{index}")
+            with self.clock.of("data"):
+                batch = self.micro_batch(split[index], f"{step}/{index}")
+            self.clock.count_batch(batch.input_ids.numel(), int(self.lengths[split[index]].sum()))
             loss = self.engine(lambda model, batch=batch: self.recipe.objective.loss(model, batch, divisor))
             backward(self.engine, loss)
             if micro_step == accumulation - 1:
@@ -284,10 +307,12 @@ class Trainer(ScoredWorkload):
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this step. Collective."""
         if self._saved_step != self.state.step:
-            self.log.flush()
-            self._assert_finite_weights()
-            adaptation = self.recipe.adaptation.state_dict(self.model.model)
-            self.folder.checkpoints.save(self.engine, self.state, adaptation)
+            if self.log.flush() is not None:
+                self._log_speed()
+            with self.clock.of("checkpoint"):
+                self._assert_finite_weights()
+                adaptation = self.recipe.adaptation.state_dict(self.model.model)
+                self.folder.checkpoints.save(self.engine, self.state, adaptation)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def _load(self, checkpoint: Path) -> tuple[State, list[str]]:
@@ -327,16 +352,20 @@ class Trainer(ScoredWorkload):
             state.before, after, self.metric, self.task.greater_is_better, self.task.metric_unit
         ):
             logger.info(sentence)
-        speed = self.throughput.tokens_per_second
+        self._log_time()
+        peak = largest_peak_memory()
+        for sentence in closing_words(self, peak):
+            logger.info(sentence)
+        speed = self.clock.tokens_per_second
         logger.info(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
-            f"{speed:,.0f} tokens/s, peak memory {largest_peak_memory() / 1e9:.2f} GB"
+            f"{speed:,.0f} tokens/s, peak memory {peak / 1e9:.2f} GB"
         )
         logger.info(f"run folder: {folder.path}")
         return self._result(after)
 
     def _result(self, after: dict[str, Metrics]) -> Result:
-        state, speed = self.state, self.throughput.tokens_per_second
+        state, speed = self.state, self.clock.tokens_per_second
         return Result(self.folder.path, state.before, after, state.step, speed)
 
     def _load_best(self) -> None:
@@ -352,20 +381,3 @@ class Trainer(ScoredWorkload):
             self._load(checkpoints.path(step))
         for message in messages:
             self.logger.info(message)
-
-    def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
-        """Write plain transformers files, or an adapter as PEFT has them. Collective."""
-        recipe, model = self.recipe, self.model
-        card = model_card(
-            name=recipe.name,
-            model=model.base,
-            model_config=recipe.model,
-            data=recipe.data,
-            task=self.task,
-            is_adapter=self.base is not None,
-            floor=self.floor,
-            before=before,
-            after=after,
-            recipe_yaml=recipe.to_yaml(),
-        )
-        export(folder, model.model, self.tokenizer.backend, self.inference_config, card, self.base)

@@ -13,7 +13,7 @@ from fangyan.training.tune.space import Space
 from fangyan.yaml_text import dump_yaml
 
 # What names runs, and what has to be the same for scores to be compared; sections stand for all in them.
-_FIXED = ("name", "run_dir", "seed", "tune", "data", "task.name", "task.scheme", "train.metric")
+_FIXED = ("name", "run_dir", "seed", "trackers", "tune", "data", "task.name", "task.scheme", "train.metric")
 
 
 def check_spaces(recipe: Recipe) -> dict[str, Space]:
