@@ -21,7 +21,7 @@ FLOORS = [
     ("inference",),
     ("selection",),
     ("training", "recipe", "analysis", "deployment", "serving"),
-    ("prompting",),
+    ("prompting", "first_run"),
     ("cli",),
     ("__init__", "__main__"),
 ]

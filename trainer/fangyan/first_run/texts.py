@@ -1,0 +1,26 @@
+"""Guesses about files of raw text, of transcripts, and of what is one JSON object."""
+
+from __future__ import annotations
+
+from fangyan.first_run.reading import Head, Reading
+
+_QUESTION = "What is a model to learn from raw text?"
+# Characters of a line above which it is no sentence.
+_LONG = 2000
+
+
+def text_readings(head: Head) -> list[Reading]:
+    """Return how raw text may be read: to go on writing it, or to fill in words."""
+    lines = [line for line in head.lines if line.strip()]
+    mean = sum(map(len, lines)) / len(lines)
+    reasons = [f"its lines have no columns or keys; {mean:.0f} characters each on average"]
+    if mean > _LONG:
+        reasons.append("each line is one document")
+    ways = {
+        "causal_lm": "to write on: a causal model, such as Qwen3",
+        "masked_lm": "to fill in words: an encoder, such as BERT, before it learns to tag or classify",
+    }
+    return [
+        Reading(task, {"format": "text"}, 0.6 - 0.1 * place, reasons, _QUESTION, answer)
+        for place, (task, answer) in enumerate(ways.items())
+    ]
