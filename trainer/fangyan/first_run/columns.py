@@ -112,13 +112,13 @@ def conll_readings(head: Head) -> list[Reading]:
             if max(tag.kinds for tag in tags) > 0.2 * len(rows):
                 return []
             raise UserError(
-                f"{head.path}: columns of tokens and tags, but no blank line in {len(rows):,} lines; expected one "
-                "after each sentence"
+                f"{head.path}: columns of tokens and tags, but no blank line in {len(rows):,} lines; expected "
+                "one after each sentence"
             )
         if max(tag.kinds for tag in tags) >= token.kinds and not any(tag.is_prefixed for tag in tags):
             return []
     _refuse_header(head, sentences[0][0], token)
-    return _by_tags(head, width, token, tags, one=len(sentences) == 1)
+    return _by_tags(width, token, tags, one=len(sentences) == 1)
 
 
 def _sentences(head: Head) -> list[list[list[str]]]:
@@ -189,19 +189,20 @@ def _refuse_header(head: Head, first: Sequence[str], token: _Column) -> None:
         and token.values.count(first[token.number - 1]) == 1
     ):
         raise UserError(
-            f"{head.path}:1: a header ({' '.join(first)[:60]}), which CoNLL files have not; expected tokens from "
-            f"the first line: tail -n +2 {head.path} > NEW takes it off"
+            f"{head.path}:1: a header ({' '.join(first)[:60]}), which CoNLL files have not; expected tokens "
+            f"from the first line: tail -n +2 {head.path} > NEW takes it off"
         )
 
 
-def _by_tags(head: Head, width: int, token: _Column, tags: Sequence[_Column], one: bool) -> list[Reading]:
+def _by_tags(width: int, token: _Column, tags: Sequence[_Column], one: bool) -> list[Reading]:
     """Return a reading for each column of tags."""
     base: dict[str, Any] = {"format": "conll"}
     starts = {match[0] for match in map(_WIKIANN.match, token.values) if match}
     if len(starts) == 1 and all(value.startswith(tuple(starts)) for value in token.values):
         base["token_prefix"] = starts.pop()
     reasons = [
-        f"{width} columns in nearly all lines, and {'no blank line' if one else 'blank lines between sentences'}",
+        f"{width} columns in nearly all lines",
+        "no blank line" if one else "blank lines between sentences",
         f"column {token.number} has tokens ({quoted(token.values)})",
     ]
     sureness = 0.6 if one else 0.95 if len(tags) == 1 else 0.75 if tags[0].is_prefixed else 0.6

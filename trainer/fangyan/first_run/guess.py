@@ -8,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fangyan.data.compression import suffix
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
 from fangyan.data.formats.for_task import filled
 from fangyan.errors import UserError
 from fangyan.first_run.columns import conll_readings, conllu_readings
+from fangyan.first_run.named import chat_readings, csv_readings, json_readings, parquet_readings
 from fangyan.first_run.reading import Head, Reading, quoted, read_head
 from fangyan.first_run.texts import text_readings
 from fangyan.tasks import TASKS
@@ -23,7 +25,16 @@ MOST_EXAMPLES = 3000
 # Share of the tokens that are one character each where a file is cut into characters.
 _CHARACTERS = 0.95
 
-_SNIFFERS: Sequence[Callable[[Head], list[Reading]]] = (conllu_readings, conll_readings, text_readings)
+_SNIFFERS: Sequence[Callable[[Head], list[Reading]]] = (
+    conllu_readings,
+    json_readings,
+    chat_readings,
+    conll_readings,
+    csv_readings,
+    text_readings,
+)
+# Of an example, what is in the user's language.
+_TEXTS = ("tokens", "text", "question", "context", "messages")
 
 
 class Answer(NamedTuple):
@@ -83,11 +94,13 @@ def guess(path: Path) -> Guess:
         UserError: if there is no such file, or it is none that a format reads; the sentence is then that of
             the format that it is closest to.
     """
-    head = read_head(path)
+    if suffix(path) == ".parquet":
+        readings = parquet_readings(path)
+    else:  # the first that knows the file: another would take a damaged line of it for something of its own
+        head = read_head(path)
+        readings = next(readings for sniff in _SNIFFERS if (readings := sniff(head)))
     found: list[tuple[Reading, Guess]] = []
     mistake: UserError | None = None
-    # The first that knows the file: another would take a damaged line of it for something of its own.
-    readings = next(readings for sniff in _SNIFFERS if (readings := sniff(head)))
     for reading in sorted(readings, key=lambda reading: -reading.sureness):
         try:
             found.append((reading, _verified(path, reading)))
@@ -165,10 +178,15 @@ def _is_han(examples: Sequence[Example]) -> bool:
     letters = [
         character
         for example in examples[:100]
-        for value in example.fields.values()
-        for text in ((value,) if isinstance(value, str) else value)
-        if isinstance(text, str)
-        for character in text
+        for name in _TEXTS
+        for character in _text(example.fields.get(name, ""))
         if character.isalpha()
     ]
     return sum("\u3400" <= letter <= "\u9fff" for letter in letters) > 0.5 * len(letters)
+
+
+def _text(value: Any) -> str:
+    """Return what stands in a field: a text, tokens or messages."""
+    if isinstance(value, str):
+        return value
+    return "".join(part["content"] if isinstance(part, dict) else part for part in value)

@@ -1,6 +1,8 @@
-"""Guesses about files of raw text, of transcripts, and of what is one JSON object."""
+"""Guesses about files of raw text."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fangyan.first_run.reading import Head, Reading
 
@@ -16,11 +18,21 @@ def text_readings(head: Head) -> list[Reading]:
     reasons = [f"its lines have no columns or keys; {mean:.0f} characters each on average"]
     if mean > _LONG:
         reasons.append("each line is one document")
+    return raw_text({"format": "text"}, reasons)
+
+
+def raw_text(format: dict[str, Any], reasons: list[str]) -> list[Reading]:
+    """Return how texts without labels may be read.
+
+    Args:
+        format: fields of the recipe's ``data``.
+        reasons: for it.
+    """
     ways = {
         "causal_lm": "to write on: a causal model, such as Qwen3",
         "masked_lm": "to fill in words: an encoder, such as BERT, before it learns to tag or classify",
     }
     return [
-        Reading(task, {"format": "text"}, 0.6 - 0.1 * place, reasons, _QUESTION, answer)
+        Reading(task, format, 0.6 - 0.1 * place, reasons, _QUESTION, answer)
         for place, (task, answer) in enumerate(ways.items())
     ]
