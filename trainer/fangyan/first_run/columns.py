@@ -205,7 +205,9 @@ def _by_tags(width: int, token: _Column, tags: Sequence[_Column], one: bool) -> 
         "no blank line" if one else "blank lines between sentences",
         f"column {token.number} has tokens ({quoted(token.values)})",
     ]
-    sureness = 0.6 if one else 0.95 if len(tags) == 1 else 0.75 if tags[0].is_prefixed else 0.6
+    sureness = 0.95 if len(tags) == 1 else 0.75 if tags[0].is_prefixed else 0.6
+    if one or not (tags[0].is_prefixed or _is_upper(tags[0]) or len(token.values) > _ONE_SENTENCE):
+        sureness = min(sureness, 0.6)  # verses of two words may look so, too
     readings = []
     for place, tag in enumerate(tags):
         columns = {"token": token.number, "tag": tag.number}

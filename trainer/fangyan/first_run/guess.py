@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -12,12 +12,14 @@ from fangyan.data.compression import suffix
 from fangyan.data.example import Example
 from fangyan.data.formats import parse_data
 from fangyan.data.formats.for_task import filled
+from fangyan.data.splits import DataConfig
 from fangyan.errors import UserError
 from fangyan.first_run.columns import conll_readings, conllu_readings
-from fangyan.first_run.named import chat_readings, csv_readings, json_readings, parquet_readings
-from fangyan.first_run.reading import Head, Reading, quoted, read_head
+from fangyan.first_run.named import chat_readings, csv_readings, datasets_readings, json_readings
+from fangyan.first_run.reading import Head, Reading, read_head
 from fangyan.first_run.texts import text_readings
 from fangyan.tasks import TASKS
+from fangyan.tasks.task import TaskConfig
 from fangyan.tasks.token_classification.recognition import TagPairs, recognise
 
 # Examples that a guess is verified by: above it, the sizes of data are the same to a recipe.
@@ -25,14 +27,8 @@ MOST_EXAMPLES = 3000
 # Share of the tokens that are one character each where a file is cut into characters.
 _CHARACTERS = 0.95
 
-_SNIFFERS: Sequence[Callable[[Head], list[Reading]]] = (
-    conllu_readings,
-    json_readings,
-    chat_readings,
-    conll_readings,
-    csv_readings,
-    text_readings,
-)
+# Tokens or characters of a sample.
+_SAMPLE = 8
 # Of an example, what is in the user's language.
 _TEXTS = ("tokens", "text", "question", "context", "messages")
 
@@ -66,6 +62,7 @@ class Guess:
         options: other fields of the recipe's ``task``.
         is_whole: whether the file has no more examples.
         is_han: whether most of its letters are Chinese characters.
+        sample: of its texts, to predict.
     """
 
     task: str
@@ -79,12 +76,13 @@ class Guess:
     options: dict[str, Any] = field(default_factory=dict)
     is_whole: bool = True
     is_han: bool = False
+    sample: str = ""
 
-    def sentence(self) -> str:
-        """Return how sure this is, and why."""
+    @property
+    def surely(self) -> str:
+        """Return how sure this is, in words and percent."""
         percent = round(100 * self.sureness)
-        words = "almost sure" if percent >= 95 else "fairly sure" if percent >= 75 else "not sure"
-        return f"{words} ({percent}%): {'; '.join(self.reasons)}"
+        return f"{'almost' if percent >= 95 else 'fairly' if percent >= 75 else 'not'} sure ({percent}%)"
 
 
 def guess(path: Path) -> Guess:
@@ -94,11 +92,7 @@ def guess(path: Path) -> Guess:
         UserError: if there is no such file, or it is none that a format reads; the sentence is then that of
             the format that it is closest to.
     """
-    if suffix(path) == ".parquet":
-        readings = parquet_readings(path)
-    else:  # the first that knows the file: another would take a damaged line of it for something of its own
-        head = read_head(path)
-        readings = next(readings for sniff in _SNIFFERS if (readings := sniff(head)))
+    readings = _readings(path)
     found: list[tuple[Reading, Guess]] = []
     mistake: UserError | None = None
     for reading in sorted(readings, key=lambda reading: -reading.sureness):
@@ -119,22 +113,51 @@ def guess(path: Path) -> Guess:
     return replace(best, question=first.question, answers=answers)
 
 
+def _readings(path: Path) -> list[Reading]:
+    """Return the ways in which a file may be read.
+
+    They are those of the first kind of file that it looks like: another would take a damaged line of it for
+    something of its own.
+    """
+    if suffix(path) == ".parquet" or (path / "dataset_info.json").is_file():
+        return datasets_readings(path)
+    head = read_head(path)
+    rows: list[Callable[[Head], list[Reading]]] = [conll_readings, csv_readings]
+    if suffix(path) == ".csv":  # a quoted cell may have blank lines
+        rows.reverse()
+    kinds = (conllu_readings, json_readings, chat_readings, *rows, text_readings)
+    return next(readings for kind in kinds if (readings := kind(head)))
+
+
+def data_of(path: Path, task: str, format: Mapping[str, Any]) -> DataConfig:
+    """Return the section ``data`` of a recipe for one file.
+
+    Args:
+        path: of the file.
+        task: of the recipe.
+        format: the fields that say the format.
+    """
+    member = TASKS.members[task]
+    assert issubclass(member, TaskConfig)
+    return parse_data(filled({**format, "train": str(path)}, member.fields), str(path))
+
+
 def _verified(path: Path, reading: Reading) -> Guess:
     """Return a reading as a guess, once the file has been read so."""
-    needed = TASKS.members[reading.task].fields  # type: ignore[attr-defined]
-    data = parse_data(filled({**reading.format, "train": str(path)}, needed), str(path))
+    data = data_of(path, reading.task, reading.format)
     examples = list(islice(data.read(path), MOST_EXAMPLES + 1))
     is_whole = len(examples) <= MOST_EXAMPLES
     examples = examples[:MOST_EXAMPLES]
     if not examples:
         raise UserError(f"{path}: no example in it, expected some")
-    count = f"{len(examples):,}" if is_whole else f"the first {len(examples):,}"
-    reasons = [*reading.reasons, f"{count} examples read so"]
+    count = f"{len(examples):,} example{'s' * (len(examples) > 1)}"
+    reasons = [*reading.reasons, f"{'' if is_whole else 'the first '}{count} can be read so"]
     plain = Guess(
         *(reading.task, reading.format, None, len(examples), reading.sureness, reasons, None),
         options=reading.options,
         is_whole=is_whole,
         is_han=_is_han(examples),
+        sample=_sample(examples[0].fields, reading.task),
     )
     return _with_scheme(plain, examples) if "tags" in examples[0].fields else plain
 
@@ -153,9 +176,9 @@ def _with_scheme(guess: Guess, examples: Sequence[Example]) -> Guess:
         reasons.append(str(error))
         return replace(guess, format=format, reasons=reasons, sureness=0.7 * guess.sureness)
     kind = "segmentation" if scheme == "segmentation" else notation.style
-    tags = [tag for example in examples for tag in example.fields["tags"]]
-    means = {"segmentation": "words", "iob2": "entities", "plain": "labels"}[scheme]
-    reasons.append(f"{len(set(tags))} tags ({quoted(tags)}) are {means}: {notation.name}")
+    kinds = len({tag for example in examples for tag in example.fields["tags"]})
+    means = {"segmentation": "words, in ", "iob2": "entities, in ", "plain": ""}[scheme]
+    reasons.append(f"the {kinds} tags are {means}{notation.name}")
     known = replace(guess, format=format, scheme=kind, reasons=reasons)
     if not message or notation.style not in ("io", "plain"):
         return known
@@ -171,6 +194,23 @@ def _with_scheme(guess: Guess, examples: Sequence[Example]) -> Guess:
     question = "Do tags other than O name entities, whose tokens belong together, or are they plain labels?"
     first, second = answers[known.scheme], answers[other.scheme]
     return replace(known, sureness=0.8 * known.sureness, question=question, answers=(first, second))
+
+
+def _sample(fields: Mapping[str, Any], task: str) -> str:
+    """Return a text as ``fangyan predict`` takes it."""
+    if "tokens" in fields:
+        between = "" if all(len(token) == 1 for token in fields["tokens"]) else " "
+        return between.join(fields["tokens"][:_SAMPLE])
+    if "messages" in fields:
+        return str(next(message["content"] for message in fields["messages"] if message["role"] == "user"))
+    if "question" in fields:
+        return f"{fields['question']}\t{fields['context']}"
+    text = str(fields["text"])
+    if task == "masked_lm":
+        return f"{text[:_SAMPLE]}[MASK]"
+    if task == "causal_lm":
+        return text[:_SAMPLE]
+    return f"{text}\t{fields['pair']}" if "pair" in fields else text
 
 
 def _is_han(examples: Sequence[Example]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fangyan.data.compression import suffix
+from fangyan.data.formats.datasets import read_records
 from fangyan.errors import UserError
 from fangyan.first_run.reading import Head, Reading
 from fangyan.first_run.values import record_readings
@@ -38,10 +38,10 @@ def json_readings(head: Head) -> list[Reading]:
     for number, line in islice(lines, _RECORDS):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             if not records:
                 return _whole(head)
-            raise UserError(f"{head.path}:{number}: not JSON: {str(error)[:80]}") from None
+            raise UserError(f"{head.path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(record, dict) or isinstance(record.get("data"), list):
             return _whole(head)
         records.append(record)
@@ -62,22 +62,13 @@ def _whole(head: Head) -> list[Reading]:
     )
 
 
-def parquet_readings(path: Path) -> list[Reading]:
-    """Return how a Parquet file may be read; its rows are looked at by pyarrow, which ``datasets`` brings."""
-    if importlib.util.find_spec("pyarrow") is None or importlib.util.find_spec("datasets") is None:
-        raise UserError(
-            f"{path}: needs the package datasets, which is not installed; run: pip install datasets"
-        )
-    from pyarrow import ArrowException, parquet
-
-    try:
-        batch = next(parquet.ParquetFile(path).iter_batches(_RECORDS), None)
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path}: no Parquet file: {' '.join(str(error).split())[:200]}") from None
-    records = [] if batch is None else batch.to_pylist()
+def datasets_readings(path: Path) -> list[Reading]:
+    """Return how a Parquet file, or a folder of ``datasets``, may be read."""
+    records = list(islice(read_records(path), _RECORDS))
     if not records:
         raise UserError(f"{path}: empty, expected examples to learn from")
-    return record_readings(path, records, {"format": "datasets"}, "a Parquet file")
+    shape = "a folder of datasets" if path.is_dir() else "a Parquet file"
+    return record_readings(path, records, {"format": "datasets"}, shape)
 
 
 def csv_readings(head: Head) -> list[Reading]:
@@ -90,7 +81,7 @@ def csv_readings(head: Head) -> list[Reading]:
     usual = "\t" if suffix(head.path) in (".tsv", ".tab") else ","
     for separator in [usual, *(other for other in _SEPARATORS if other != usual)]:
         for quoted in (True, False):
-            rows = _rows(lines, separator, quoted)
+            rows = _rows(lines, separator, quoted, head.is_whole)
             if rows is None:
                 continue
             found: dict[str, Any] = {"format": "csv"}
@@ -110,17 +101,19 @@ def csv_readings(head: Head) -> list[Reading]:
     return []
 
 
-def _rows(lines: Sequence[str], separator: str, quoted: bool) -> list[list[str]] | None:
+def _rows(lines: Sequence[str], separator: str, quoted: bool, is_whole: bool) -> list[list[str]] | None:
     """Return the rows of a table; None where lines are none."""
     if lines[0].count(separator) == 0:
         return None
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     ended = (f"{line}\n" for line in lines)
+    rows: list[list[str]] = []
     try:
-        rows = list(islice(csv.reader(ended, delimiter=separator, quoting=quoting, strict=True), _RECORDS))
+        for row in islice(csv.reader(ended, delimiter=separator, quoting=quoting, strict=True), _RECORDS):
+            rows += [row] if row else []
     except csv.Error:
-        return None
-    rows = [row for row in rows if row]
+        if is_whole or len(rows) < _RECORDS // 10:  # otherwise the last row may be cut off
+            return None
     fitting = [row for row in rows if len(row) == len(rows[0])]
     return fitting if len(fitting) >= max(2, _MOST * len(rows)) and len(rows[0]) > 1 else None
 

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from fangyan.errors import UserError
 from fangyan.first_run.reading import Head, Reading
 
 _QUESTION = "What is a model to learn from raw text?"
 # Characters of a line above which it is no sentence.
 _LONG = 2000
+# Lines that are looked at for words with tags.
+_LINES = 200
+_SLASHED = re.compile(r"[^/]+/[^/]+")
 
 
 def text_readings(head: Head) -> list[Reading]:
-    """Return how raw text may be read: to go on writing it, or to fill in words."""
+    """Return how raw text may be read: to go on writing it, or to fill in words.
+
+    Raises:
+        UserError: if its words have tags behind a slash.
+    """
     lines = [line for line in head.lines if line.strip()]
+    words = [word for line in lines[:_LINES] for word in line.split()]
+    tagged = [word for word in words if _SLASHED.fullmatch(word)]
+    if len(tagged) > 0.9 * len(words) and len({word.rpartition("/")[2] for word in tagged}) < len(tagged) / 2:
+        raise UserError(
+            f"{head.path}: words with a tag behind a slash ({tagged[0][:40]}), which no format reads; expected "
+            "a word and its tag per line, and a blank line between sentences"
+        )
     mean = sum(map(len, lines)) / len(lines)
     reasons = [f"its lines have no columns or keys; {mean:.0f} characters each on average"]
     if mean > _LONG:

@@ -52,8 +52,8 @@ def record_readings(path: Path, records: Records, base: dict[str, Any], shape: s
         if readings := find(records, names, base, [f"{shape}, {keys}"]):
             return readings
     raise UserError(
-        f"{path}: no text in columns {', '.join(names)[:120]}; expected such as tokens and tags, text and label, "
-        "or messages"
+        f"{path}: no text in {', '.join(names)[:120]}; expected columns such as tokens and tags, text and "
+        "label, or messages"
     )
 
 
@@ -103,7 +103,7 @@ def _talks(records: Records, names: Sequence[str], base: dict[str, Any], why: li
 
 def _questions(records: Records, names: Sequence[str], base: dict[str, Any], why: list[str]) -> list[Reading]:
     columns = _named(names, "question", "context", "answers")
-    if columns is None:
+    if columns is None or not _have(records, columns["context"], lambda value: isinstance(value, str)):
         return []
     reasons = [*why, "questions, and their answers in a context"]
     return [Reading("extractive_qa", _columns(base, columns, default=True), 0.97, reasons)]
@@ -119,15 +119,18 @@ def _spans(records: Records, names: Sequence[str], base: dict[str, Any], why: li
     for name in names:
         if texts and _have(records, name, is_spans) and any(record.get(name) for record in records):
             text = next((each for each in texts if each.lower() in _TEXTS), texts[0])
-            columns = {"text": text, "spans": name}
+            format = _columns(base, {"text": text, "spans": name}, default=True)
+            if any(_cuts_a_word(record[text], record.get(name) or ()) for record in records):
+                format = {**format, "tokens": "characters"}
             reasons = [*why, f"{name} has labelled parts of {text}"]
-            readings = []
-            for unit in ("words", "characters"):
-                format = {**_columns(base, columns, default=True), "tokens": unit}
-                readings.append(Reading("token_classification", format, 0.95, reasons))
-            # Characters where a span cuts a word: the first that reads the file is taken.
-            return readings
+            return [Reading("token_classification", format, 0.95, reasons)]
     return []
+
+
+def _cuts_a_word(text: str, spans: Any) -> bool:
+    """Return whether a labelled part of a text begins or ends within what stands between white space."""
+    edges = [place for span in spans for place in (span["start"], span["end"])]
+    return any(0 < place < len(text) and not re.search(r"\s", text[place - 1 : place + 1]) for place in edges)
 
 
 def _tagged(records: Records, names: Sequence[str], base: dict[str, Any], why: list[str]) -> list[Reading]:

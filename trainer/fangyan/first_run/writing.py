@@ -17,7 +17,8 @@ _BEHIND, _WIDTH = 36, 110
 # Examples below which nothing is held out for a test.
 _FEW = 100
 
-_TASKS = {
+# What a model learns in each task that a file can be guessed for.
+TASKS = {
     "token_classification": "a tag for every token",
     "sequence_classification": "a class, several or a number for a text",
     "extractive_qa": "the part of a text that answers a question",
@@ -65,7 +66,7 @@ def recipe_text(
         )
     sections = learning(guess, chosen.path)
     lines = [
-        f"# Learns {_TASKS[guess.task]}. Written by fangyan init.",
+        f"# Learns {TASKS[guess.task]}. Written by fangyan init.",
         f"#   fangyan check {file}      faults of the data; memory and time that training takes",
         f"#   fangyan train {file}      any field may be replaced: fangyan train {file} train.epochs=3",
         "# All fields and their meaning: fangyan train --help",
