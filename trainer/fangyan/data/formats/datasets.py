@@ -15,6 +15,7 @@ from fangyan.data.example import Example
 from fangyan.data.formats.messages import ALPACA, SHAREGPT
 from fangyan.data.formats.records import RecordsConfig
 from fangyan.errors import UserError
+from fangyan.suggestions import file_like
 
 
 class Datasets(RecordsConfig):
@@ -82,7 +83,7 @@ def _open(path: Path) -> Any:
             return loaded
         if suffix(path) == ".parquet":
             if not path.is_file():
-                raise UserError(f"{path}: no such file")
+                raise UserError(f"{path}: no such file{file_like(path)}")
             return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         name, *subset, split = str(path).split(":")
         if not name or len(subset) > 1:
