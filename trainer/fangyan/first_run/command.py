@@ -99,7 +99,7 @@ def _chosen(
         return found
     if terminal is not None:
         return questions.ask_which(found, terminal)
-    say(f"{found.question} Taken is {found.answers[0].text!r}; the recipe can be changed.")
+    say(f"{found.question} Taken: {found.answers[0].text} (to change in the recipe)")
     return found
 
 
