@@ -19,8 +19,8 @@ def init(
         Path | None,
         typer.Option(
             "--from",
-            help="A file of yours: its format, columns, tag scheme and task are guessed, and files of dev and "
-            "test beside it are found.",
+            help="A file of yours: its format, columns, tag scheme and task are guessed, and dev and "
+            "test files beside it are found.",
             show_default=False,
         ),
     ] = None,

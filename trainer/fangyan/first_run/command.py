@@ -113,6 +113,7 @@ def _splits(
     beside = {name: file for name, file in siblings(path, found).items() if name not in splits}
     if terminal is not None:
         beside = questions.ask_siblings(beside, terminal)
-    for name, file in beside.items():
-        say(f"{file} lies beside it, and is {name}")
+    else:
+        for name, file in beside.items():
+            say(f"{file} lies beside it, and is taken as {name}")
     return {name: str(file) for name, file in {**splits, **beside}.items()}

@@ -11,6 +11,7 @@ from typing import Any
 from fangyan.errors import UserError
 from fangyan.first_run.guess import Guess
 from fangyan.models.loading import SCRATCH
+from fangyan.models.packaged import PACKAGED
 from fangyan.recipe import RECIPES
 from fangyan.yaml_text import read_yaml
 
@@ -68,7 +69,8 @@ def suitable_model(guess: Guess) -> Model | None:
         SCRATCH,
         "A tagger that starts from nothing, made for the words of train: on small treebanks it was ahead of "
         "spaCy and a CRF, in a minute on a laptop (docs/scratch.md). If a model has read your language, "
-        "write its folder or its name on the hub in place of scratch, take out size, and set optimizer.lr to 3.0e-5.",
+        "write its folder or its name on the hub in place of scratch, take out size, and set optimizer.lr to "
+        "3.0e-5.",
     )
 
 
@@ -78,7 +80,7 @@ def given_model(path: str) -> Model:
         return Model(
             path, "A tagger that starts from nothing, made for the words of train (docs/scratch.md)."
         )
-    return Model(path, "A folder, or a name on the hub.")
+    return Model(path, "Inside a Python package." if path in PACKAGED else "A folder, or a name on the hub.")
 
 
 def task_of_model(path: str) -> str | None:

@@ -13,7 +13,7 @@ from fangyan.recipe import parse_recipe
 from fangyan.yaml_text import inline_yaml, parse_yaml
 
 # Where comments behind fields begin, and the longest line.
-_BEHIND, _WIDTH = 36, 110
+_BEHIND, _WIDTH = 35, 110
 # Examples below which nothing is held out for a test.
 _FEW = 100
 
@@ -29,6 +29,10 @@ TASKS = {
 _SCHEMES = {
     "segmentation": "auto takes your tags for words, which are scored as such",
     "plain": "auto takes your tags for plain labels, each scored by itself",
+}
+_OPTIONS = {
+    "scheme": "plain: labels, each scored by itself; io: types of entities",
+    "kind": "single_label: a class; regression: a number, of which one is more than another",
 }
 _RATE = "too high: the loss jumps; too low: it hardly falls"
 _EPOCHS = "passes over train; too long: fewer; dev still gains in the last: more"
@@ -89,7 +93,7 @@ def _field(key: str, value: Any, comment: str = "", indent: int = 2) -> str:
     """Return a line of a field, with what is said of it behind."""
     shown = f"{value:.1e}".replace("e-0", "e-") if key == "lr" else inline_yaml(value)
     line = f"{' ' * indent}{key}: {shown}"
-    return f"{line:<{_BEHIND}}# {comment}" if comment else line
+    return f"{line:<{_BEHIND}} # {comment}" if comment else line
 
 
 def _above(comment: str) -> list[str]:
@@ -102,7 +106,7 @@ def _task_lines(guess: Guess) -> list[str]:
     if guess.scheme is not None and "scheme" not in guess.options:
         says = _SCHEMES.get(guess.scheme, f"auto takes your tags for entities, in {guess.scheme}")
         lines.append(_field("scheme", "auto", says))
-    lines += [_field(key, value, "as you said") for key, value in guess.options.items()]
+    lines += [_field(key, value, _OPTIONS[key]) for key, value in guess.options.items()]
     return lines
 
 
