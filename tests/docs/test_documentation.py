@@ -135,7 +135,7 @@ def server():
 
 
 def write_data(folder):
-    """Sentences under the names of the pages' files: entities in CoNLL, words in CoNLL-U, raw text and others."""
+    """Sentences under the names of the pages' files: entities in CoNLL, words in CoNLL-U, and others."""
     lines = []
     for sentence in SENTENCES:
         lines += [f"{word} {NAMES.get(word, 'O')}" for word in sentence.split()] + [""]

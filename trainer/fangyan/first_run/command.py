@@ -64,8 +64,11 @@ def write_recipe(given: Answers, terminal: Terminal | None, say: Callable[[str],
     found = _chosen(found, path, given, terminal, say)
     splits = _splits(found, path, given, terminal, say)
     model = given.model
+    suited = suitable_model(found)
     if model is None and terminal is not None:
-        model = questions.ask_model(suitable_model(found), terminal)
+        model = questions.ask_model(suited, terminal)
+    elif model is None and suited is not None:
+        say(f"the model is {suited.path}, which needs no download; --model names another")
     name = given.name or name_of(path)
     if given.name is None and terminal is not None:
         name = questions.ask_name(name, terminal)

@@ -62,7 +62,8 @@ def recipe_text(
     Raises:
         UserError: if a value is none that a recipe takes, or no model suits and none is given.
     """
-    chosen = suitable_model(guess) if model is None else given_model(model)
+    suited = suitable_model(guess)
+    chosen = suited if model is None or (suited and model == suited.path) else given_model(model)
     if chosen is None:
         raise UserError(
             f"--model: missing; {guess.task} begins with a pretrained model, expected its folder or its name "
@@ -116,11 +117,12 @@ def _data_lines(guess: Guess, train: str, dev: str | float | None, test: str | f
     comments = {
         "column": f"the tags to learn{', or ' + ', '.join(others[1:]) if len(others) > 1 else ''}",
         "columns": "where the file has what",
-        "tokens": "predict cuts a text into these",
+        "tokens": "what has a tag; predict cuts a text into these, words at spaces",
     }
-    lines += [
-        _field(key, value, comments.get(key, "")) for key, value in guess.format.items() if key != "format"
-    ]
+    fields = {key: value for key, value in guess.format.items() if key != "format"}
+    if guess.task == "token_classification":
+        fields.setdefault("tokens", "words")
+    lines += [_field(key, value, comments.get(key, "")) for key, value in fields.items()]
     few = guess.is_whole and guess.examples < _FEW
     if dev is None:
         dev = 0.05 if guess.task in WRITING and not few else 0.2 if few else 0.1
