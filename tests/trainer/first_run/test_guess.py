@@ -161,6 +161,7 @@ OTHERS = {
         {"kind": "regression"},
     ),
     "talks.jsonl": (lines({"id": 1, "messages": TALK}), "instruction", {"format": "jsonl"}, {}),
+    "answer.jsonl": (lines({"messages": TALK[1:]}), "instruction", {"format": "jsonl"}, {}),
     "alpaca.jsonl": (
         lines({"instruction": "Say hi", "input": "", "output": "hi"}),
         "instruction",
@@ -198,6 +199,10 @@ REFUSED = {
     ),
     "damaged.conll": ("a X\nb Y\n\n" * 20 + "c Y Z\n", "damaged.conll:61: 3 columns, expected 2"),
     "damaged.jsonl": ('{"text": "a", "label": "b"}\n{"text": "c",\n', "damaged.jsonl:2: not JSON"),
+    "nested.jsonl": (
+        '{"text": ' + "[" * 20_000,
+        "nested.jsonl:1: not JSON that can be read: values are nested",
+    ),
     "list.json": ('[\n{"text": "a"}\n]', "JSON, but not one object per line"),
     "nothing.jsonl": (lines({"id": 1}, {"id": 2}), "nothing.jsonl: no text in id"),
     "data.csv": (table("Good food,a", "Good food number {i},{kind}"), "data.csv:1: no header (Good food, a)"),

@@ -53,7 +53,7 @@ def conllu_readings(head: Head) -> list[Reading]:
         Reading(
             "token_classification",
             {"format": "conllu", "column": column},
-            sureness - 0.1 * place,
+            max(0.1, sureness - 0.1 * place),
             [shape, f"{column} has {len(set(values))} tags ({quoted(values)})" if values else "no tags yet"],
             _QUESTION,
             f"{column}: {quoted(values)}",

@@ -27,8 +27,8 @@ MOST_EXAMPLES = 3000
 # Share of the tokens that are one character each where a file is cut into characters.
 _CHARACTERS = 0.95
 
-# Tokens or characters of a sample.
-_SAMPLE = 8
+# Tokens of a sample, or characters to write on from; and characters of other texts.
+_SAMPLE, _SHOWN = 8, 60
 # Of an example, what is in the user's language.
 _TEXTS = ("tokens", "text", "question", "context", "messages")
 
@@ -202,15 +202,20 @@ def _sample(fields: Mapping[str, Any], task: str) -> str:
         between = "" if all(len(token) == 1 for token in fields["tokens"]) else " "
         return between.join(fields["tokens"][:_SAMPLE])
     if "messages" in fields:
-        return str(next(message["content"] for message in fields["messages"] if message["role"] == "user"))
+        return _short(next((each["content"] for each in fields["messages"] if each["role"] == "user"), ""))
     if "question" in fields:
-        return f"{fields['question']}\t{fields['context']}"
-    text = str(fields["text"])
+        return f"{_short(fields['question'])}\t{_short(fields['context'])}"
     if task == "masked_lm":
-        return f"{text[:_SAMPLE]}[MASK]"
+        return f"{fields['text'][:_SAMPLE]}[MASK]"
     if task == "causal_lm":
-        return text[:_SAMPLE]
-    return f"{text}\t{fields['pair']}" if "pair" in fields else text
+        return str(fields["text"][:_SAMPLE])
+    pair = f"\t{_short(fields['pair'])}" if "pair" in fields else ""
+    return _short(fields["text"]) + pair
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a text, on one line."""
+    return " ".join(text.split())[:_SHOWN]
 
 
 def _is_han(examples: Sequence[Example]) -> bool:

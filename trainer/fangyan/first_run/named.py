@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Sequence
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from fangyan.data.compression import suffix
 from fangyan.data.formats.datasets import read_records
+from fangyan.data.json_text import NotJson, parse_json
 from fangyan.errors import UserError
 from fangyan.first_run.reading import Head, Reading
 from fangyan.first_run.values import record_readings
@@ -37,11 +37,11 @@ def json_readings(head: Head) -> list[Reading]:
     records: list[dict[str, Any]] = []
     for number, line in islice(lines, _RECORDS):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if not records:
-                return _whole(head)
-            raise UserError(f"{head.path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+            record = parse_json(line, f"{head.path}:{number}")
+        except NotJson:
+            if records:
+                raise
+            return _whole(head)
         if not isinstance(record, dict) or isinstance(record.get("data"), list):
             return _whole(head)
         records.append(record)
@@ -54,7 +54,7 @@ def _whole(head: Head) -> list[Reading]:
     if '"paragraphs"' in text and '"qas"' in text:
         reasons = ["one JSON object of articles, paragraphs and questions, as SQuAD has them"]
         return [Reading("extractive_qa", {"format": "squad"}, 0.98, reasons)]
-    if not re.match(r"\s*(\{|\[\s*\{)", text):  # text that begins with a bracket
+    if not re.match(r'\s*(\{\s*"|\[\s*\{)', text):  # text that begins with a bracket
         return []
     raise UserError(
         f"{head.path}: JSON, but not one object per line; expected JSON lines: "

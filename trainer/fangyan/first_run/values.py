@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fangyan.data.json_text import parse_json
 from fangyan.errors import UserError
 from fangyan.first_run.reading import Reading, quoted
 from fangyan.first_run.texts import raw_text
@@ -177,8 +177,8 @@ def _words(records: Records, name: str) -> list[list[str]] | None:
 def _cell(text: str) -> Any:
     """Return a cell of a table as a list: JSON, or words between spaces."""
     if text.lstrip().startswith("["):
-        with suppress(ValueError):
-            return json.loads(text)
+        with suppress(UserError):
+            return parse_json(text, "")
     return text.split(" ")
 
 
