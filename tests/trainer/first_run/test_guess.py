@@ -130,6 +130,12 @@ OTHERS = {
         {"format": "csv"},
         {},
     ),
+    "sorted.jsonl": (
+        lines(*({"text": f"good {i}", "label": "praise", "lang": "yue"} for i in range(9))),
+        "sequence_classification",
+        {"format": "jsonl"},
+        {},
+    ),
     "pairs.csv": (
         table("premise,hypothesis,gold", '"It rains, {i}",It is dry {i},{kind}'),
         "sequence_classification",
@@ -204,6 +210,10 @@ REFUSED = {
         "nested.jsonl:1: not JSON that can be read: values are nested",
     ),
     "list.json": ('[\n{"text": "a"}\n]', "JSON, but not one object per line"),
+    "missing.jsonl": (
+        lines(*({"text": f"good {i}", "label": "ab"[i % 2] if i != 7 else None} for i in range(20))),
+        "missing.jsonl:8: label is 'None', expected a class",
+    ),
     "nothing.jsonl": (lines({"id": 1}, {"id": 2}), "nothing.jsonl: no text in id"),
     "data.csv": (table("Good food,a", "Good food number {i},{kind}"), "data.csv:1: no header (Good food, a)"),
     "uneven.csv": ("text,label\n" + "a,b,c\nd\n" * 9, "uneven.csv: no table"),

@@ -23,10 +23,13 @@ _LABELS = re.compile(
     r"(labels?|class(es)?|category|categories|gold|target|dialect|language|lang|sentiment|intent|topic|score|"
     r"rating|stars|emotions?|y|.*_labels?|.*_class)"
 )
+_SURELY_LABELS = ("label", "labels", "class", "category", "gold")
 _PAIRS = re.compile(
     r"(pair|hypothesis|text_?(b|2)|sentence_?(b|2)|question_?2|premise|text_?(a|1)|sentence_?(a|1)|question_?1)"
 )
 _TEXTS = ("text", "sentence", "tweet", "utterance", "content", "comment", "review", "document", "transcript")
+# Share of the records that need a value; one that is missing is then said where the file is read.
+_PRESENT = 0.9
 # Share of the records at most that may have classes of their own.
 _CLASSES = 0.5
 # Characters of classes at most, on average; and of texts that may be translations, at least.
@@ -61,7 +64,7 @@ def record_readings(path: Path, records: Records, base: dict[str, Any], shape: s
 def _have(records: Records, name: str, fits: Callable[[Any], bool]) -> bool:
     """Return whether all records that have a value of a name have one that fits, and most have."""
     values = [record[name] for record in records if record.get(name) not in (None, "")]
-    return len(values) > 0.9 * len(records) and all(map(fits, values))
+    return len(values) > _PRESENT * len(records) and all(map(fits, values))
 
 
 def _named(names: Sequence[str], *wanted: str) -> dict[str, str] | None:
@@ -216,7 +219,8 @@ def _labelled(
     shown = quoted(str(value) for value in values)
     format = _columns(base, columns, default="pair" not in columns)
     what = "lists of classes" if several else "labels"
-    reasons = [*why, f"{' and '.join(list(columns.values())[:-1])} has texts, {name} their {what} ({shown})"]
+    texts = " and ".join(list(columns.values())[:-1])
+    reasons = [*why, f"texts are in {texts}, their {what} in {name} ({shown})"]
     of = ("sequence_classification", format)
     if several or not all(map(_is_number, values)):
         question = "Which column has the labels?"
@@ -251,16 +255,20 @@ def _unlabelled(text: str, texts: dict[str, float], base: dict[str, Any], why: l
 
 def _is_label(records: Records, name: str) -> bool:
     """Return whether a column may have labels: few and short values, or lists of such."""
-    values = [record.get(name) for record in records]
+    values = [record[name] for record in records if record.get(name) not in (None, "")]
+    if len(values) <= _PRESENT * len(records):
+        return False
     if all(isinstance(value, list) and all(isinstance(part, str) for part in value) for value in values):
-        kinds = {part for value in values for part in value or []}
+        kinds = {part for value in values for part in value}
     elif all(isinstance(value, str | int | float) for value in values):
         kinds = {str(value) for value in values}
     else:
         return False
     if not kinds or sum(map(len, kinds)) > _SHORT * len(kinds):
         return False
-    return _LABELS.fullmatch(name.lower()) is not None or 1 < len(kinds) <= _CLASSES * len(values)
+    if len(kinds) == 1:  # as in the beginning of a file that is sorted by them
+        return name.lower() in _SURELY_LABELS
+    return _LABELS.fullmatch(name.lower()) is not None or len(kinds) <= _CLASSES * len(values)
 
 
 def _is_number(value: Any) -> bool:

@@ -113,10 +113,14 @@ def _task_lines(guess: Guess) -> list[str]:
 
 def _data_lines(guess: Guess, train: str, dev: str | float | None, test: str | float | None) -> list[str]:
     lines = ["data:", _field("format", guess.format["format"], "docs/data.md has all formats")]
-    others = [str(answer.guess.format.get("column")) for answer in guess.answers]
+    formats = [answer.guess.format for answer in guess.answers[1:]]
+    others = {
+        key: "".join(f", or {inline_yaml(each[key])}" for each in formats if key in each)
+        for key in ("column", "columns")
+    }
     comments = {
-        "column": f"the tags to learn{', or ' + ', '.join(others[1:]) if len(others) > 1 else ''}",
-        "columns": "where the file has what",
+        "column": f"the tags to learn{others['column']}",
+        "columns": f"what is where in the file{others['columns']}",
         "tokens": "what has a tag; predict cuts a text into these, words at spaces",
     }
     fields = {key: value for key, value in guess.format.items() if key != "format"}
