@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 
 # Each may import from its own floor's folder and from every floor below. CONTRIBUTING.md says why.
 FLOORS = [
-    ("errors",),
+    ("errors", "suggestions"),
     ("config", "device", "environment", "files", "packages", "terminal", "yaml_text"),
     ("distributed", "trackers"),
     ("data",),
@@ -21,7 +21,7 @@ FLOORS = [
     ("inference",),
     ("selection",),
     ("training", "recipe", "analysis", "deployment", "serving"),
-    ("prompting",),
+    ("prompting", "first_run"),
     ("cli",),
     ("__init__", "__main__"),
 ]
