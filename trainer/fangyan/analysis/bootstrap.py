@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fangyan.data.example import Example
 from fangyan.errors import UserError
+from fangyan.progress import track
 from fangyan.tasks.resampling import Resampler, Weights
 
 By = Literal["auto", "examples", "groups"]
@@ -135,7 +136,7 @@ class Units:
         generator = np.random.default_rng(seed)
         shares = np.full(len(self), 1.0 / len(self))
         size = max(1, _CHUNK // max(len(self.unit_E), 1))
-        for first in range(0, resamples, size):
+        for first in track(range(0, resamples, size), "resampling"):
             counts_RU = generator.multinomial(len(self), shares, size=min(size, resamples - first))
             yield counts_RU[:, self.unit_E].astype(np.float64)
 

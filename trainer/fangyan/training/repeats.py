@@ -20,7 +20,7 @@ from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import print_results, say_line
 from fangyan.training.engine import choose_precision
 from fangyan.training.logger import BEST, read_records
 from fangyan.training.run_folder import check_same_recipe
@@ -86,8 +86,7 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
 def show_summary(summary: Summary, name: str, folder: Path) -> None:
     """Write ``summary.json`` into a folder, and print the table."""
     _write(summary, folder / "summary.json")
-    _say(f"{name}: mean ± standard deviation of {len(summary.runs)} runs")
-    Terminal(highlight=False).print(summary.table())
+    print_results(f"{name}: mean ± standard deviation of {len(summary.runs)} runs", summary.table())
 
 
 def variants(recipe: Recipe, seeds: int | None, folds: int | None) -> dict[str, Recipe]:
@@ -155,4 +154,4 @@ def _write(summary: Summary, path: Path) -> None:
 
 def _say(text: str) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        say_line(text)

@@ -21,7 +21,7 @@ from fangyan.inference import load
 from fangyan.recipe import Recipe
 from fangyan.tasks import evaluation
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import print_results, say_line
 from fangyan.training.engine import choose_precision
 from fangyan.training.loaded_data import choose_metric
 from fangyan.training.repeats import Summary, finished_metrics, show_summary, summarize
@@ -61,7 +61,7 @@ def train_stages(staged: StagedRecipe) -> dict[str, Metrics]:
         scores[name] = on_rank_zero(partial(_scores, recipe, earlier, after))
         on_rank_zero(lambda: _write(scores, staged.folder / SCORES))
     if dist.get_rank() == 0:
-        Terminal(highlight=False).print(_table(stages, scores))
+        print_results(_table(stages, scores))
     return after
 
 
@@ -166,4 +166,4 @@ def _write(scores: Scores, path: Path) -> None:
 
 def _say(text: str) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        say_line(text)

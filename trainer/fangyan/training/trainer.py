@@ -160,7 +160,7 @@ class Trainer(ScoredWorkload):
         engine = self.recipe.engine
         sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in self.splits.items())
         for message in messages:
-            self.logger.info(message)
+            self.logger.warning(message)
         self.logger.info(
             f"{self.recipe.name}: examples {sizes}; {type(self.model.base).__name__} on "
             f"{dist.get_world_size()} x {device()}, ZeRO {engine.zero_stage}, {engine.precision}, "
@@ -222,7 +222,7 @@ class Trainer(ScoredWorkload):
         skipped, scale = self.engine.skipped_steps, self.loss_scale
         loss = self.train_step(indices, state.step)
         if self.engine.skipped_steps > skipped:
-            self.logger.info(
+            self.logger.warning(
                 f"step {state.step + 1} is skipped, and the schedule waits: its gradients are not finite; "
                 f"the loss scale goes from {scale:,.0f} to {self.loss_scale:,.0f}"
             )
@@ -322,17 +322,17 @@ class Trainer(ScoredWorkload):
                 logger.table(table)
         logger.table(metrics_table(self.floor, state.before, after, self.task.metric_unit))
         if sentence := below_the_floor(self.floor, after, self.metric, self.task.greater_is_better):
-            logger.info(sentence)
+            logger.warning(sentence)
         for sentence in forgetting(
             state.before, after, self.metric, self.task.greater_is_better, self.task.metric_unit
         ):
-            logger.info(sentence)
+            logger.result(sentence)
         speed = self.throughput.tokens_per_second
-        logger.info(
+        logger.result(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
             f"{speed:,.0f} tokens/s, peak memory {largest_peak_memory() / 1e9:.2f} GB"
         )
-        logger.info(f"run folder: {folder.path}")
+        logger.result(f"run folder: {folder.path}")
         return self._result(after)
 
     def _result(self, after: dict[str, Metrics]) -> Result:
@@ -351,7 +351,7 @@ class Trainer(ScoredWorkload):
         else:
             self._load(checkpoints.path(step))
         for message in messages:
-            self.logger.info(message)
+            self.logger.warning(message)
 
     def export(self, folder: Path, before: dict[str, Metrics], after: dict[str, Metrics]) -> None:
         """Write plain transformers files, or an adapter as PEFT has them. Collective."""
