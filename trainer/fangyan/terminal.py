@@ -19,7 +19,9 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
@@ -42,11 +44,17 @@ class _Output:
         quiet: whether results, warnings and errors are all that is shown.
         document: a descriptor of standard output, which is kept for the one document of ``--json``.
         clear: takes a bar of progress away, which is on the screen; None where there is none.
+        is_part: whether what is done is a part of a whole, whose results are the command's.
+        warned: what parts were warned of: several runs of one command have the same data.
     """
 
     quiet = False
     document: int | None = None
     clear: Callable[[], None] | None = None
+    is_part = False
+
+    def __init__(self) -> None:
+        self.warned: set[str] = set()
 
 
 OUTPUT = _Output()
@@ -127,6 +135,10 @@ class Terminal(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, where a bar of progress gives way."""
         clear_bar()
+        for table in objects:
+            if isinstance(table, Table) and isinstance(table.title, str):
+                # A title that is longer than its table would be broken into lines of the table's width.
+                table.min_width = max(table.min_width or 0, cell_len(table.title))
         super().print(*objects, **options)
 
     @override
@@ -171,11 +183,19 @@ def let_go_of_lost_output() -> None:
 def say_line(text: str) -> None:
     """Say on standard error what a command does, unless it is quiet."""
     if not OUTPUT.quiet:
-        warn_line(text)
+        _print_line(text)
 
 
 def warn_line(text: str) -> None:
-    """Write a line to standard error, also where a command is quiet."""
+    """Write a line to standard error, also where a command is quiet; of several parts, once."""
+    if not OUTPUT.is_part:
+        _print_line(text)
+    elif text not in OUTPUT.warned:
+        OUTPUT.warned.add(text)
+        _print_line(text)
+
+
+def _print_line(text: str) -> None:
     Terminal(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
@@ -190,13 +210,28 @@ def warn(sentence: str) -> None:
 
 
 def print_results(*results: RenderableType) -> None:
-    """Write results to standard output: tables, and lines as they are."""
-    terminal = Terminal(highlight=False)
+    """Write results to standard output: tables, and lines as they are.
+
+    Those of :func:`parts` are said on the way.
+    """
+    if OUTPUT.is_part and OUTPUT.quiet:
+        return
+    terminal = Terminal(stderr=OUTPUT.is_part, highlight=False)
     for result in results:
         if isinstance(result, str):
             terminal.print(result, markup=False, soft_wrap=True)
         else:
             terminal.print(result)
+
+
+@contextmanager
+def parts() -> Iterator[None]:
+    """Take the results of a block for those of a part, such as one of several runs: the command's follow."""
+    before, OUTPUT.is_part = OUTPUT.is_part, True
+    try:
+        yield
+    finally:
+        OUTPUT.is_part = before
 
 
 def say_now(sentence: str) -> None:

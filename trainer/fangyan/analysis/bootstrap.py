@@ -123,9 +123,10 @@ class Units:
             return said
         said = f"resampled by {len(self.unit_E):,} examples"
         if self.groups < len(self.unit_E):
+            few = "1 group is" if self.groups == 1 else f"{self.groups:,} groups are"
             said += (
-                f", as {self.groups:,} groups are too few; those of one group (a conversation, say) are not "
-                "independent, so that intervals may be too narrow"
+                f", as {few} too few; those of one group (a conversation, say) are not independent, so that "
+                "intervals may be too narrow"
                 if self.groups < ENOUGH_GROUPS
                 else f", which are of {self.groups:,} groups"
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,14 +76,9 @@ def train(
     if hostfile is not None:
         if seeds or folds:
             raise UserError("--hostfile is for one run, expected neither --seeds nor --folds")
-        from fangyan.distributed.hostfile import read_hostfile
-        from fangyan.distributed.nodes import train_on_nodes
-
         options = {"--profile": profile, "--quiet": OUTPUT.quiet, "--json": as_json}
         arguments = [recipe, *(overrides or []), *(name for name, given in options.items() if given)]
-        give_stdout_back()  # to the first rank
-        hosts = read_hostfile(hostfile)
-        raise typer.Exit(train_on_nodes(hosts, arguments, loaded.folder, resume, max_restarts))
+        raise typer.Exit(_train_on_nodes(hostfile, arguments, loaded, resume, max_restarts))
     # What ends a run says that --resume auto resumes it, also here.
     if (seeds or folds) and (resume not in (None, "auto") or profile):
         raise UserError(
@@ -90,6 +87,18 @@ def train(
     found = _train_here(loaded, resume, profile, seeds, folds)
     if as_json:
         print_json(found)
+
+
+def _train_on_nodes(
+    hostfile: Path, arguments: list[str], recipe: Recipe, resume: str | None, max_restarts: int
+) -> int:
+    """Train on several nodes; return the exit code."""
+    from fangyan.distributed.hostfile import read_hostfile
+    from fangyan.distributed.nodes import train_on_nodes
+
+    hosts = read_hostfile(hostfile)
+    give_stdout_back()  # to the first rank
+    return train_on_nodes(hosts, arguments, recipe.folder, resume, max_restarts)
 
 
 def _train_stages(staged: StagedRecipe, seeds: int | None) -> dict[str, Any]:
@@ -111,6 +120,9 @@ def _train_here(
 
         found = {"folder": recipe.folder, **asdict(repeat(recipe, seeds, folds))}
     else:
+        if profile:  # torch's profiler would tell each start, and each tensor from before
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from fangyan.training.train import train as run
 
         found = asdict(run(recipe, resume, profile))

@@ -54,7 +54,7 @@ def evaluate(
         return
     table = Table("metric", "value")
     for name, value in metrics.items():
-        table.add_row(name.replace("_", " "), f"{value:.2f}")
+        table.add_row(name.replace("_", " "), f"{value:,.2f}")
     print_results(table, *(table for report in reports for table in report.tables("Scores")))
 
 

@@ -246,4 +246,4 @@ def metrics_table(
 
 def format_metrics(metrics: Metrics) -> str:
     """Return metrics as one line."""
-    return "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in metrics.items())
+    return "  ".join(f"{name.replace('_', ' ')} {value:,.2f}" for name, value in metrics.items())

@@ -20,7 +20,7 @@ from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import print_results, say_line
+from fangyan.terminal import parts, print_results, say_line
 from fangyan.training.engine import choose_precision
 from fangyan.training.logger import BEST, read_records
 from fangyan.training.run_folder import check_same_recipe
@@ -47,7 +47,7 @@ class Summary:
         for split in self.mean:
             table.add_column(split, justify="right")
         for name in next(iter(self.mean.values())):
-            row = (f"{self.mean[split][name]:.2f} ± {self.std[split][name]:.2f}" for split in self.mean)
+            row = (f"{self.mean[split][name]:,.2f} ± {self.std[split][name]:,.2f}" for split in self.mean)
             table.add_row(name.replace("_", " "), *row)
         return table
 
@@ -74,7 +74,8 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
             reset_peak_memory()
             _say(f"run {name} of {recipe.name}")
             begun = on_rank_zero(one.folder.is_dir)
-            metrics = train(one, resume="auto" if begun else None).after
+            with parts():
+                metrics = train(one, resume="auto" if begun else None).after
         else:
             _say(f"run {name} of {recipe.name} is finished, and kept")
         found[name] = metrics

@@ -34,7 +34,7 @@ from fangyan.recipe import Recipe, parse_recipe
 from fangyan.selection.pool import fresh, labelled_examples, read_pool, unlabelled
 from fangyan.tasks.predictor import Predictor, Scored
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import print_results, say_line, warn_line
+from fangyan.terminal import parts, print_results, say_line, warn_line
 from fangyan.training.engine import choose_precision
 from fangyan.training.loaded_data import choose_metric
 from fangyan.training.repeats import finished_metrics
@@ -136,7 +136,8 @@ def _run(recipe: Recipe) -> Result:
         return Result(recipe.folder, {}, metrics, 0, 0.0)
     reset_peak_memory()
     begun = on_rank_zero(recipe.folder.is_dir)
-    return train(recipe, resume="auto" if begun else None)
+    with parts():
+        return train(recipe, resume="auto" if begun else None)
 
 
 def _label(recipe: Recipe, teacher: Path, file: Path) -> bool:

@@ -211,7 +211,7 @@ class Trainer(ScoredWorkload):
                 f"{signal.Signals(number).name}: the run ends after step {self.state.step}, with a "
                 f"checkpoint; {RESUMING} it"
             )
-            self.logger.info(sentence)
+            self.logger.warning(sentence)
             raise Stopped(sentence, exit_code(number))
 
     def _step(self, indices: list[int], read: bool) -> None:
@@ -330,7 +330,7 @@ class Trainer(ScoredWorkload):
         speed = self.throughput.tokens_per_second
         logger.result(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
-            f"{speed:,.0f} tokens/s, peak memory {largest_peak_memory() / 1e9:.2f} GB"
+            f"{f'{speed:,.0f} tokens/s, ' if speed else ''}peak memory {largest_peak_memory() / 1e9:.2f} GB"
         )
         logger.result(f"run folder: {folder.path}")
         return self._result(after)

@@ -20,7 +20,7 @@ from fangyan.errors import Diverged, Stopped, UserError
 from fangyan.files import REPEAT, whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import print_results, say_line
+from fangyan.terminal import parts, print_results, say_line
 from fangyan.training.loaded_data import choose_metric, load_data
 from fangyan.training.run_folder import check_same_recipe, is_empty
 from fangyan.training.run_lock import RunLock
@@ -186,7 +186,8 @@ class Search:
         """Run a trial, or the rest of it."""
         begun = on_rank_zero(lambda: _has_begun(recipe.folder))
         reset_peak_memory()
-        result = train(recipe, "auto" if begun else None, on_epoch=self._on_epoch, score_test=False)
+        with parts():
+            result = train(recipe, "auto" if begun else None, on_epoch=self._on_epoch, score_test=False)
         return bool(result.after)
 
     def _on_epoch(self, epoch: int, dev: Metrics, /) -> bool:
