@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Any
+from typing import IO, Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -130,6 +130,11 @@ def clear_bar() -> None:
 
 class Terminal(Console):
     """Rich's console, whose strings may come from data."""
+
+    def __init__(self, *, file: IO[str] | None = None, **options: Any) -> None:
+        if file is not None:
+            options["force_jupyter"] = False  # a notebook would show what is meant for the file
+        super().__init__(file=file, **options)
 
     @override
     def print(self, *objects: Any, **options: Any) -> None:

@@ -113,8 +113,7 @@ class Logger:
             return
         print_results(table)
         with writing(self._log), self._log.open("a", encoding="utf-8") as file:
-            # In a notebook rich would show it there again, and write nothing.
-            Terminal(file=file, width=100, force_jupyter=False).print(table)
+            Terminal(file=file, width=100).print(table)
 
     def flush(self) -> None:
         """Wait until the records are on the disk, as the checkpoint of their last step is."""
