@@ -266,7 +266,7 @@ def duration(seconds: float) -> str:
     """Return a time as people say it: ``3 min 20 s``."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)

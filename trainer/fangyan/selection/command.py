@@ -125,7 +125,7 @@ class Selection:
             chosen = choose(self.predictor, self.examples, number, strategy, seed, labelled)
         items = self.sheet.items(self.examples, self.file, chosen)
         units = sum(len(item.example.fields.get("tokens", ())) for item in items)
-        tokens = f" of {units:,} tokens" if units else ""
+        tokens = f" of {units:,} token{'s' * (units > 1)}" if units else ""
         say(f"{len(items):,} of {len(self.examples):,} sentences{tokens}, by {strategy}")
         return items
 
