@@ -109,14 +109,22 @@ def test_a_log_file_has_no_line_of_what_is_quick(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_bar_is_cheap_and_leaves_no_thread():
-    """A million pieces, each of which takes less than a millisecond's hundredth here."""
-    before = threading.active_count()
-    begin = time.process_time()
-    for _ in track(range(1_000_000), "counting"):
-        pass
-    assert time.process_time() - begin < 10.0
-    assert threading.active_count() == before
+def test_a_bar_is_looked_at_ten_times_per_second_and_leaves_no_thread(monkeypatch):
+    class Screen(module._Nowhere):
+        interval, shown = 0.1, 0
+
+        def show(self, bar):
+            self.shown += bar.done > 0
+
+    screen, begin = Screen(), time.monotonic()
+    monkeypatch.setattr(module, "_screen", lambda: screen)
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    with progress("counting") as bar:
+        while time.monotonic() - begin < 0.5:
+            bar.advance()
+    assert bar.done > 1000
+    assert 1 <= screen.shown <= 6
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
 
 def test_a_bar_of_another_thread_is_not_shown():

@@ -12,16 +12,16 @@ from rich.table import Table
 
 from fangyan.terminal import Terminal, keep_stdout_for_json, make_quiet
 
-
-def _quiet(value: bool) -> bool:
-    if value:
-        make_quiet()
-    return value
+# Places of options in the context of a command, which is its group's too.
+_IS_QUIET, _IS_JSON = "fangyan.quiet", "fangyan.json"
 
 
-def _json(value: bool) -> bool:
-    if value:
-        keep_stdout_for_json()
+def _quiet(context: typer.Context, value: bool) -> None:
+    context.meta[_IS_QUIET] = value or context.meta.get(_IS_QUIET, False)
+
+
+def _json(context: typer.Context, value: bool) -> bool:
+    context.meta[_IS_JSON] = value
     return value
 
 
@@ -63,6 +63,14 @@ class Command(typer.core.TyperCommand):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.params.append(_quiet_option())
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, which is quiet and has standard output to itself where that was asked for."""
+        if ctx.meta.get(_IS_QUIET):
+            make_quiet()
+        if ctx.meta.get(_IS_JSON):
+            keep_stdout_for_json()
+        return super().invoke(ctx)
 
 
 class TrainCommand(Command):
