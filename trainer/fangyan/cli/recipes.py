@@ -233,7 +233,9 @@ def prompt(
     if show:
         write_pieces([found.prompt, "\n"], None)
     shown = f"{found.shots} shown" if found.shots else "none shown"
-    table = Table(f"{found.examples} examples of {found.split}, {shown}", "floor", "prompted", "calibrated")
+    table = Table(f"{found.examples:,} examples of {found.split}, {shown}")
+    for column in ("floor", "prompted", "calibrated"):
+        table.add_column(column, justify="right")
     for name, value in found.plain.items():
         floor = f"{found.floor[name]:.2f}" if name in found.floor else ""
         table.add_row(name.replace("_", " "), floor, f"{value:.2f}", f"{found.calibrated[name]:.2f}")

@@ -52,7 +52,8 @@ def evaluate(
     if as_json:
         print_json({"run": str(run), "metrics": metrics, "reports": [each.as_json() for each in reports]})
         return
-    table = Table("metric", "value")
+    table = Table("metric")
+    table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name.replace("_", " "), f"{value:,.2f}")
     print_results(table, *(table for report in reports for table in report.tables("Scores")))
@@ -213,7 +214,9 @@ def export(
         print_json({"output": str(output), "format": format, **asdict(deployed)})
         return
     head, *rows = deployed.rows()
-    table = Table(*head)
+    table = Table(head[0])
+    for name in head[1:]:
+        table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*row)
     print_results(deployed.sentence(), table)

@@ -164,7 +164,7 @@ class Trainer(ScoredWorkload):
         self.logger.info(
             f"{self.recipe.name}: examples {sizes}; {type(self.model.base).__name__} on "
             f"{dist.get_world_size()} x {device()}, ZeRO {engine.zero_stage}, {engine.precision}, "
-            f"{self.num_frozen:,} frozen parameters; {self.total_steps:,} steps"
+            f"{self.num_frozen:,} frozen parameters; {self.total_steps:,} step{'s' * (self.total_steps != 1)}"
         )
 
     def _evaluate_before(self) -> None:
