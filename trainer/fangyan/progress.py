@@ -141,10 +141,9 @@ class _TerminalScreen:
             progress = self._progress = self._progress or self._new()
             what, status = printable(bar.what), printable(str(bar))
             progress.update(self._line, total=bar.total, completed=bar.done, description=what, status=status)
+            self._is_shown, OUTPUT.clear = True, self.hide  # before a signal's handler may have to know
             progress.start()
             progress.refresh()
-            self._is_shown = True
-            OUTPUT.clear = self.hide
 
     def _new(self) -> Progress:
         progress = Progress(
