@@ -244,7 +244,9 @@ def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Bar
     try:
         yield bar
     finally:
-        timer.cancel()
+        if total is None:
+            timer.cancel()
+            timer.join()  # or it might show the bar after its end
         bar.close()
 
 
