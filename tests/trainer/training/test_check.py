@@ -64,7 +64,7 @@ FAULTS = (
         "",
         "rule of IOB2: dev.conll:{} (I-LOC begins the sentence)",
     ),
-    (sentence(("ꙮ", "O")), "", "", "characters unknown to the tokenizer: 1, which occur 1 times (ꙮ 1)"),
+    (sentence(("ꙮ", "O")), "", "", "characters unknown to the tokenizer: 1, which occur once (ꙮ 1)"),
     (
         living_in("香港", "我"),
         "",
