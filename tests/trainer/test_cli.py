@@ -109,7 +109,7 @@ def test_train_with_a_loss_that_is_not_finite(cli):
     _, err = cli.train(*options, "train.keep_checkpoints=9", code=2)
     found = re.search(r"optimizer.lr: the loss is nan at step (\d+) with a learning rate of", err)
     assert found, err
-    assert err.strip().count("\n") == 0
+    assert err.splitlines()[-1].startswith("fangyan: optimizer.lr")
     steps = sorted(path.name for path in (cli.folder / "run/checkpoints").glob("step-*"))
     assert steps == [f"step-{step:06d}" for step in range(1, int(found[1]))]
 
@@ -150,11 +150,12 @@ def test_train_goes_on_without_anyone_who_reads(cli):
     (cli.folder / "few.conll").write_text("我\tB-r\n食\tB-v\n飯\tB-n\n\n" * 12, encoding="utf-8")
     data = ("data.format=conll", "data.train=few.conll", "data.dev=few.conll")
     command = [sys.executable, "-m", "fangyan", *cli.train_arguments(*data, "train.epochs=2")]
-    with subprocess.Popen(command, cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
+    with subprocess.Popen(
+        command, cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        line = process.stdout.readline().decode()
         process.stdout.close()
-        error = process.stderr.read().decode()
-    assert process.returncode == 0, error
+    assert process.returncode == 0, line
     assert "epoch  2  dev" in (cli.folder / "run/log.txt").read_text(encoding="utf-8")
     assert (cli.folder / "run/model/model.safetensors").is_file()
 

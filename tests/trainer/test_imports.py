@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 FLOORS = [
     ("errors", "suggestions"),
     ("config", "device", "environment", "files", "packages", "terminal", "yaml_text"),
+    ("progress",),
     ("distributed", "trackers"),
     ("data",),
     ("models",),

@@ -113,8 +113,8 @@ def test_resume_is_exact(known, one_rank, name):
             kept.write_bytes(kept.read_bytes()[:-1])
         before = kept.read_bytes()
         arguments = (OBJECTIVES[name], "train.gradient_accumulation_steps=2")
-        out, _ = go_on(known, run, *arguments, resume="auto")
-        assert "resuming" in out
+        _, err = go_on(known, run, *arguments, resume="auto")
+        assert "resuming" in err
         assert known.losses(run) == known.losses(whole)
         assert (kept.read_bytes() == before) == (run == "again")
 

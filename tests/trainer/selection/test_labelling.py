@@ -36,7 +36,7 @@ def label(model, raw, output, *lines, number=4):
     """Type some lines; return what was shown, and how many are labelled."""
     selection = Selection.of(model, raw, output)
     shown = io.StringIO()
-    counts = selection.label(number, "k_centre", 0, iter(lines), Terminal(file=shown, width=100), str)
+    counts = selection.label(number, "k_centre", 0, iter(lines), Terminal(file=shown, width=100))
     return shown.getvalue(), counts
 
 

@@ -56,7 +56,7 @@ def test_check_of_clean_files_finds_nothing(report_on):
 
 # Sentences of train and of dev, in which line {} is the first of them; where they are found, and how.
 FAULTS = (
-    (sentence(("佢", "O"), ("係", "B-PER")), "", "data.train", "occur less than 10 times: B-PER 1"),
+    (sentence(("佢", "O"), ("係", "B-PER")), "", "data.train", "occur fewer than 10 times: B-PER 1"),
     ("", sentence(("邊", "B-XYZ")), "", "tags that never occur in train: B-XYZ"),
     (
         "",
@@ -64,7 +64,7 @@ FAULTS = (
         "",
         "rule of IOB2: dev.conll:{} (I-LOC begins the sentence)",
     ),
-    (sentence(("ꙮ", "O")), "", "", "characters unknown to the tokenizer: 1, which occur 1 times (ꙮ 1)"),
+    (sentence(("ꙮ", "O")), "", "", "characters unknown to the tokenizer: 1, which occur once (ꙮ 1)"),
     (
         living_in("香港", "我"),
         "",
@@ -135,6 +135,6 @@ def test_check_command(cli):
     assert "errors 1, warnings 0" in out
     _, err = cli("check", "cantonese-pos", "train.epoch=1", code=2)
     assert "train.epoch: unknown key" in err
-    out, _ = cli.train("train.epochs=1")
+    _, err = cli.train("train.epochs=1")
     for warning in warnings:
-        assert out.count(warning["message"]) == 1
+        assert err.count(warning["message"]) == 1

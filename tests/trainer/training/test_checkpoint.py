@@ -52,8 +52,8 @@ def test_train_resumes_a_killed_run_to_the_same_losses(cli, name):
     metrics = cli.folder / "run" / "metrics.jsonl"
     kill_when(cli, lambda: '"step": 5' in metrics.read_text(encoding="utf-8"), *arguments, ranks=ranks)
     assert read_state((checkpoints / "last").resolve()).step >= 4
-    out, _ = cli(*arguments, ranks=ranks)
-    assert "resuming" in out
+    _, err = cli(*arguments, ranks=ranks)
+    assert "resuming" in err
     assert not list(checkpoints.glob("*.partial"))
     whole = cli.losses("whole")
     assert [step for step, _ in whole] == list(range(1, len(whole) + 1))
@@ -104,9 +104,9 @@ def test_train_passes_over_a_checkpoint_cut_short(half_done):
     _, err = half_done.train(resume=cut, code=2)
     assert "cut short" in err
     assert len(err.strip().splitlines()) == 1
-    out, _ = half_done.train(resume="auto")
-    assert "passed over" in out
-    assert "resuming" in out
+    _, err = half_done.train(resume="auto")
+    assert "passed over" in err
+    assert "resuming" in err
     checkpoints = half_done.folder / "run" / "checkpoints"
     for path in checkpoints.glob("step-*"):
         read_state(path)
@@ -121,8 +121,8 @@ def test_train_resumes_the_same_run_alone(half_done):
     _, err = half_done.train("optimizer={name: sgd, lr: 1e-3, layer_decay: 0.85}", resume="auto", code=2)
     assert "the run has optimizer.name=adamw, the recipe sgd" in err
     shutil.rmtree(half_done.folder / "run" / "checkpoints")
-    out, _ = half_done.train("train.epochs=1", resume="auto")
-    assert "starting afresh" in out
+    _, err = half_done.train("train.epochs=1", resume="auto")
+    assert "starting afresh" in err
 
 
 def test_save_on_a_full_disk_leaves_the_last_checkpoint(half_done):

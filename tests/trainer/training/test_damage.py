@@ -230,9 +230,9 @@ def test_train_says_that_the_best_checkpoint_is_lost_and_exports_another(half_do
     Content(State(**{**asdict(state), "best_step": 2, "best_score": 1e9}), read_content(last).files).write(
         last
     )
-    out, _ = cli.train(*cli.options, resume="auto")
-    assert "the best checkpoint is lost, and the best from here on takes its place" in out
-    assert "step-000002" in out
+    _, err = cli.train(*cli.options, resume="auto")
+    assert "the best checkpoint is lost, and the best from here on takes its place" in err
+    assert "step-000002" in err
     end = read_state((cli.folder / "run/checkpoints/last").resolve())
     assert end.best_step is not None
     assert end.best_step > state.step
@@ -248,13 +248,13 @@ def test_train_resumes_beside_damaged_metrics(half_done):
     assert len(lines) > 4
     damaged = [*lines[:2], b"5\n", b"\xff\xfe\n", b'{"step": "x"}\n', *lines[2:], b'{"kind": "tra']
     metrics.write_bytes(b"".join(damaged))
-    out, _ = cli.train(*cli.options, resume="auto")
-    assert "metrics.jsonl: 3 damaged lines are dropped" in out
+    _, err = cli.train(*cli.options, resume="auto")
+    assert "metrics.jsonl: 3 damaged lines are dropped" in err
     losses = cli.losses()
     assert [found for found, _ in losses] == list(range(1, len(losses) + 1))
     assert len(losses) == 2 * step
     records = [(record["kind"], record["step"], record.get("split")) for record in cli.records()]
     assert len(records) == len(set(records))
     metrics.unlink()
-    out, _ = cli.train(*cli.options, resume="auto")
-    assert re.search(r"metrics.jsonl is missing: the records up to step \d+ are lost", out)
+    _, err = cli.train(*cli.options, resume="auto")
+    assert re.search(r"metrics.jsonl is missing: the records up to step \d+ are lost", err)

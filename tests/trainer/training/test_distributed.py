@@ -84,8 +84,8 @@ def test_train_resumes_on_other_ranks_with_the_same_dropout(cli):
     """Micro-batches stay, and masks follow them: what differs is the order of sums."""
     cli.train("engine.zero_stage=2", ranks=2)
     shutil.copytree(cli.folder / "run", cli.folder / "whole", symlinks=True)
-    out, _ = cli.train("engine.zero_stage=2", resume=cli.folder / "run/checkpoints/step-000016")
-    assert "were resharded for 1" in out
+    _, err = cli.train("engine.zero_stage=2", resume=cli.folder / "run/checkpoints/step-000016")
+    assert "were resharded for 1" in err
     found, expected = ([loss for _, loss in cli.losses(run)] for run in ("run", "whole"))
     assert found == pytest.approx(expected, rel=2e-6)
 
@@ -94,5 +94,5 @@ def test_train_says_where_micro_batches_cannot_stay(cli):
     cli.train("engine.zero_stage=2", "train.epochs=1")
     recipe = cli.folder / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("epochs: 1", "epochs: 2"), encoding="utf-8")
-    out, _ = cli.train("engine.zero_stage=2", ranks=2, resume="auto")
-    assert "1 micro-batches per step, which 2 ranks do not divide, become 2" in out
+    _, err = cli.train("engine.zero_stage=2", ranks=2, resume="auto")
+    assert "1 micro-batches per step, which 2 ranks do not divide, become 2" in err

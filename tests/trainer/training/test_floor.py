@@ -112,9 +112,9 @@ def test_a_run_shows_the_floor_and_says_where_it_is_below(tmp_path, capfd):
     save(BY_NAME["BERT"], tmp_path / "base", num_labels=2)
     sections = {"optimizer": {"lr": 1e-9}, "train": {"epochs": 1}}
     train(recipe(tmp_path, [f"w{i}" for i in range(10, 18)], **sections))
-    out, _ = capfd.readouterr()
+    out, err = capfd.readouterr()
     assert "dev floor" in out
-    assert "the model is worse than a guess: token accuracy of dev is" in out
+    assert "the model is worse than a guess: token accuracy of dev is" in err
     assert "dev floor" in (tmp_path / "run/model/README.md").read_text(encoding="utf-8")
 
 

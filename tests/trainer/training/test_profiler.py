@@ -20,6 +20,6 @@ def test_train_with_profile_is_otherwise_the_same(cli):
 
 
 def test_train_with_profile_of_too_short_a_run(cli):
-    out, _ = cli(*cli.train_arguments("train.epochs=1", "train.batch_tokens=512"), "--profile")
-    assert "steps, expected 9; no trace" in out
+    _, err = cli(*cli.train_arguments("train.epochs=1", "train.batch_tokens=512"), "--profile")
+    assert "steps, expected 9; no trace" in err
     assert not (cli.folder / "run/profile").exists()

@@ -44,9 +44,9 @@ def test_train_with_seeds_keeps_what_is_finished(cli):
     with (cli.folder / "run" / "seed-0" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')
     before = (cli.folder / "run" / "seed-0" / "log.txt").stat().st_mtime_ns
-    out, _ = cli(*arguments, "--resume", "auto")
-    assert "run seed-0 of cantonese-pos is finished, and kept" in out
-    assert "resuming" in out
+    _, err = cli(*arguments, "--resume", "auto")
+    assert "run seed-0 of cantonese-pos is finished, and kept" in err
+    assert "resuming" in err
     assert (cli.folder / "run" / "seed-0" / "log.txt").stat().st_mtime_ns == before
     assert json.loads((cli.folder / "run" / "summary.json").read_text(encoding="utf-8")) == expected
     _, err = cli(*arguments, "optimizer.lr=1e-4", code=2)

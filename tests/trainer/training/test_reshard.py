@@ -121,8 +121,8 @@ def test_train_resumes_on_other_ranks(cli, stage, ranks, options):
     before = 1
     for step, count in enumerate(ranks, 1):
         checkpoint = cli.folder / "run/checkpoints" / f"step-{step:06d}"
-        out, _ = cli.train(*options, ranks=count, resume=checkpoint)
-        assert f"is of {before} ranks: its weights and optimizer states were resharded for {count}" in out
+        _, err = cli.train(*options, ranks=count, resume=checkpoint)
+        assert f"is of {before} ranks: its weights and optimizer states were resharded for {count}" in err
         assert losses(cli) == pytest.approx(expected, rel=1e-3)
         assert not list(checkpoint.parent.glob("*.partial"))
         before = count

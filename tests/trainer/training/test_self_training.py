@@ -105,11 +105,11 @@ def losses(folder):
 @pytest.mark.slow
 def test_rounds_learn_from_what_is_labelled_and_go_on_where_they_were(content, cli, tmp_path):
     (cli.folder / "r.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    out, _ = cli("train", "r.yaml")
+    out, err = cli("train", "r.yaml")
     run = tmp_path / "run"
     labelled = [json.loads(line) for line in (run / "round-1.jsonl").read_text(encoding="utf-8").splitlines()]
     # What is in train or dev is not labelled again.
-    assert f"labelled labels {len(labelled):,} of 160 texts confidently" in out
+    assert f"labelled labels {len(labelled):,} of 160 texts confidently" in err
     assert 20 < len(labelled) <= 160
     assert all(set(record) == {"text", "label"} for record in labelled)
     second = yaml.safe_load((run / "round-2/recipe.yaml").read_text(encoding="utf-8"))
@@ -120,8 +120,8 @@ def test_rounds_learn_from_what_is_labelled_and_go_on_where_they_were(content, c
     # Interrupted in the second round, it goes on exactly; the first two runs are kept.
     shutil.rmtree((run / "round-2/checkpoints/last").resolve())
     shutil.rmtree(run / "round-2/model")
-    out, _ = cli("train", "r.yaml")
-    assert "alone-round-1 is finished, and kept" in out
+    out, err = cli("train", "r.yaml")
+    assert "alone-round-1 is finished, and kept" in err
     assert losses(run / "round-2") == whole
 
 

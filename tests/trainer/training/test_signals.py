@@ -44,16 +44,16 @@ def test_train_saves_where_a_signal_ends_it(cli, undisturbed, name, code):
     process = cli.start(*arguments)
     wait_for(cli, process, has_record(cli, '"kind": "train", "step": 3'))
     psutil.Process(process.pid).send_signal(getattr(signal, name))
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     step = read_state((cli.folder / "run/checkpoints/last").resolve()).step
     assert 3 <= step < 9
     sentence = f"{name}: the run ends after step {step}, with a checkpoint; {RESUMING} it"
-    assert sentence in out
+    assert sentence in err
     assert sentence in (cli.folder / "run" / "log.txt").read_text(encoding="utf-8")
     assert f"fangyan: {name}: the run ends after this step, with a checkpoint" in err
-    out, _ = cli(*arguments)
-    assert f"step-{step:06d} at step {step}" in out
+    _, err = cli(*arguments)
+    assert f"step-{step:06d} at step {step}" in err
     assert cli.losses() == undisturbed.losses()
     assert cli.records() == undisturbed.records()
 

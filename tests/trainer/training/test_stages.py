@@ -147,9 +147,9 @@ def test_stages_resume_in_the_middle_of_one(folder, cli_in, tmp_path_factory):
     for pid in process.pids:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
-    out, _ = cli("train", "r.yaml", "train.checkpoint_every=1")
-    assert "both-read is finished, and kept" in out
-    assert "resuming" in out
+    _, err = cli("train", "r.yaml", "train.checkpoint_every=1")
+    assert "both-read is finished, and kept" in err
+    assert "resuming" in err
     assert {stage: losses(folder, stage) for stage in whole} == whole
     assert json.loads((folder / "runs/both/stages.json").read_text(encoding="utf-8")) == scores
 

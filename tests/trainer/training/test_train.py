@@ -45,10 +45,10 @@ def test_train_records_its_speed_and_time(finished):
 
 def test_train_stops_early_and_exports_the_best_checkpoint(cli):
     """At such a rate the first epoch is the best: the run stops after it and exports it."""
-    out, _ = cli.train(
+    _, err = cli.train(
         "optimizer.lr=0.02", "train.epochs=9", "train.early_stopping=1", "train.checkpoint_every=null"
     )
-    epochs = [line for line in out.splitlines() if line.startswith("epoch")]
+    epochs = [line for line in err.splitlines() if line.startswith("epoch")]
     assert 2 <= len(epochs) < 9
     file = cli.folder / "run/checkpoints/last/state.json"
     state = json.loads(file.read_text(encoding="utf-8"))["state"]
@@ -75,8 +75,8 @@ def test_train_leaves_frozen_parameters(cli):
 def test_train_keeps_an_earlier_run(cli):
     cli.train("train.epochs=1")
     (cli.folder / "run" / "mine.txt").write_text("x", encoding="utf-8")
-    out, _ = cli.train("train.epochs=1")
-    assert "the earlier run is kept as" in out
+    _, err = cli.train("train.epochs=1")
+    assert "the earlier run is kept as" in err
     assert (cli.folder / "run.1" / "mine.txt").exists()
     assert not (cli.folder / "run" / "mine.txt").exists()
 

@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def searched(tmp_path_factory, cli_in):
     command = start(cli, *arguments("data.test=absent.conll", trials=3))
     cli.out, err = command.communicate(timeout=200)
     assert command.returncode == 0, err
-    assert err == ""
+    assert not re.search(r"\[W|Warning|Traceback", err), err
     return cli
 
 
@@ -282,9 +283,9 @@ def test_tune_keeps_the_best_run_and_the_metrics_of_all(searched):
 def test_tune_again_keeps_what_is_finished(searched):
     log = searched.folder / "run" / "trial-0000" / "log.txt"
     before = log.stat().st_mtime_ns
-    out, _ = searched(*arguments("data.test=absent.conll", trials=3))
+    out, err = searched(*arguments("data.test=absent.conll", trials=3))
     assert out == searched.out[-len(out) :]
-    assert "epoch" not in out
+    assert "epoch" not in err
     assert log.stat().st_mtime_ns == before
     _, err = searched(*arguments("data.test=absent.conll", "optimizer.weight_decay=0.1", trials=3), code=2)
     assert "tune.yaml: the run has optimizer.weight_decay=0.01, the recipe 0.1" in err
@@ -322,9 +323,9 @@ def test_tune_resumes_a_trial_that_was_killed(cli, searched):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     process = start(cli, *command)
-    out, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "resuming run/trial-0000/checkpoints/step-000004 at step 4" in out
+    assert "resuming run/trial-0000/checkpoints/step-000004 at step 4" in err
     assert trials_of(cli) == trials_of(searched)[:2]
     assert cli.losses("run/trial-0000") == searched.losses("run/trial-0000")
     assert {path.name for path in (cli.folder / "run").glob("trial-*")} == {"trial-0000", "trial-0001"}

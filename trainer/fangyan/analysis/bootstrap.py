@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fangyan.data.example import Example
 from fangyan.errors import UserError
+from fangyan.progress import track
 from fangyan.tasks.resampling import Resampler, Weights
 
 By = Literal["auto", "examples", "groups"]
@@ -122,9 +123,10 @@ class Units:
             return said
         said = f"resampled by {len(self.unit_E):,} examples"
         if self.groups < len(self.unit_E):
+            few = "1 group is" if self.groups == 1 else f"{self.groups:,} groups are"
             said += (
-                f", as {self.groups:,} groups are too few; those of one group (a conversation, say) are not "
-                "independent, so that intervals may be too narrow"
+                f", as {few} too few; those of one group (a conversation, say) are not independent, so that "
+                "intervals may be too narrow"
                 if self.groups < ENOUGH_GROUPS
                 else f", which are of {self.groups:,} groups"
             )
@@ -135,7 +137,7 @@ class Units:
         generator = np.random.default_rng(seed)
         shares = np.full(len(self), 1.0 / len(self))
         size = max(1, _CHUNK // max(len(self.unit_E), 1))
-        for first in range(0, resamples, size):
+        for first in track(range(0, resamples, size), "resampling"):
             counts_RU = generator.multinomial(len(self), shares, size=min(size, resamples - first))
             yield counts_RU[:, self.unit_E].astype(np.float64)
 

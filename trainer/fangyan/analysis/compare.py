@@ -51,7 +51,7 @@ class Comparison:
         for i, head in enumerate(("metric", *self.runs, "difference", "95% interval", "p")):
             found.add_column(escape(head), justify="right" if i else "left", overflow="fold")
         for name, value in self.metrics.items():
-            numbers = f"{value.left:.2f}", f"{value.right:.2f}", f"{value.difference:+.2f}"
+            numbers = f"{value.left:,.2f}", f"{value.right:,.2f}", f"{value.difference:+,.2f}"
             found.add_row(name.replace("_", " "), *numbers, value.bounds, value.probability)
         return found
 

@@ -75,7 +75,7 @@ class RobustnessReport:
             "95% interval",
             "same labels",
         )
-        found.add_column("perturbation", overflow="fold")
+        found.add_column("perturbation", overflow="fold", min_width=len("perturbation"))
         for head in heads:
             found.add_column(head, justify="right", no_wrap=head == "95% interval")
         rows = sorted(self.perturbations, key=lambda row: row.metrics[self.metric].difference)

@@ -12,6 +12,7 @@ from fangyan.data.example import Example
 from fangyan.data.tokenization import Tokenizer
 from fangyan.inference.load import load_exported, model_folder
 from fangyan.models.packed import PackedModel
+from fangyan.progress import track
 from fangyan.tasks.evaluation import run_batches
 from fangyan.tasks.task import Task
 
@@ -60,7 +61,7 @@ class RunModel:
             sequences = task.tokenize_all(examples, self.tokenizer, self.max_length, scored=True)
             return run_batches(task, self.model, sequences, self.tokenizer.pad_id)
         found: list[Any] = []
-        for example in examples:
+        for example in track(examples, "evaluating"):
             alone = task.tokenize_scored([example], self.tokenizer, self.max_length)
             parts = run_batches(task, self.model, alone, self.tokenizer.pad_id)
             found.append(tuple(map(sum, zip(*parts, strict=True))) if parts else (0.0, 0))

@@ -16,9 +16,9 @@ import typer
 
 from fangyan.cli import analysis, first_run, machine, recipes, runs, service
 from fangyan.cli.end import end, fail, leave
-from fangyan.cli.options import TrainCommand
+from fangyan.cli.options import Command, QuietOption, TrainCommand
 from fangyan.errors import Stopped, UserError
-from fangyan.terminal import arguments_error, use_utf8
+from fangyan.terminal import arguments_error, clear_bar, use_utf8
 
 app = typer.Typer(
     help="Adapts language models to dialects and local languages.",
@@ -45,13 +45,14 @@ COMMANDS: list[Callable[..., None]] = [
     machine.env,
 ]
 for _command in COMMANDS:
-    app.command(_command.__name__.replace("_", "-"))(_command)
+    app.command(_command.__name__.replace("_", "-"), cls=Command)(_command)
 
 
 @app.callback()
 def _launched(
     _local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
     with_input: Annotated[bool, typer.Option("--end-with-input", hidden=True)] = False,
+    _quiet: QuietOption = False,
 ) -> None:
     """Take the options that launchers pass to every rank.
 
@@ -92,6 +93,7 @@ def main() -> None:
         fail(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror or error}")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
+            clear_bar()
             traceback.print_exc()
             end(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         fail(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from fangyan.cli import completion
-from fangyan.cli.options import SourceOption
-from fangyan.cli.output import write_pieces
+from fangyan.cli.options import JsonOption, SourceOption
 from fangyan.errors import UserError
 from fangyan.suggestions import did_you_mean
-from fangyan.terminal import Terminal, printable
+from fangyan.terminal import print_json, print_results, say, warn
 
 if TYPE_CHECKING:
     from fangyan.analysis.bootstrap import By
@@ -37,7 +34,6 @@ ByOption = Annotated[
 ]
 ResamplesOption = Annotated[int, typer.Option(min=100, max=1_000_000, help="Of the bootstrap.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all that is drawn.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object in place of tables.")]
 PartOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -90,13 +86,13 @@ def compare(
     """Compare two runs' models on the same examples: every metric's difference, its 95% interval and p."""
     from fangyan.analysis.compare import compare as measure
 
-    found = measure(run, other, data, source, _by(by), resamples, seed, _say)
+    found = measure(run, other, data, source, _by(by), resamples, seed, warn)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
         return
-    Terminal().print(found.table())
+    print_results(found.table())
     for note in found.notes:
-        _say(note)
+        warn(note)
 
 
 def probe(
@@ -127,21 +123,20 @@ def probe(
         *(data or (), source, _parts(part or ()), group_by or (), mapping or (), rate, terms),
         *(saliency or (), store_temperature, _by(by), resamples, seed),
     )
-    found = ask(run, options, _say)
+    found = ask(run, options, warn)
     if as_json:
-        _print_json({name: plain(report) for name, report in found.items()})
+        print_json({name: plain(report) for name, report in found.items()})
         return
     reports = [
         each for report in found.values() for each in (report if isinstance(report, list) else [report])
     ]
-    for table in (table for report in reports for table in report.tables()):
-        Terminal().print(table)
+    print_results(*(table for report in reports for table in report.tables()))
     for note in dict.fromkeys(note for report in reports for note in report.notes):
-        _say(note)
+        warn(note)
     if store_temperature and "calibration" in found:
-        _say(f"temperature {found['calibration'].temperature:.3f} is kept with the model")
+        say(f"temperature {found['calibration'].temperature:.3f} is kept with the model")
     if found:
-        _say(f"JSON and pictures: {run / 'probe'}")
+        say(f"JSON and pictures: {run / 'probe'}")
 
 
 def _by(name: str) -> By:
@@ -161,11 +156,3 @@ def _parts(names: Sequence[str]) -> list[Part]:
             hint = did_you_mean(name, PARTS)
             raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}{hint}")
     return [cast(Part, name) for name in names]
-
-
-def _say(message: str) -> None:
-    print(f"fangyan: {printable(message)}", file=sys.stderr)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    write_pieces([json.dumps(content, ensure_ascii=False, indent=2), "\n"], None)

@@ -9,7 +9,7 @@ import threading
 from contextlib import suppress
 
 from fangyan.errors import shorten
-from fangyan.terminal import printable
+from fangyan.terminal import clear_bar, printable
 
 
 def leave(code: int) -> None:
@@ -42,6 +42,7 @@ def fail(sentence: str, silent: bool = False, code: int = 2) -> None:
     """
     if not silent:
         with suppress(OSError):  # of a terminal that has closed
+            clear_bar()
             print(f"fangyan: {printable(shorten(sentence))}", file=sys.stderr)
     end(code, sentence)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,70 @@ from rich.markup import escape
 from rich.table import Table
 
 from fangyan.cli import completion
-from fangyan.terminal import Terminal
+from fangyan.terminal import Terminal, keep_stdout_for_json, make_quiet
+
+# Places of options in the context of a command, which is its group's too.
+_IS_QUIET, _IS_JSON = "fangyan.quiet", "fangyan.json"
 
 
-class TrainCommand(typer.core.TyperCommand):
+def _quiet(context: typer.Context, value: bool) -> None:
+    context.meta[_IS_QUIET] = value or context.meta.get(_IS_QUIET, False)
+
+
+def _json(context: typer.Context, value: bool) -> bool:
+    context.meta[_IS_JSON] = value
+    return value
+
+
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        help="Show results, warnings and errors alone.",
+        callback=_quiet,
+        expose_value=False,
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="One JSON document on standard output, with the result, and nothing else there.",
+        callback=_json,
+    ),
+]
+
+
+@cache
+def _quiet_option() -> Any:
+    """Return the option as typer makes it for a command."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def _(quiet: QuietOption = False) -> None:
+        del quiet
+
+    (option,) = typer.main.get_command(app).params
+    return option
+
+
+class Command(typer.core.TyperCommand):
+    """A command that takes ``--quiet``, as ``fangyan`` itself does before its name."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(_quiet_option())
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, which is quiet and has standard output to itself where that was asked for."""
+        if ctx.meta.get(_IS_QUIET):
+            make_quiet()
+        if ctx.meta.get(_IS_JSON):
+            keep_stdout_for_json()
+        return super().invoke(ctx)
+
+
+class TrainCommand(Command):
     """Adds every recipe field to ``fangyan train --help``."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from fangyan.errors import UserError, disk_error
+from fangyan.progress import track
 from fangyan.terminal import printable
 
 
-def write_pieces(pieces: Iterable[str], output: Path | None) -> None:
-    """Write pieces as they come to standard output, or to a file that is there once it is whole."""
+def write_pieces(pieces: Iterable[str], output: Path | None, what: str = "") -> None:
+    """Write pieces as they come to standard output, or to a file that is there once it is whole.
+
+    Args:
+        pieces: of text.
+        output: the file, or None.
+        what: is done meanwhile, for a bar of progress where a terminal does not show the pieces themselves.
+    """
     from fangyan.data.compression import open_file
     from fangyan.files import REPEAT
 
+    if what and not (output is None and sys.stdout.isatty()):
+        pieces = track(pieces, what)
     if output is None:
         show = printable if sys.stdout.isatty() else str  # a file or a program gets what was predicted
         for piece in pieces:

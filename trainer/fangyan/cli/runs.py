@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from fangyan.cli.options import (
     AnswersOption,
     FormatOption,
     InputOption,
+    JsonOption,
     MaxNewTokensOption,
     RunArgument,
     SourceOption,
@@ -21,7 +22,7 @@ from fangyan.cli.options import (
 )
 from fangyan.cli.output import given, lines_of, predictions, user_lines, write_pieces
 from fangyan.errors import UserError
-from fangyan.terminal import Terminal, printable
+from fangyan.terminal import Terminal, print_json, print_results, say, warn
 
 if TYPE_CHECKING:
     from fangyan.tasks.report import Report
@@ -37,6 +38,7 @@ def evaluate(
     ] = None,
     source: SourceOption = None,
     answers: AnswersOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run's model: a tagger's metrics are in percent."""
     from fangyan.inference.load import evaluate as measure
@@ -45,18 +47,19 @@ def evaluate(
     metrics = measure(
         run,
         data,
-        say=lambda message: print(f"fangyan: {printable(message)}", file=sys.stderr),
+        say=warn,
         on_report=reports.append,
         source=source,
         **({} if answers is None else {"answers": answers}),
     )
-    table = Table("metric", "value")
+    if as_json:
+        print_json({"run": str(run), "metrics": metrics, "reports": [each.as_json() for each in reports]})
+        return
+    table = Table("metric")
+    table.add_column("value", justify="right")
     for name, value in metrics.items():
-        table.add_row(name.replace("_", " "), f"{value:.2f}")
-    Terminal().print(table)
-    for report in reports:
-        for table in report.tables("Scores"):
-            Terminal().print(table)
+        table.add_row(name.replace("_", " "), f"{value:,.2f}")
+    print_results(table, *(table for report in reports for table in report.tables("Scores")))
 
 
 def predict(
@@ -92,7 +95,7 @@ def predict(
     if data is not None and input is not None:
         for name in (*options, *(["json"] if as_json else [])):
             raise UserError(f"--{name.replace('_', '-')}: is for text, found a file of format {data.format}")
-        write_pieces(annotate(run, input, data, probabilities, source), output)
+        write_pieces(annotate(run, input, data, probabilities, source), output, "predicting")
         return
     for option, value in (("--probabilities", probabilities), ("--format", format)):
         if value:
@@ -102,7 +105,8 @@ def predict(
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or lines_of(input)
     typed = input == Path("-")
-    write_pieces(predictions(run, texts, as_json, interactive=typed, options=options, source=source), output)
+    pieces = predictions(run, texts, as_json, interactive=typed, options=options, source=source)
+    write_pieces(pieces, output, "" if typed else "predicting")
 
 
 def select(
@@ -142,23 +146,27 @@ def select(
     ] = False,
     format: FormatOption = None,
     source: SourceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Select the sentences that are most worth labelling, with what the model predicts, to correct."""
     from fangyan.selection.command import Selection
 
     if label and output is None:
         raise UserError("--label: needs --output, a file for what is labelled")
-
-    def say(sentence: str) -> None:
-        print(f"fangyan: {printable(sentence)}", file=sys.stderr)
+    if label and as_json:
+        raise UserError("--json: is for sentences that are selected, expected no --label")
 
     selection = Selection.of(run, input, output, format, source)
     selection.check(resumes=label)
     if label:
-        done, count = selection.label(number, strategy, seed, user_lines(), Terminal(), say)
+        done, count = selection.label(number, strategy, seed, user_lines(), Terminal())
         say(f"{done} of {count} labelled in {output}")
         return
-    write_pieces([selection.text(number, strategy, seed, say)], output)
+    found = selection.select(number, strategy, seed)
+    if output is not None or not as_json:
+        write_pieces([found.text], output)
+    if as_json:
+        print_json({"output": None if output is None else str(output), "selected": found.records})
 
 
 def chat(
@@ -191,20 +199,30 @@ def export(
             autocompletion=completion.export_formats,
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a run's model to a folder: what plain transformers or PEFT load, or an ONNX graph."""
     if format is None:
         from fangyan.inference import load
 
         (load.merge if merge else load.export)(run, output)
+        if as_json:
+            print_json({"output": str(output), "format": "transformers", "merged": merge})
+        else:
+            say(f"the model is in {output}")
         return
     from fangyan.deployment.export import check_format, export_graph
 
     check_format(format)
     deployed = export_graph(run, output, format == "int8")
+    if as_json:
+        print_json({"output": str(output), "format": format, **asdict(deployed)})
+        return
     head, *rows = deployed.rows()
-    table = Table(*head)
+    table = Table(head[0])
+    for name in head[1:]:
+        table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*row)
-    print(deployed.sentence())
-    Terminal().print(table)
+    print_results(deployed.sentence(), table)
+    say(f"the graph is in {output}")

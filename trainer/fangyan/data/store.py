@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from fangyan.data.example import Example
 from fangyan.errors import UserError, free_space
+from fangyan.progress import track
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def keep_examples(examples: Iterable[Example], cache: Path) -> Sequence[Example]
     Raises:
         UserError: if the disk takes no more.
     """
-    stream = iter(examples)
+    stream = track(examples, "reading")
     first: list[Example] = []
     size = 0
     for example in stream:

@@ -25,7 +25,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
 import fangyan
@@ -33,6 +32,7 @@ from fangyan.data.arrays import differences
 from fangyan.data.example import Example
 from fangyan.data.store import ExampleFile, FileSlices, Rows, Subset, writing_into
 from fangyan.data.tokenization import IGNORE_INDEX, TokenizedSequence, WordAlignment
+from fangyan.progress import progress
 from fangyan.terminal import say_later
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -139,7 +139,8 @@ def tokenize_all(tokenize: Tokenize, examples: Sequence[Example], how: str, cach
         cache: folder for the results of examples in a file.
     """
     if not isinstance(examples, ExampleFile | Subset):
-        return TokenStore(to_arrays(tokenize(examples)))
+        with progress("tokenizing"):
+            return TokenStore(to_arrays(tokenize(examples)))
     # What the first examples become tells apart what ``how`` may not say, such as another version's rules.
     sample = to_arrays(tokenize(examples[:100]))
     digest = hashlib.blake2b(f"{fangyan.__version__} {examples.digest} {how}".encode(), digest_size=16)
@@ -169,13 +170,11 @@ def _lock(path: Path) -> Iterator[None]:
 def _tokenized_chunks(tokenize: Tokenize, examples: Sequence[Example]) -> Iterator[Arrays]:
     """Yield the arrays of successive chunks of examples, under a progress bar."""
     starts = range(0, len(examples), _CHUNK)
-    columns = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with _processes(tokenize, examples) as pool, Progress(*columns, transient=True) as progress:
-        bar = progress.add_task("", total=len(examples))
+    with _processes(tokenize, examples) as pool, progress("tokenizing", len(examples)) as bar:
         for start, arrays in zip(starts, pool.map(_tokenize_chunk, starts), strict=True):
             arrays["example"] += start
             yield arrays
-            progress.update(bar, completed=start + _CHUNK)
+            bar.advance(min(_CHUNK, len(examples) - start))
 
 
 @contextmanager

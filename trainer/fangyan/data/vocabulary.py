@@ -87,9 +87,10 @@ def unknown_characters(characters: Sequence[Character]) -> str | None:
     if not unknown:
         return None
     frequent = ", ".join(f"{character.text} {character.count:,}" for character in unknown[:8])
+    times = sum(character.count for character in unknown)
     return (
         f"characters unknown to the tokenizer: {len(unknown):,}, which occur "
-        f"{sum(character.count for character in unknown):,} times ({frequent}"
+        f"{'once' if times == 1 else f'{times:,} times'} ({frequent}"
         f"{', …' if len(unknown) > 8 else ''}), all of them the same to the model; "
         "model.extend_vocabulary adds the most frequent"
     )

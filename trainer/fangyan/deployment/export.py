@@ -18,6 +18,7 @@ from fangyan.files import REPEAT, whole_folder
 from fangyan.inference.graph import GRAPH, GraphModel
 from fangyan.inference.load import ExportedModel, load_exported, load_merged, model_folder, new_folder
 from fangyan.models.pooled import PooledModel
+from fangyan.progress import progress
 from fangyan.suggestions import did_you_mean
 from fangyan.tasks.task import Metrics
 
@@ -129,8 +130,9 @@ def export_graph(run: str | Path, output: str | Path, in_int8: bool = False) -> 
     comparison = Comparison(exported, examples)
     _check_pooling(source, comparison)
     merged = load_merged(source)
-    graph = trace(merged.model.cpu().eval(), comparison.has_segments)
-    with whole_folder(target, REPEAT) as partial:
+    with progress("tracing the model"):
+        graph = trace(merged.model.cpu().eval(), comparison.has_segments)
+    with whole_folder(target, REPEAT) as partial, progress("comparing the graph with the run"):
         _write(partial, graph, merged)
         models: dict[str, Model] = {f"the run, PyTorch {exported.layout}": comparison.run}
         models["ONNX, float32"] = found = GraphModel(partial)

@@ -26,6 +26,7 @@ from fangyan.distributed.front import SSH, Front
 from fangyan.distributed.hostfile import Host
 from fangyan.distributed.node_report import JOB, NodeReport
 from fangyan.errors import UserError
+from fangyan.terminal import warn
 
 # Seconds for a node's answer to a question, with the start of Python from a slow disk.
 _ANSWER = 60.0
@@ -237,4 +238,4 @@ def _give_up(lost: str) -> int:
 
 
 def _say(sentence: str) -> None:
-    print(f"fangyan: {sentence}", file=sys.stderr, flush=True)
+    warn(sentence)

@@ -17,6 +17,7 @@ from fangyan.distributed.process_group import on_rank_zero
 from fangyan.files import RESUME, publish, writing
 from fangyan.inference.shards import SHARD_SIZE, alone, gathered_weights, write_shards
 from fangyan.models.loading import ModelConfig
+from fangyan.progress import progress
 from fangyan.tasks.task import Task
 
 # The base model's folder in an adapter's export, where it is neither on the hub nor in a folder.
@@ -48,6 +49,7 @@ class Base:
     vocab_size: int
 
 
+@progress("writing the model")
 def export(
     folder: Path,
     model: Any,

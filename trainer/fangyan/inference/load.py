@@ -30,6 +30,7 @@ from fangyan.models.loading import cast_weights, load_as_stored, silence_transfo
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
 from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
+from fangyan.progress import progress
 from fangyan.suggestions import did_you_mean, run_like
 from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.predictor import Predictor
@@ -149,6 +150,7 @@ def evaluate(
     return metrics | task.generated_metrics(examples[:answers], model, tokenizer, longest)
 
 
+@progress("copying the model")
 def export(run: str | Path, output: str | Path) -> None:
     """Copy a run's model to a new folder: what plain transformers or PEFT load.
 
@@ -176,6 +178,7 @@ def export(run: str | Path, output: str | Path) -> None:
             (partial / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
+@progress("writing the model")
 def merge(run: str | Path, output: str | Path) -> None:
     """Write a run's model as plain transformers files, its adapter, if it has one, merged into its weights.
 
@@ -234,6 +237,7 @@ def load_run(run: str | Path) -> ExportedModel:
     return load_exported(model_folder(Path(run)))
 
 
+@progress("loading the model")
 def load_exported(folder: Path, mergeable: bool = False) -> ExportedModel:
     """Load an exported model (PEFT's, where it is an adapter), its tokenizer and its task.
 

@@ -120,7 +120,7 @@ def metrics_rows(
     for split, (when, metrics) in product(after, whens):
         if split in metrics or when != "floor":
             values = (metrics.get(split, {}).get(name) for name in names)
-            rows.append([f"{split} {when}", *("–" if v is None else f"{v:.2f}" for v in values)])
+            rows.append([f"{split} {when}", *("–" if v is None else f"{v:,.2f}" for v in values)])
     return rows
 
 

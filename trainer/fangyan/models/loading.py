@@ -21,6 +21,7 @@ from fangyan.models.files import (
     weights_name,
 )
 from fangyan.models.packaged import PACKAGED
+from fangyan.progress import progress
 
 # The path of a model that is made for the training data.
 SCRATCH = "scratch"
@@ -76,6 +77,7 @@ class ModelConfig(Config):
         """Return whether a folder or the hub holds the weights, so that others can load them by ``path``."""
         return self.pretrained and not self.is_scratch and self.path not in PACKAGED
 
+    @progress("loading the model")
     def load(
         self,
         auto_model: Any,

@@ -23,6 +23,7 @@ from fangyan.errors import UserError
 from fangyan.objectives.anchor import held_vectors
 from fangyan.objectives.gradients import catching_gradients
 from fangyan.objectives.sampling import sample_labels
+from fangyan.progress import track
 
 if TYPE_CHECKING:
     from fangyan.objectives.objective import Run
@@ -61,7 +62,7 @@ def fisher_information(run: Run, sequences: Sequence[TokenizedSequence]) -> list
     batch_tokens = min(run.batch_tokens, int(lengths.sum()) // _BATCHES)
     run.engine.eval()  # no dropout
     with catching_gradients(run.engine, run.optimizer, add):
-        for batch in Batches(order, lengths, batch_tokens):
+        for batch in track(Batches(order, lengths, batch_tokens), "weighing the weights"):
             _backward(run, [labelled[i] for i in batch])
     run.engine.train()
     found = [sums[id(vector)] for vector in vectors]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fangyan.data.tokenization import Tokenizer
 from fangyan.errors import UserError
+from fangyan.progress import progress
 from fangyan.suggestions import did_you_mean
 
 # Sub-words of a batch, those that are kept of what prompts begin with included.
@@ -118,11 +119,13 @@ class WordScorer:
         if prompts and not self._is_tried:
             self._cache, self._is_tried = self._keep_beginning(prompts[0]), True
         scores_NC = np.empty((len(prompts), len(self._words.ids)), dtype=np.float32)
-        for members in self._batches([len(prompt) for prompt in prompts]):
-            chosen = [prompts[i] for i in members]
-            whole = self._cache is None
-            score = self._score_whole(chosen) if whole else self._score_kept(chosen, self._cache)
-            scores_NC[members] = score.cpu().numpy()
+        with progress("scoring prompts", len(prompts)) as bar:
+            for members in self._batches([len(prompt) for prompt in prompts]):
+                chosen = [prompts[i] for i in members]
+                whole = self._cache is None
+                score = self._score_whole(chosen) if whole else self._score_kept(chosen, self._cache)
+                scores_NC[members] = score.cpu().numpy()
+                bar.advance(len(members))
         return scores_NC
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

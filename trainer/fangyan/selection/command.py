@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fangyan.data.example import Annotation, Example
 from fangyan.errors import UserError
 from fangyan.inference.annotate import format_of
 from fangyan.inference.load import load
+from fangyan.progress import progress
 from fangyan.selection.labelling import LabelledFile, Labelling
 from fangyan.selection.pool import key_of, labelled_examples, read_pool
 from fangyan.selection.select import choose
 from fangyan.selection.strategies import Strategy
 from fangyan.selection.writing import Item, Sheet, without_probabilities
 from fangyan.tasks.predictor import Predictor
-from fangyan.terminal import Terminal, say_later
+from fangyan.terminal import Terminal, say, warn
 
 # Likely tags or classes that are shown beside the first.
 LIKELY = 3
 
-Say = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Selected:
+    """Sentences that were selected, with what the model predicts.
+
+    Attributes:
+        text: of a file of them; see :meth:`Sheet.text`.
+        records: what JSON has of each.
+    """
+
+    text: str
+    records: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -82,13 +95,15 @@ class Selection:
         if not resumes:
             raise UserError(f"--output {self.output}: it exists, and may be corrected; expected a new file")
 
-    def text(self, number: int, strategy: str, seed: int, say: Say) -> str:
-        """Return a file of selected sentences with what the model predicts; see :meth:`Sheet.text`."""
-        items = self._select(number, strategy, seed, say)
-        return self.sheet.text(items, self._predicted(items), self.sheet.header(self.file))
+    def select(self, number: int, strategy: str, seed: int) -> Selected:
+        """Return the selected sentences."""
+        items = self._select(number, strategy, seed)
+        predicted = self._predicted(items)
+        text = self.sheet.text(items, predicted, self.sheet.header(self.file))
+        return Selected(text, [_record(*both) for both in zip(items, predicted, strict=True)])
 
     def label(
-        self, number: int, strategy: str, seed: int, lines: Iterable[str], terminal: Terminal, say: Say
+        self, number: int, strategy: str, seed: int, lines: Iterable[str], terminal: Terminal
     ) -> tuple[int, int]:
         """Let somebody label selected sentences, some of which may be in the output already.
 
@@ -96,7 +111,7 @@ class Selection:
             How many are labelled, of how many.
         """
         file = LabelledFile(self.sheet, self.sheet.header(self.file))
-        items = self._select(number, strategy, seed, say)
+        items = self._select(number, strategy, seed)
         before = len(file.done)
         left = [item for item in items if key_of(item.example) not in file.done]
         left = left[: max(number - before, 0)]
@@ -105,15 +120,21 @@ class Selection:
         done = Labelling(self.predictor, file, terminal).run(left, predicted, lines)
         return before + done, before + len(left)
 
-    def _select(self, number: int, strategy: Strategy | str, seed: int, say: Say) -> list[Item]:
-        labelled = labelled_examples(self.run, say)
-        with say_later(f"looking at {len(self.examples):,} sentences"):
+    def _select(self, number: int, strategy: Strategy | str, seed: int) -> list[Item]:
+        labelled = labelled_examples(self.run, warn)
+        with progress(f"looking at {len(self.examples):,} sentences"):
             chosen = choose(self.predictor, self.examples, number, strategy, seed, labelled)
         items = self.sheet.items(self.examples, self.file, chosen)
         units = sum(len(item.example.fields.get("tokens", ())) for item in items)
-        tokens = f" of {units:,} tokens" if units else ""
+        tokens = f" of {units:,} token{'s' * (units > 1)}" if units else ""
         say(f"{len(items):,} of {len(self.examples):,} sentences{tokens}, by {strategy}")
         return items
 
     def _predicted(self, items: Sequence[Item]) -> list[Annotation]:
         return list(self.predictor.annotate((item.example for item in items), LIKELY))
+
+
+def _record(item: Item, predicted: Annotation) -> dict[str, Any]:
+    """Return what JSON has of a selected sentence."""
+    tags = {"tags": predicted.tags} if predicted.tags else {}
+    return {"source": item.example.source, **item.example.fields, "predicted": tags | dict(predicted.values)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from fangyan.models.files import read_config
 from fangyan.serving.app import Limits, make_app
 from fangyan.serving.batching import Batcher
 from fangyan.tasks.causal_lm.predictor import NEW_TOKENS, TextGenerator
-from fangyan.terminal import printable
+from fangyan.terminal import warn
 
 # Seconds that requests have to be answered once the service is told to end.
 PATIENCE = 60
@@ -102,17 +101,11 @@ def _address(host: str, port: int) -> Iterator[None]:
 def _say_where(run: Path, listener: socket.socket, host: str) -> None:
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listener.getsockname()[1]}"
-    print(
-        f"fangyan: {printable(str(run))} at {address}, described at {address}/docs",
-        file=sys.stderr,
-        flush=True,
-    )
+    warn(f"{run} at {address}, described at {address}/docs")  # a result, beside the log of requests
     if not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
-        print(
-            f"fangyan: --host {host}: everyone who reaches this machine there may use the model; there is no "
-            "password, so put a proxy with one before it",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"--host {host}: everyone who reaches this machine there may use the model; there is no "
+            "password, so put a proxy with one before it"
         )
 
 

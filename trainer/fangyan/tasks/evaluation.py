@@ -17,6 +17,7 @@ from fangyan.data.token_store import TokenStore
 from fangyan.data.tokenization import TokenizedSequence, Tokenizer
 from fangyan.device import device
 from fangyan.models.packed import PackedModel
+from fangyan.progress import track
 from fangyan.tasks.report import Report
 from fangyan.tasks.task import Metrics, Task
 
@@ -78,7 +79,7 @@ def run_batches(
     batches = bucket_by_length(lengths, BATCH_TOKENS)
     outputs: list[Any] = []
     # Under ZeRO-3 a forward gathers weights from every rank: all make the same number of them.
-    for first in range(0, len(batches), ranks):
+    for first in track(range(0, len(batches), ranks), "evaluating"):
         members = batches[first + rank] if first + rank < len(batches) else []
         batch = collate([sequences[i] for i in members], pad_id, model.row_width).to(device())
         outputs += run(lambda packed, batch=batch: task.outputs(packed, batch))  # type: ignore[misc]

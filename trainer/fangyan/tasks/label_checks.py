@@ -25,7 +25,7 @@ def rare(counts: Counter[str], noun: str) -> Iterator[Finding]:
     if few:
         named = ", ".join(f"{label} {count}" for count, label in few[:_NAMED])
         more = ", …" if len(few) > _NAMED else ""
-        yield Finding("warning", "data.train", f"{noun} that occur less than {RARE} times: {named}{more}")
+        yield Finding("warning", "data.train", f"{noun} that occur fewer than {RARE} times: {named}{more}")
 
 
 def imbalanced(counts: Counter[str], noun: str) -> Iterator[Finding]:

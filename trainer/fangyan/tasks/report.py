@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -65,14 +65,17 @@ class Report:
     confusions: list[Confusion]
     counted: str = "tokens"
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        content = asdict(self) | {
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return asdict(self) | {
             "classes": [scores._asdict() for scores in self.classes],
             "confusions": [confusion._asdict() for confusion in self.confusions],
         }
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
         with whole_file(path) as partial:
-            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            partial.write_text(json.dumps(self.as_json(), ensure_ascii=False, indent=1), encoding="utf-8")
 
     def tables(self, title: str) -> Iterator[Table]:
         """Yield it as tables for a terminal."""

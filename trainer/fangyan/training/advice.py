@@ -18,6 +18,7 @@ from torch import nn
 from fangyan.device import device, on_gpu
 from fangyan.models.structure import num_parameters
 from fangyan.recipe import Recipe
+from fangyan.terminal import duration
 from fangyan.training.engine import has_fast_bfloat16
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def time_sentence(found: Facts) -> str | None:
     shares["export and all else"] = 1.0 - sum(shares.values())
     spent = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.01)
     within = " and ".join(f"{share:.0%} {name}" for name, share in lost.items() if share >= 0.05)
-    return f"time: {_duration(found.total)}, of which {spent}{f'; of the steps, {within}' if within else ''}"
+    return f"time: {duration(found.total)}, of which {spent}{f'; of the steps, {within}' if within else ''}"
 
 
 def packing(found: Facts) -> str | None:
@@ -250,10 +251,6 @@ def _memory() -> float:
     if on_gpu():
         return float(torch.cuda.get_device_properties(device()).total_memory)
     return psutil.virtual_memory().total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
 
 
 def _gigabytes(count: float) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fangyan.recipe import Recipe
+from fangyan.terminal import duration
 from fangyan.training.check import Report
 from fangyan.training.memory import memory_table
 from fangyan.training.plan import plan_table
@@ -87,7 +88,7 @@ def _summary(report: Report) -> str:
     ]
     if report.seconds is not None:
         lines.append(
-            f"time: {_duration(report.seconds)} for forwards and backwards, by a few micro-batches here; "
+            f"time: {duration(report.seconds)} for forwards and backwards, by a few micro-batches here; "
             "optimizer and evaluation come on top"
         )
     if report.plan is not None:
@@ -96,11 +97,6 @@ def _summary(report: Report) -> str:
             f"{100 * report.plan.busiest:,.1f}% more sub-words than the mean"
         )
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -118,16 +114,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "lengths": {str(length): count for length, count in report.lengths.items()},
         "padding": report.empty,
         "model": report.model,
-        "memory": None
-        if memory is None
-        else {
-            "peak": memory.peak,
-            "loading": memory.loading,
-            **{
-                item.name: item.nbytes
-                for item in (*memory.items, memory.step, memory.scoring, *memory.after_epoch)
-            },
-        },
+        "memory": None if memory is None else memory.as_json(),
         "seconds": report.seconds,
         "plan": None if report.plan is None else report.plan.as_json(),
     }

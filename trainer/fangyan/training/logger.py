@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -20,8 +19,9 @@ from fangyan.device import memory_in_use
 from fangyan.errors import Diverged
 from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
+from fangyan.progress import Bar
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import Terminal, print_results, say_line, warn_line
 from fangyan.trackers.callback import Listeners
 from fangyan.training.state import State
 
@@ -49,17 +49,8 @@ class Logger:
             return
         self._metrics = folder / "metrics.jsonl"
         self._log = folder / "log.txt"
-        self.console = Terminal(highlight=False)
+        self._bar: Bar | None = None
         self._keep_until(resume)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-        )
 
     def _keep_until(self, resume: State | None) -> None:
         """Keep the records of what has been done; a kill on the way leaves all of them."""
@@ -70,11 +61,11 @@ class Logger:
             kept = [line + "\n" for line, is_done in zip(lines, places, strict=True) if is_done]
             damaged = places[:-1].count(None)  # the last may be cut short by a kill
             if damaged:
-                self.info(
+                self.warning(
                     f"{self._metrics}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} dropped"
                 )
         elif resume is not None:
-            self.info(f"{self._metrics} is missing: the records up to step {resume.step} are lost")
+            self.warning(f"{self._metrics} is missing: the records up to step {resume.step} are lost")
         with whole_file(self._metrics) as partial:
             partial.write_text("".join(kept), encoding="utf-8")
 
@@ -89,9 +80,20 @@ class Logger:
         self.stop_progress()
 
     def info(self, text: str) -> None:
-        """Write a line to the terminal and log.txt."""
+        """Say on standard error what the run does, unless it is quiet; log.txt has it in any case."""
+        self._line(say_line, text)
+
+    def warning(self, text: str) -> None:
+        """Say on standard error and in log.txt of what a user should know."""
+        self._line(warn_line, text)
+
+    def result(self, text: str) -> None:
+        """Write a line to standard output and log.txt."""
+        self._line(print_results, text)
+
+    def _line(self, write: Callable[[str], None], text: str) -> None:
         if self.active:
-            self.console.print(text, markup=False, soft_wrap=True)
+            write(text)
             with writing(self._log), self._log.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
@@ -108,10 +110,10 @@ class Logger:
             self.listeners.metrics(kind, split, step, epoch, values)
 
     def table(self, table: Table) -> None:
-        """Write a table to the terminal and log.txt."""
+        """Write a table to standard output and log.txt."""
         if not self.active:
             return
-        self.console.print(table)
+        print_results(table)
         with writing(self._log), self._log.open("a", encoding="utf-8") as file:
             Terminal(file=file, width=100).print(table)
 
@@ -124,23 +126,23 @@ class Logger:
     def start_progress(self, done: int, total: int) -> None:
         """Show the progress bar."""
         if self.active:
-            self._bar = self._progress.add_task("training", total=total, completed=done, status="")
-            self._progress.start()
+            self._bar = Bar("training", total, done)
 
     def progress(self, step: int, epoch: int, loss: float | None, tokens_per_second: float) -> None:
         """Advance the bar; with a loss, which is not read every step, also renew its text."""
-        if not self.active:
+        if not self.active or self._bar is None:
             return
-        self._progress.update(self._bar, completed=step, description=f"epoch {epoch + 1}")
+        self._bar.what = f"epoch {epoch + 1}"
         if loss is not None:
             memory = memory_in_use() / 1e9
-            status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {memory:.2f} GB"
-            self._progress.update(self._bar, status=status)
+            self._bar.status = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {memory:.2f} GB"
+        self._bar.advance(step - self._bar.done)
 
     def stop_progress(self) -> None:
         """Remove the progress bar."""
-        if self.active:
-            self._progress.stop()
+        if self.active and self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
@@ -193,7 +195,7 @@ class StepLog:
             self._pending, values, both[1].tolist(), strict=True
         ):
             if count:
-                self._logger.info(
+                self._logger.warning(
                     f"step {step}: elements skipped, whose gradient is not finite: {count:,.0f}"
                 )
             if not math.isfinite(loss):
@@ -222,4 +224,4 @@ def metrics_table(
 
 def format_metrics(metrics: Metrics) -> str:
     """Return metrics as one line."""
-    return "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in metrics.items())
+    return "  ".join(f"{name.replace('_', ' ')} {value:,.2f}" for name, value in metrics.items())

@@ -75,6 +75,11 @@ class MemoryEstimate:
     loading: float
     num_epochs: int
 
+    def as_json(self) -> dict[str, float]:
+        """Return bytes by name, as JSON has them."""
+        items = (*self.items, self.step, self.scoring, *self.after_epoch)
+        return {"peak": self.peak, "loading": self.loading} | {item.name: item.nbytes for item in items}
+
     @property
     def peak(self) -> float:
         """Return the most that there is at a time, without what a GPU's rank keeps in the CPU's memory."""

@@ -56,7 +56,7 @@ class StepProfile:
         if self._profiler is not None:
             self._profiler.__exit__(kind, error, trace)
             if error is None and self._steps < NEEDED:
-                self._logger.info(f"--profile: {self._steps} steps, expected {NEEDED}; no trace")
+                self._logger.warning(f"--profile: {self._steps} steps, expected {NEEDED}; no trace")
 
     def step(self) -> None:
         """Count a step; called after every one."""
@@ -71,7 +71,7 @@ class StepProfile:
         with whole_file(self._path) as partial:
             profiler.export_chrome_trace(str(partial))
         self._logger.table(costliest(profiler.key_averages()))
-        self._logger.info(f"trace of {PROFILED} steps, for chrome://tracing or Perfetto: {self._path}")
+        self._logger.result(f"trace of {PROFILED} steps, for chrome://tracing or Perfetto: {self._path}")
 
 
 def costliest(averages: Any) -> Table:

@@ -20,7 +20,7 @@ from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import parts, print_results, say_line
 from fangyan.training.engine import choose_precision
 from fangyan.training.logger import BEST, read_records
 from fangyan.training.run_folder import check_same_recipe
@@ -47,7 +47,7 @@ class Summary:
         for split in self.mean:
             table.add_column(split, justify="right")
         for name in next(iter(self.mean.values())):
-            row = (f"{self.mean[split][name]:.2f} ± {self.std[split][name]:.2f}" for split in self.mean)
+            row = (f"{self.mean[split][name]:,.2f} ± {self.std[split][name]:,.2f}" for split in self.mean)
             table.add_row(name.replace("_", " "), *row)
         return table
 
@@ -74,7 +74,8 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
             reset_peak_memory()
             _say(f"run {name} of {recipe.name}")
             begun = on_rank_zero(one.folder.is_dir)
-            metrics = train(one, resume="auto" if begun else None).after
+            with parts():
+                metrics = train(one, resume="auto" if begun else None).after
         else:
             _say(f"run {name} of {recipe.name} is finished, and kept")
         found[name] = metrics
@@ -86,8 +87,7 @@ def repeat(recipe: Recipe, seeds: int | None = None, folds: int | None = None) -
 def show_summary(summary: Summary, name: str, folder: Path) -> None:
     """Write ``summary.json`` into a folder, and print the table."""
     _write(summary, folder / "summary.json")
-    _say(f"{name}: mean ± standard deviation of {len(summary.runs)} runs")
-    Terminal(highlight=False).print(summary.table())
+    print_results(f"{name}: mean ± standard deviation of {len(summary.runs)} runs", summary.table())
 
 
 def variants(recipe: Recipe, seeds: int | None, folds: int | None) -> dict[str, Recipe]:
@@ -155,4 +155,4 @@ def _write(summary: Summary, path: Path) -> None:
 
 def _say(text: str) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        say_line(text)

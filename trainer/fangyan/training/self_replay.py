@@ -18,6 +18,7 @@ from fangyan.distributed.agreement import digest_of
 from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.models.structure import evaluating, max_length
+from fangyan.progress import progress
 from fangyan.terminal import say_later
 
 # Sub-words of a text at most, within the model's length, and texts that are written at once.
@@ -83,7 +84,7 @@ def _write_texts(model: Any, backend: Any, first: int, number: int, seed: int) -
         torch.random.fork_rng([device()] if on_gpu() else []),
         _plain_generation(model),
         evaluating(model),
-        say_later(f"the model writes {number:,} texts to replay"),
+        progress("writing texts to replay", number) as bar,
     ):
         torch.manual_seed(seed)
         while len(texts) < number:
@@ -98,6 +99,7 @@ def _write_texts(model: Any, backend: Any, first: int, number: int, seed: int) -
                 eos_token_id=backend.eos_token_id,
             )
             texts += backend.batch_decode(written[:, 1:], skip_special_tokens=True)
+            bar.advance(len(ids))
     model.to(before)
     return texts
 

@@ -29,12 +29,13 @@ from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.inference.annotate import format_of
 from fangyan.inference.load import load
+from fangyan.progress import track
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.selection.pool import fresh, labelled_examples, read_pool, unlabelled
 from fangyan.suggestions import file_like
 from fangyan.tasks.predictor import Predictor, Scored
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import parts, print_results, say_line, warn_line
 from fangyan.trackers.callback import Callback
 from fangyan.training.engine import choose_precision
 from fangyan.training.loaded_data import choose_metric
@@ -72,13 +73,12 @@ def self_train(recipe: Recipe, callbacks: Sequence[Callback] = ()) -> Result:
         file = recipe.folder / f"{name}.jsonl"
         teacher = recipe.folder / best
         if not on_rank_zero(partial(_label, recipe, teacher, file)):
-            _say(f"{best} labels no text confidently: expected a lower self_training.threshold")
+            _warn(f"{best} labels no text confidently: expected a lower self_training.threshold")
             break
         results[name] = _run(_round(recipe, name, file), callbacks)
         best = max(results, key=lambda each: sign * results[each].after["dev"][metric])
     if dist.get_rank() == 0:
-        Terminal(highlight=False).print(_table(results, metric))
-        _say(f"best on dev: {recipe.folder / best}")
+        print_results(_table(results, metric), f"best on dev: {recipe.folder / best}")
     return results[best]
 
 
@@ -139,7 +139,8 @@ def _run(recipe: Recipe, callbacks: Sequence[Callback]) -> Result:
         return Result(recipe.folder, {}, metrics, 0, 0.0)
     reset_peak_memory()
     begun = on_rank_zero(recipe.folder.is_dir)
-    return train(recipe, resume="auto" if begun else None, callbacks=callbacks)
+    with parts():
+        return train(recipe, resume="auto" if begun else None, callbacks=callbacks)
 
 
 def _label(recipe: Recipe, teacher: Path, file: Path) -> bool:
@@ -150,7 +151,8 @@ def _label(recipe: Recipe, teacher: Path, file: Path) -> bool:
     examples = _pool(recipe, teacher, predictor)
     if not examples:
         raise UserError("data.unlabelled: the data has labels of all of its texts, expected others")
-    chosen = confident(predictor.score(examples), config.threshold, config.balance)
+    scored = track(predictor.score(examples), "labelling", len(examples))
+    chosen = confident(scored, config.threshold, config.balance)
     _say(f"{teacher.name} labels {len(chosen):,} of {len(examples):,} texts confidently")
     if not chosen:
         return False
@@ -173,7 +175,7 @@ def _pool(recipe: Recipe, teacher: Path, predictor: Predictor) -> Sequence[Examp
         for file in find_files(pattern)
     )
     examples = keep_examples(chain.from_iterable(read), cache)
-    indices = fresh(examples, chain(*labelled_examples(teacher, _say)))
+    indices = fresh(examples, chain(*labelled_examples(teacher, _warn)))
     return keep_examples((unlabelled(examples[i]) for i in indices.tolist()), cache)
 
 
@@ -235,6 +237,11 @@ def _table(results: dict[str, Result], metric: str) -> Table:
     return table
 
 
+def _warn(text: str) -> None:
+    if dist.get_rank() == 0:
+        warn_line(text)
+
+
 def _say(text: str) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        say_line(text)

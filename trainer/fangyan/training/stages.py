@@ -21,7 +21,7 @@ from fangyan.inference import load
 from fangyan.recipe import Recipe
 from fangyan.tasks import evaluation
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import parts, print_results, say_line
 from fangyan.training.engine import choose_precision
 from fangyan.training.loaded_data import choose_metric
 from fangyan.training.repeats import Summary, finished_metrics, show_summary, summarize
@@ -61,7 +61,7 @@ def train_stages(staged: StagedRecipe) -> dict[str, Metrics]:
         scores[name] = on_rank_zero(partial(_scores, recipe, earlier, after))
         on_rank_zero(lambda: _write(scores, staged.folder / SCORES))
     if dist.get_rank() == 0:
-        Terminal(highlight=False).print(_table(stages, scores))
+        print_results(_table(stages, scores))
     return after
 
 
@@ -70,7 +70,8 @@ def repeat_stages(staged: StagedRecipe, seeds: int) -> Summary:
     found = {}
     first = next(iter(staged.stages.values())).seed
     for seed in range(first, first + seeds):
-        found[f"seed-{seed}"] = train_stages(_with_seed(staged, seed))
+        with parts():
+            found[f"seed-{seed}"] = train_stages(_with_seed(staged, seed))
     summary = summarize(found)
     on_rank_zero(lambda: show_summary(summary, staged.name, staged.folder))
     return summary
@@ -102,7 +103,8 @@ def _run(recipe: Recipe) -> dict[str, Metrics]:
         return metrics
     reset_peak_memory()
     begun = on_rank_zero(recipe.folder.is_dir)
-    return train(recipe, resume="auto" if begun else None).after
+    with parts():
+        return train(recipe, resume="auto" if begun else None).after
 
 
 def _merge_adapter(recipe: Recipe) -> None:
@@ -148,7 +150,7 @@ def _table(stages: dict[str, Recipe], scores: Scores) -> Table:
         cells = []
         for other in (*stages, *retained):
             metric = next(iter(row.get(other, {}).items()), None)
-            cells.append("–" if metric is None else f"{metric[0].replace('_', ' ')} {metric[1]:.2f}")
+            cells.append("–" if metric is None else f"{metric[0].replace('_', ' ')} {metric[1]:,.2f}")
         table.add_row(name, *cells)
     return table
 
@@ -166,4 +168,4 @@ def _write(scores: Scores, path: Path) -> None:
 
 def _say(text: str) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        say_line(text)

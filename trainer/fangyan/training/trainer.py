@@ -103,7 +103,7 @@ class Trainer(ScoredWorkload):
         trace = folder.path / "profile" / "trace.json" if profile and dist.get_rank() == 0 else None
         with (
             Logger(folder.path, dist.get_rank() == 0, state) as self.logger,
-            listeners(self.recipe, callbacks, state, self.logger.info) as self.logger.listeners,
+            listeners(self.recipe, callbacks, state, self.logger.warning) as self.logger.listeners,
         ):
             self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
             self._evaluate_before()
@@ -169,11 +169,11 @@ class Trainer(ScoredWorkload):
         engine = self.recipe.engine
         sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in self.splits.items())
         for message in messages:
-            self.logger.info(message)
+            self.logger.warning(message)
         self.logger.info(
             f"{self.recipe.name}: examples {sizes}; {type(self.model.base).__name__} on "
             f"{dist.get_world_size()} x {device()}, ZeRO {engine.zero_stage}, {engine.precision}, "
-            f"{self.num_frozen:,} frozen parameters; {self.total_steps:,} steps"
+            f"{self.num_frozen:,} frozen parameters; {self.total_steps:,} step{'s' * (self.total_steps != 1)}"
         )
 
     def _evaluate_before(self) -> None:
@@ -223,7 +223,7 @@ class Trainer(ScoredWorkload):
                 f"checkpoint; {RESUMING} it"
             )
             self._log_time()
-            self.logger.info(sentence)
+            self.logger.warning(sentence)
             raise Stopped(sentence, exit_code(number))
 
     def _step(self, indices: list[int], read: bool) -> None:
@@ -234,7 +234,7 @@ class Trainer(ScoredWorkload):
         skipped, scale = self.engine.skipped_steps, self.loss_scale
         loss = self.train_step(indices, state.step)
         if self.engine.skipped_steps > skipped:
-            self.logger.info(
+            self.logger.warning(
                 f"step {state.step + 1} is skipped, and the schedule waits: its gradients are not finite; "
                 f"the loss scale goes from {scale:,.0f} to {self.loss_scale:,.0f}"
             )
@@ -347,21 +347,21 @@ class Trainer(ScoredWorkload):
                 logger.table(table)
         logger.table(metrics_table(self.floor, state.before, after, self.task.metric_unit))
         if sentence := below_the_floor(self.floor, after, self.metric, self.task.greater_is_better):
-            logger.info(sentence)
+            logger.warning(sentence)
         for sentence in forgetting(
             state.before, after, self.metric, self.task.greater_is_better, self.task.metric_unit
         ):
-            logger.info(sentence)
+            logger.result(sentence)
         self._log_time()
         peak = largest_peak_memory()
         for sentence in closing_words(self, peak):
             logger.info(sentence)
         speed = self.clock.tokens_per_second
-        logger.info(
+        logger.result(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
-            f"{speed:,.0f} tokens/s, peak memory {peak / 1e9:.2f} GB"
+            f"{f'{speed:,.0f} tokens/s, ' if speed else ''}peak memory {peak / 1e9:.2f} GB"
         )
-        logger.info(f"run folder: {folder.path}")
+        logger.result(f"run folder: {folder.path}")
         return self._result(after)
 
     def _result(self, after: dict[str, Metrics]) -> Result:
@@ -380,4 +380,4 @@ class Trainer(ScoredWorkload):
         else:
             self._load(checkpoints.path(step))
         for message in messages:
-            self.logger.info(message)
+            self.logger.warning(message)

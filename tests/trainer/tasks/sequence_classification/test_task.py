@@ -102,7 +102,7 @@ def test_recipe_of_the_wrong_format_says_what_chooses():
 def test_findings_name_what_cannot_be_learned(tmp_path):
     found = recipe(tmp_path, [*ONE, {"text": ONE[0]["text"], "label": "y"}], data={"dev": 0.4})
     content = "\n".join(map(str, load_data(found.model_copy(update={"seed": 1})).findings))
-    assert "classes that occur less than 10 times" in content
+    assert "classes that occur fewer than 10 times" in content
     path = tmp_path / "train.jsonl"
     assert f"{path}:3: label is 'y', but 'x' of the same text in {path}:1; texts like this: 1" in content
 

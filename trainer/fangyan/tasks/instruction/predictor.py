@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fangyan.data.tokenization import Tokenizer
 from fangyan.models.packed import PackedModel
+from fangyan.progress import track
 from fangyan.tasks.causal_lm.predictor import TextGenerator
 from fangyan.tasks.instruction.template import ChatTemplate
 from fangyan.tasks.predictor import Prediction
@@ -99,7 +100,7 @@ class Assistant(TextGenerator):
         prompts = [self._prompt(messages)[0] for messages in questions]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers = [""] * len(prompts)
-        for first in range(0, len(order), _BATCH):
+        for first in track(range(0, len(order), _BATCH), "writing answers"):
             chosen = order[first : first + _BATCH]
             for i, text in zip(
                 chosen, self._answers([prompts[i] for i in chosen], max_new_tokens), strict=True

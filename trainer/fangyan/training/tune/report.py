@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fangyan.files import REPEAT, whole_file
 from fangyan.recipe import Recipe
+from fangyan.terminal import duration
 from fangyan.training.tune.fields import best_recipe
 from fangyan.training.tune.space import Space
 
@@ -65,12 +66,12 @@ def table(study: Study, fields: Sequence[str], metric: str) -> Table:
     found = Table(title=title)
     short = [field.rpartition(".")[2] for field in fields]
     names = short if len(set(short)) == len(short) else fields
-    for i, head in enumerate(("trial", metric.replace("_", " "), *names, "state", "minutes")):
+    for i, head in enumerate(("trial", metric.replace("_", " "), *names, "state", "time")):
         found.add_column(head, justify="left" if i == len(fields) + 2 else "right", overflow="fold")
     for trial in trials[:_SHOWN]:
         values = (escape(show(trial.values[field])) for field in fields)
         score = "" if trial.score is None else f"{trial.score:.2f}"
-        found.add_row(str(trial.number), score, *values, trial.state, f"{trial.minutes:.1f}")
+        found.add_row(str(trial.number), score, *values, trial.state, duration(60 * trial.minutes))
     return found
 
 

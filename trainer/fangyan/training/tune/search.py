@@ -20,7 +20,7 @@ from fangyan.errors import Diverged, Stopped, UserError
 from fangyan.files import REPEAT, whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.tasks.task import Metrics
-from fangyan.terminal import Terminal
+from fangyan.terminal import parts, print_results, say_line
 from fangyan.training.loaded_data import choose_metric, load_data
 from fangyan.training.run_folder import check_same_recipe, is_empty
 from fangyan.training.run_lock import RunLock
@@ -186,7 +186,8 @@ class Search:
         """Run a trial, or the rest of it."""
         begun = on_rank_zero(lambda: _has_begun(recipe.folder))
         reset_peak_memory()
-        result = train(recipe, "auto" if begun else None, on_epoch=self._on_epoch, score_test=False)
+        with parts():
+            result = train(recipe, "auto" if begun else None, on_epoch=self._on_epoch, score_test=False)
         return bool(result.after)
 
     def _on_epoch(self, epoch: int, dev: Metrics, /) -> bool:
@@ -216,8 +217,9 @@ class Search:
         best = self._study.best()
         if best is not None:
             report.plot(self._study, self.spaces, self.metric, self.folder / "tune.png")
-            Terminal(highlight=False).print(report.table(self._study, list(self.spaces), self.metric))
-            _say(f"the best trial's run: {self._folder(best.number)}; its recipe: {self.folder}/best.yaml")
+            table = report.table(self._study, list(self.spaces), self.metric)
+            folder = self._folder(best.number)
+            print_results(table, f"the best trial's run: {folder}; its recipe: {self.folder}/best.yaml")
         return best
 
     def _tidy(self) -> None:
@@ -254,4 +256,4 @@ def _has_begun(folder: Path) -> bool:
 
 def _say(text: str) -> None:
     if dist.get_rank() == 0:
-        Terminal(highlight=False).print(text, markup=False, soft_wrap=True)
+        say_line(text)
