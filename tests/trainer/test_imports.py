@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 # Each may import from its own floor's folder and from every floor below. CONTRIBUTING.md says why.
 FLOORS = [
     ("errors",),
-    ("config", "device", "environment", "files", "packages", "terminal", "yaml_text"),
+    ("config", "device", "environment", "files", "packages", "suggestions", "terminal", "yaml_text"),
     ("distributed",),
     ("data",),
     ("models",),
@@ -21,7 +21,7 @@ FLOORS = [
     ("inference",),
     ("selection",),
     ("training", "recipe", "analysis", "deployment", "serving"),
-    ("prompting",),
+    ("prompting", "first_run"),
     ("cli",),
     ("__init__", "__main__"),
 ]

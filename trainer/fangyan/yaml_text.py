@@ -148,6 +148,13 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def inline_yaml(value: Any) -> str:
+    """Return a value as YAML on one line, which stands behind a key."""
+    style = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": float("inf")}
+    text = yaml.dump(value, Dumper=_Dumper, **style)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def yaml_error(error: Exception) -> str:
     """Return what is wrong with a YAML text, after ``:line`` where that is known."""
     mark = getattr(error, "problem_mark", None)

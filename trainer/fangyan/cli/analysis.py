@@ -13,6 +13,7 @@ import typer
 from fangyan.cli.options import SourceOption
 from fangyan.cli.output import write_pieces
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 from fangyan.terminal import Terminal, printable
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def _by(name: str) -> By:
     from fangyan.analysis.bootstrap import By
 
     if name not in get_args(By):
-        raise UserError(f"--by: found {name!r}, expected one of {', '.join(get_args(By))}")
+        hint = did_you_mean(name, get_args(By))
+        raise UserError(f"--by: found {name!r}, expected one of {', '.join(get_args(By))}{hint}")
     return cast(By, name)
 
 
@@ -151,7 +153,8 @@ def _parts(names: Sequence[str]) -> list[Part]:
 
     for name in names:
         if name not in PARTS:
-            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}")
+            hint = did_you_mean(name, PARTS)
+            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}{hint}")
     return [cast(Part, name) for name in names]
 
 

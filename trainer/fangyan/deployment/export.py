@@ -17,6 +17,7 @@ from fangyan.files import REPEAT, whole_folder
 from fangyan.inference.graph import GRAPH, GraphModel
 from fangyan.inference.load import ExportedModel, load_exported, load_merged, model_folder, new_folder
 from fangyan.models.pooled import PooledModel
+from fangyan.suggestions import did_you_mean
 from fangyan.tasks.task import Metrics
 
 FORMATS = ("onnx", "int8", "gguf")
@@ -103,7 +104,8 @@ def check_format(name: str) -> None:
     if name == "gguf":
         raise UserError(_GGUF)
     if name not in FORMATS:
-        raise UserError(f"--format: found {name[:60]!r}, expected one of {', '.join(FORMATS)}")
+        hint = did_you_mean(name, FORMATS)
+        raise UserError(f"--format: found {name[:60]!r}, expected one of {', '.join(FORMATS)}{hint}")
 
 
 def export_graph(run: str | Path, output: str | Path, in_int8: bool = False) -> Deployed:

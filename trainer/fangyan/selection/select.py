@@ -18,6 +18,7 @@ from fangyan.inference.load import load
 from fangyan.selection.diversity import GradientEmbeddings, k_centre, kmeans_seeds, mean_hidden
 from fangyan.selection.pool import NOTHING, Labelled, fresh, labelled_examples, unlabelled
 from fangyan.selection.uncertainty import UNCERTAINTIES, Uncertainty, uncertainty
+from fangyan.suggestions import did_you_mean
 from fangyan.tasks.predictor import Predictor, Scored
 
 Strategy = Uncertainty | Literal["badge", "k_centre", "random"]
@@ -84,7 +85,8 @@ def choose(
         labelled: what to leave out.
     """
     if strategy not in STRATEGIES:
-        raise UserError(f"strategy: found {short(strategy)}, expected one of {', '.join(STRATEGIES)}")
+        hint = did_you_mean(strategy, STRATEGIES)
+        raise UserError(f"strategy: found {short(strategy)}, expected one of {', '.join(STRATEGIES)}{hint}")
     if number < 1:
         raise UserError(f"number: {number}, expected at least 1")
     if not 0 <= seed < 2**32:
