@@ -50,8 +50,8 @@ def make_app(token: str, port: int) -> FastAPI:
     app.add_middleware(
         BodyLimit,
         most=MOST_UPLOADED + _AROUND,
-        sentence=f"the file is larger than {in_words(MOST_UPLOADED)}, expected a smaller one: put larger files into "
-        f"the folder {Path.cwd()} itself",
+        sentence=f"the file is larger than {in_words(MOST_UPLOADED)}, expected a smaller one: put larger "
+        f"files into the folder {Path.cwd()} itself",
     )
     app.add_middleware(Guard, token=token, port=port)  # added last, it comes first
     app.mount("/static", StaticFiles(directory=_HERE / "static"))

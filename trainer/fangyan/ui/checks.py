@@ -78,7 +78,7 @@ class Checks:
         with self._lock:
             self._end()
             self._file, self._digest, self._checked = file, digest, None
-            self._output = (tempfile.TemporaryFile(), tempfile.TemporaryFile())
+            self._output = (_temporary(), _temporary())
             self._process = commands.start(["check", str(file), "--json"], *self._output)
 
     def of(self, file: Path) -> Checked | bool:
@@ -115,9 +115,15 @@ class Checks:
         try:
             report = json.loads(out)
         except ValueError:
-            said = commands.sentence(lines) or (lines[-1] if lines else f"the check ended without a word ({code})")
+            said = commands.sentence(lines) or (
+                lines[-1] if lines else f"the check ended without a word ({code})"
+            )
             return Checked(self._digest, None, said)
         return Checked(self._digest, report, None)
+
+
+def _temporary() -> IO[bytes]:
+    return tempfile.TemporaryFile()
 
 
 def _text(file: IO[bytes]) -> str:

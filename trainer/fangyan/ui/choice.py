@@ -77,7 +77,8 @@ class Choice(BaseModel):
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return it as hidden fields of a form."""
-        found = [(name, value) for name, value in self if name != "columns" and value not in (None, "")]
+        names = Choice.model_fields.keys() - {"columns"}
+        found = [(name, value) for name, value in self if name in names and value not in (None, "")]
         return [(name, str(value)) for name, value in found] + [("columns", item) for item in self.columns]
 
 
@@ -221,7 +222,9 @@ def _of_conllu(found: Guess) -> Select:
 
 
 def _first_row(path: Path) -> list[str]:
-    lines = (line for line in read_head(path).lines if not is_blank(line) and not line.startswith(("#", "-DOC")))
+    lines = (
+        line for line in read_head(path).lines if not is_blank(line) and not line.startswith(("#", "-DOC"))
+    )
     line = next(lines, "")
     return list(split(line, "\t" if "\t" in line else " "))
 
@@ -237,4 +240,3 @@ def _keys(path: Path, format: str, separator: str | None) -> list[str]:
     except ValueError:
         return []
     return [str(key) for key in record] if isinstance(record, dict) else []
-

@@ -14,7 +14,9 @@ _SAYS = "fangyan: "
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def start(arguments: list[str], output: IO[Any], errors: IO[Any] | int = subprocess.STDOUT) -> subprocess.Popen[bytes]:
+def start(
+    arguments: list[str], output: IO[Any], errors: IO[Any] | int = subprocess.STDOUT
+) -> subprocess.Popen[bytes]:
     """Start a ``fangyan`` command in a session of its own, which outlives the page and its terminal.
 
     Args:

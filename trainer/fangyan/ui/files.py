@@ -55,7 +55,9 @@ def inside(name: str) -> Path:
             return path
     except (ValueError, OSError, RuntimeError):
         pass
-    raise UserError(f"{short(name)}: not in the folder that the page was started in, expected a file within it")
+    raise UserError(
+        f"{short(name)}: not in the folder that the page was started in, expected a file within it"
+    )
 
 
 def entries(folder: Path) -> tuple[list[Entry], int]:

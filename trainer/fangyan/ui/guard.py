@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Everything comes from the server itself. `same-origin`, since a page without a referrer sends no Origin either.
+# Everything comes from the server itself. `same-origin`: a page without a referrer sends no Origin either.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -19,8 +19,8 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _NO_TOKEN = (
-    "This page opens by the whole address that `fangyan ui` has printed, which ends in a token. If the command was "
-    "started again, its new address opens the page; runs have gone on meanwhile."
+    "This page opens by the whole address that `fangyan ui` has printed, which ends in a token. If the "
+    "command was started again, its new address opens the page; runs have gone on meanwhile."
 )
 
 
@@ -69,7 +69,9 @@ class Guard:
         if host not in self._hosts:
             return _refused(f"Host is {host[:80]!r}, expected {' or '.join(sorted(self._hosts))}")
         if origin is not None and origin != f"http://{host}":
-            return _refused(f"Origin is {origin[:80]!r}, expected http://{host}: another site made this request")
+            return _refused(
+                f"Origin is {origin[:80]!r}, expected http://{host}: another site made this request"
+            )
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and self._is_token(given):
             answer = RedirectResponse("/", 303, {"Cache-Control": "no-store"})

@@ -1,7 +1,7 @@
 """Trainings that the page has started: found again by whoever asks, also after the page has ended.
 
-Each is a ``fangyan train`` in a session of its own. What is known of it is a small file in ``.fangyan-ui``, with the
-process's number and start time: of a number that another process has by now, the time is another.
+Each is a ``fangyan train`` in a session of its own. What is known of it is a small file in ``.fangyan-ui``,
+with the process's number and start time: of a number that another process has by now, the time is another.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from fangyan.ui import commands
 
 HOME = Path(".fangyan-ui")
 _REPEAT = "after making room, start it again"
-# Seconds by which the clocks of file systems and processes may differ.
-_CLOCKS = 2.0
+# Seconds by which a process's start may be read differently once the machine's clock has been set. In less, no
+# machine hands out all other numbers.
+_CLOCKS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class Jobs:
         with self._lock:
             running = self.running()
             if running is not None:
-                raise UserError(f"{running} is being trained, expected one at a time: stop it, or wait until it ends")
+                raise UserError(
+                    f"{running} is being trained, expected one at a time: stop it, or wait until it ends"
+                )
             with writing(HOME, _REPEAT):
                 HOME.mkdir(exist_ok=True)
                 (HOME / ".gitignore").write_text("*\n", encoding="utf-8")
@@ -128,7 +131,7 @@ class Jobs:
         if child is not None and child.poll() is not None:
             del self._children[job.pid]
             return None
-        return _process(job.pid, lambda created: created == job.created)
+        return _process(job.pid, lambda created: abs(created - job.created) < _CLOCKS)
 
 
 def find(run: Path) -> Job | None:

@@ -10,8 +10,7 @@ from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from fangyan.errors import UserError
-from fangyan.first_run.guess import Guess
-from fangyan.first_run.settings import suitable_model
+from fangyan.first_run.settings import learning, suitable_model
 from fangyan.first_run.siblings import name_of, siblings
 from fangyan.ui import recipes
 from fangyan.ui.checks import Checked
@@ -43,9 +42,7 @@ def add_pages(app: FastAPI, state: State) -> None:
     @app.get("/")
     def home(request: Request) -> HTMLResponse:
         runs = [(run, best_of(run)) for run in all_runs(state.jobs)]
-        return state.page(
-            request, "home.html", runs=runs, recipes=recipes.recipes_here(), tasks=TASK_NAMES
-        )
+        return state.page(request, "home.html", runs=runs, recipes=recipes.recipes_here(), tasks=TASK_NAMES)
 
     @app.get("/files")
     def files(request: Request, at: str = "") -> HTMLResponse:
@@ -78,15 +75,13 @@ def add_pages(app: FastAPI, state: State) -> None:
 
     @app.post("/model")
     def write(request: Request, wish: Annotated[Wish, Form()]) -> Response:
-        choice, settings = (kind.model_validate(wish.model_dump(include=set(kind.model_fields)))
-                            for kind in (Choice, Settings))
-        path = inside(choice.train)
+        path = inside(wish.train)
         try:
-            _, found = guessed(choice, path)
-            file, text = recipes.written(found, str(path), settings)
+            _, found = guessed(wish, path)
+            file, text = recipes.written(found, str(path), wish)
             recipes.save(file, text, None)
         except UserError as error:
-            return _model_page(request, state, choice, settings, str(error))
+            return _model_page(request, state, wish, wish, str(error))
         return RedirectResponse(f"/recipe?{urlencode({'file': file})}", 303)
 
     _add_recipe_pages(app, state)
@@ -133,8 +128,12 @@ def _model_page(
     preview(found, path)
     beside = siblings(path, found)
     files = [
-        str(other) for other in sorted(path.parent.iterdir())
-        if other.is_file() and other != path and other.suffix == path.suffix and not other.name.startswith(".")
+        str(other)
+        for other in sorted(path.parent.iterdir())
+        if other.is_file()
+        and other != path
+        and other.suffix == path.suffix
+        and not other.name.startswith(".")
     ]
     suits = suitable_model(found)
     return state.page(
@@ -149,18 +148,11 @@ def _model_page(
         test=settings.test or str(beside.get("test", "")),
         files=files[:_MOST_FILES],
         suits=suits,
-        epochs=_epochs(found, str(path), None if suits is None else suits.path),
+        epochs=None if suits is None else learning(found, suits.path)["train"].get("epochs"),
         models=_models_here(),
         mistake=mistake,
         task=TASK_NAMES.get(found.task, found.task),
     )
-
-
-def _epochs(found: Guess, train: str, model: str | None) -> int | None:
-    """Return how many epochs suit the file and a model; None where no model suits."""
-    from fangyan.first_run.settings import learning
-
-    return None if model is None else int(learning(found, model)["train"].get("epochs", 5))
 
 
 def _models_here() -> list[str]:

@@ -240,7 +240,9 @@ def save(file: str, text: str, before: str | None) -> Recipe:
     recipe = parsed(text, str(path))
     is_there = path.exists()
     if is_there if before is None else (not is_there or digest(read(file)) != before):
-        raise UserError(f"{path}: it was changed elsewhere meanwhile; expected that nobody else edits it: open it anew")
+        raise UserError(
+            f"{path}: it was changed elsewhere meanwhile; expected that nobody else edits it: open it anew"
+        )
     with whole_file(path, _REPEAT) as partial:
         partial.write_text(text, encoding="utf-8")
     return recipe

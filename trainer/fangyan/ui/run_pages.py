@@ -17,10 +17,10 @@ from fangyan.ui.files import inside
 from fangyan.ui.runs import Run, run_at, status
 from fangyan.ui.state import State
 
-# A report is a page of its own with scripts in it, and may quote anybody's text: it reaches nothing of this page.
+# A report is a page of its own with scripts in it, and may quote anybody's text: it reaches nothing of ours.
 _REPORT = {
-    "Content-Security-Policy": "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; script-src "
-    "'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 }
 
 
@@ -35,7 +35,7 @@ def add_run_pages(app: FastAPI, state: State) -> None:
             request,
             "run.html",
             run=found,
-            status=status(found, state.paces),
+            now=status(found, state.paces),
             command=_command(found),
             recipe_file=_recipe_file(found),
             task=TASK_NAMES.get(found.task, found.task),
@@ -57,7 +57,9 @@ def add_run_pages(app: FastAPI, state: State) -> None:
     def resume(run: Annotated[str, Form()]) -> RedirectResponse:
         found = run_at(inside(run), state.jobs)
         if not found.can_resume:
-            raise UserError(f"{found.path}: {found.state}, expected a run that has stopped or failed on its way")
+            raise UserError(
+                f"{found.path}: {found.state}, expected a run that has stopped or failed on its way"
+            )
         state.jobs.start(found.path, _resuming(found.path))
         return _to(found.path)
 
@@ -86,7 +88,7 @@ def _to(path: Path) -> RedirectResponse:
 
 
 def _resuming(path: Path) -> list[str]:
-    """Return the command that resumes a run, by the recipe in its folder: exactly the one that it began with."""
+    """Return the command that resumes a run, by the recipe in its folder: that which it began with."""
     return ["train", str(path / "recipe.yaml"), f"run_dir={path}", "--resume", "auto"]
 
 

@@ -25,8 +25,8 @@ _BEST = "-best"
 _PRIMARY = ("joint_f1", "entity_f1", "macro_f1", "spearman", "f1", "token_accuracy", "character_perplexity")
 _LESS_IS_BETTER = re.compile(r"perplexity|loss|bits")
 _SILENT = (
-    "It ended without a word, as when memory runs out or the machine is switched off. Resume goes on from the "
-    "last checkpoint."
+    "It ended without a word, as when memory runs out or the machine is switched off. Resume goes on from "
+    "the last checkpoint."
 )
 _STATES = {"running": "Running", "stopped": "Stopped", "finished": "Finished", "failed": "Failed"}
 
@@ -80,7 +80,9 @@ class Run:
     @property
     def can_resume(self) -> bool:
         """Return whether it can go on."""
-        return self.state in ("stopped", "failed") and self.has_begun and (self.path / "recipe.yaml").is_file()
+        return (
+            self.state in ("stopped", "failed") and self.has_begun and (self.path / "recipe.yaml").is_file()
+        )
 
 
 def all_runs(jobs_here: Jobs) -> list[Run]:
@@ -167,7 +169,7 @@ def status(run: Run, paces: Paces) -> dict[str, Any]:
     if run.state == "running" and losses:
         left = paces.seconds_left(run.path, step, total, (run.path / "metrics.jsonl").stat().st_mtime)
     epochs = recipe.get("train", {}).get("epochs") if isinstance(recipe.get("train"), dict) else None
-    speed = next((r for r in reversed(records) if r["kind"] == "speed"), {})
+    speed: dict[str, Any] = next((r for r in reversed(records) if r["kind"] == "speed"), {})
     dev = _dev(records)
     return {
         "state": run.state,
@@ -248,7 +250,9 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
-                if isinstance(record, dict) and all(type(record.get(key)) is int for key in ("step", "epoch")):
+                if isinstance(record, dict) and all(
+                    type(record.get(key)) is int for key in ("step", "epoch")
+                ):
                     yield {"kind": "", **record}
 
 
@@ -264,7 +268,9 @@ def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float
 def _total_steps(run: Run) -> int | None:
     """Return how many steps a run takes, which its log says as it begins."""
     with suppress(OSError):
-        for line in reversed((run.path / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()):
+        for line in reversed(
+            (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             match = _STEPS.search(line)
             if match:
                 return int(match[1].replace(",", ""))

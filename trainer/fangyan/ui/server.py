@@ -44,7 +44,10 @@ def serve_page(folder: Path, port: int | None) -> None:
 
         def announce() -> None:
             print(f"fangyan: the page for {printable(str(Path.cwd()))} is at\n\n    {address}\n")
-            print("Open this address in a browser. Ctrl-C ends the page; a training that runs goes on.", flush=True)
+            print(
+                "Open this address in a browser. Ctrl-C ends the page; a training that runs goes on.",
+                flush=True,
+            )
 
         answer(make_app(token, own_port), listener, HOST, own_port, _PATIENCE, announce)
 

@@ -64,18 +64,20 @@ class Trial:
 
 def sources(run: Path) -> list[str]:
     """Return the names of data sets that a run's model is told; none where it is told none."""
-    with suppress(UserError):
+    with suppress(UserError, OSError):
         if data_section(run / "recipe.yaml").get("prefix"):
             return source_names(run)
     return []
 
 
 def example(run: Path) -> tuple[list[str], list[str]]:
-    """Return the names of what a user types for a run's model, and an example of each from the run's own data."""
+    """Return the names of what a user types for a run's model, and an example of each, of the run's own."""
     fields: dict[str, Any] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        with (run / "splits" / "dev.jsonl").open(encoding="utf-8") as file:
-            fields = json.loads(file.readline())["fields"]
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError),
+        (run / "splits" / "dev.jsonl").open(encoding="utf-8") as file,
+    ):
+        fields = json.loads(file.readline())["fields"]
     for pair in _PAIRS:
         if set(pair) <= set(fields):
             return list(pair), [str(fields[name])[:_SHOWN] for name in pair]
@@ -85,7 +87,7 @@ def example(run: Path) -> tuple[list[str], list[str]]:
 def _text(run: Path, fields: dict[str, Any]) -> str:
     """Return an example as a line: words with spaces between, as a file of words has them."""
     if "tokens" in fields:
-        with suppress(UserError):
+        with suppress(UserError, OSError):
             between = "" if data_section(run / "recipe.yaml").get("tokens") == "characters" else " "
             return between.join(map(str, fields["tokens"]))[:_SHOWN]
     if "messages" in fields:
