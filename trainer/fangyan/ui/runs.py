@@ -56,9 +56,10 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Return the run's recipe; nothing where there is none yet."""
+        """Return the run's recipe: its own, or until it has one that which it was started with."""
+        is_new = self.job is not None and not self.has_begun
         with suppress(UserError, OSError):
-            return read_yaml(self.path / "recipe.yaml")
+            return read_yaml(Path(self.job.arguments[1]) if is_new and self.job else self.path / "recipe.yaml")
         return {}
 
     @property
