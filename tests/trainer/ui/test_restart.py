@@ -51,7 +51,7 @@ def test_a_running_training_is_found_after_the_server_was_killed(corpus):
         assert client.post("/run/stop", data={"run": "runs/kept"}).status_code == 200
         now = wait_for(client, lambda now: now["state"] != "running")
         assert (now["state"], now["can_resume"]) == ("stopped", True)
-        assert "with a checkpoint" in " ".join([now["sentence"], *now["log"]])
+        assert now["sentence"].startswith("Stopped as you asked, with a checkpoint.")
         assert (corpus.folder / "runs" / "kept" / "checkpoints" / "last" / "state.json").is_file()
 
 

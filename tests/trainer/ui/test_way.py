@@ -145,7 +145,7 @@ def watch_stop_and_resume(visitor):
     visitor.look()
     visitor.press("Stop")
     page.locator("#state.stopped").wait_for()
-    assert "with a checkpoint" in page.locator("#sentence").text_content()
+    assert page.locator("#sentence").text_content().startswith("Stopped as you asked, with a checkpoint.")
     visitor.look()
     visitor.press("Resume")
     page.locator("#state.finished").wait_for(timeout=PATIENCE)

@@ -28,6 +28,8 @@ _SILENT = (
     "It ended without a word, as when memory runs out or the machine is switched off. Resume goes on from "
     "the last checkpoint."
 )
+_STOPPED = "Stopped as you asked, with a checkpoint. Resume goes on from there."
+_STOPPED_EARLY = "Stopped as you asked, before anything was learned."
 _STATES = {"running": "Running", "stopped": "Stopped", "finished": "Finished", "failed": "Failed"}
 
 
@@ -122,10 +124,15 @@ def run_at(path: Path, jobs_here: Jobs) -> Run:
     if job is None:
         return Run(path, job, "stopped", None, begun)
     said = commands.sentence(commands.last_lines(job.output, 40))
-    was_stopped = job.stopped or (said is not None and "the run ends" in said)
-    if was_stopped:
+    if job.stopped:
+        return Run(path, job, "stopped", _STOPPED if _has_checkpoint(path) else _STOPPED_EARLY, begun)
+    if said is not None and "the run ends" in said:  # by another's signal
         return Run(path, job, "stopped", said, begun)
     return Run(path, job, "failed", said or _SILENT, begun)
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return (path / "checkpoints" / "last").exists()
 
 
 def _is_newer(path: Path, moment: float) -> bool:
