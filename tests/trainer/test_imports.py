@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 
 # Each may import from its own floor's folder and from every floor below. CONTRIBUTING.md says why.
 FLOORS = [
-    ("errors",),
-    ("config", "device", "environment", "files", "packages", "suggestions", "terminal", "yaml_text"),
+    ("errors", "suggestions"),
+    ("config", "device", "environment", "files", "packages", "terminal", "yaml_text"),
     ("distributed",),
     ("data",),
     ("models",),

@@ -150,8 +150,10 @@ def dump_yaml(tree: Any) -> str:
 
 def inline_yaml(value: Any) -> str:
     """Return a value as YAML on one line, which stands behind a key."""
-    style = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": float("inf")}
-    text = yaml.dump(value, Dumper=_Dumper, **style)
+    one_line = float("inf")
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=one_line
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

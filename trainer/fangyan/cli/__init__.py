@@ -23,7 +23,6 @@ from fangyan.terminal import arguments_error, use_utf8
 app = typer.Typer(
     help="Adapts language models to dialects and local languages.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(first_run.init)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from fangyan.cli import completion
 from fangyan.cli.options import SourceOption
 from fangyan.cli.output import write_pieces
 from fangyan.errors import UserError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from fangyan.analysis.bootstrap import By
     from fangyan.analysis.options import Part
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(help="A run folder.", show_default=False, autocompletion=completion.runs)
+]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
@@ -74,7 +77,9 @@ StoreOption = Annotated[
 
 def compare(
     run: RunFolder,
-    other: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    other: Annotated[
+        Path, typer.Argument(help="Another.", show_default=False, autocompletion=completion.runs)
+    ],
     data: DataOption = None,
     source: SourceOption = None,
     by: ByOption = "auto",

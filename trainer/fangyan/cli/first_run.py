@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from fangyan.cli import completion
 from fangyan.cli.output import write_pieces
 from fangyan.terminal import Terminal, printable
 
@@ -18,8 +19,8 @@ def init(
         Path | None,
         typer.Option(
             "--from",
-            help="A file of yours: its format, columns, tag scheme and task are guessed, and files of dev and test "
-            "beside it are found.",
+            help="A file of yours: its format, columns, tag scheme and task are guessed, and dev and "
+            "test files beside it are found.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +53,10 @@ def init(
     name: Annotated[str | None, typer.Option(help="Of the run.", show_default=False)] = None,
     output: Annotated[Path, typer.Option(help="The recipe to write, a new file.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a recipe for data of your own, with a comment on every field; in a terminal, by a few questions."""
+    """Write a recipe for data of your own, with a comment on each field.
+
+    In a terminal it asks for what is not given, with an answer that Enter takes.
+    """
     from fangyan.first_run.command import Answers, write_recipe
 
     terminal = Terminal(highlight=False) if sys.stdin.isatty() and sys.stdout.isatty() else None
@@ -61,7 +65,10 @@ def init(
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="One of them, to print.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, to print.", show_default=False, autocompletion=completion.recipes),
+    ] = None,
 ) -> None:
     """List the recipes that come with fangyan, or print one."""
     from fangyan.first_run.shipped import shipped

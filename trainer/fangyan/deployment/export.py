@@ -9,6 +9,7 @@ from typing import Any
 
 from fangyan.data.example import Example
 from fangyan.data.splits import read_examples
+from fangyan.deployment import FORMATS
 from fangyan.deployment.comparison import TOGETHER, Agreement, Comparison, Model
 from fangyan.deployment.readme import readme
 from fangyan.deployment.tracing import check_packages, quiet, save, trace
@@ -20,7 +21,6 @@ from fangyan.models.pooled import PooledModel
 from fangyan.suggestions import did_you_mean
 from fangyan.tasks.task import Metrics
 
-FORMATS = ("onnx", "int8", "gguf")
 _GGUF = (
     "--format gguf: no package converts models to it; run: fangyan export RUN FOLDER --merge, and then "
     "llama.cpp's own: python convert_hf_to_gguf.py FOLDER"

@@ -112,8 +112,8 @@ def conll_readings(head: Head) -> list[Reading]:
             if max(tag.kinds for tag in tags) > 0.2 * len(rows):
                 return []
             raise UserError(
-                f"{head.path}: columns of tokens and tags, but no blank line in {len(rows):,} lines; expected "
-                "one after each sentence"
+                f"{head.path}: columns of tokens and tags, but no blank line in {len(rows):,} lines; "
+                "expected one after each sentence"
             )
         if max(tag.kinds for tag in tags) >= token.kinds and not any(tag.is_prefixed for tag in tags):
             return []
@@ -206,8 +206,10 @@ def _by_tags(width: int, token: _Column, tags: Sequence[_Column], one: bool) -> 
         f"column {token.number} has tokens ({quoted(token.values)})",
     ]
     sureness = 0.95 if len(tags) == 1 else 0.75 if tags[0].is_prefixed else 0.6
+    question, doubtful = _QUESTION, False
     if one or not (tags[0].is_prefixed or _is_upper(tags[0]) or len(token.values) > _ONE_SENTENCE):
-        sureness = min(sureness, 0.6)  # verses of two words may look so, too
+        sureness, doubtful = min(sureness, 0.6), len(tags) == 1
+        question = "Are these words with a tag each, or lines of raw text?" if doubtful else _QUESTION
     readings = []
     for place, tag in enumerate(tags):
         columns = {"token": token.number, "tag": tag.number}
@@ -219,8 +221,11 @@ def _by_tags(width: int, token: _Column, tags: Sequence[_Column], one: bool) -> 
                 base if plain else {**base, "columns": columns},
                 max(0.1, sureness - 0.15 * place),
                 [*reasons, f"column {tag.number} has {shown}"],
-                _QUESTION,
-                f"column {tag.number}: {quoted(tag.values)}",
+                question,
+                f"words with a tag in column {tag.number}: {quoted(tag.values)}",
             )
         )
+    if doubtful:
+        text = Reading("causal_lm", {"format": "text"}, 0.3, ["its lines are text"], question, "raw text")
+        readings.append(text)
     return readings

@@ -64,8 +64,11 @@ def write_recipe(given: Answers, terminal: Terminal | None, say: Callable[[str],
     found = _chosen(found, path, given, terminal, say)
     splits = _splits(found, path, given, terminal, say)
     model = given.model
+    suited = suitable_model(found)
     if model is None and terminal is not None:
-        model = questions.ask_model(suitable_model(found), terminal)
+        model = questions.ask_model(suited, terminal)
+    elif model is None and suited is not None:
+        say(f"the model is {suited.path}, which needs no download; --model names another")
     name = given.name or name_of(path)
     if given.name is None and terminal is not None:
         name = questions.ask_name(name, terminal)
@@ -99,7 +102,7 @@ def _chosen(
         return found
     if terminal is not None:
         return questions.ask_which(found, terminal)
-    say(f"{found.question} Taken is {found.answers[0].text!r}; the recipe can be changed.")
+    say(f"{found.question} Taken: {found.answers[0].text} (to change in the recipe)")
     return found
 
 
@@ -113,6 +116,7 @@ def _splits(
     beside = {name: file for name, file in siblings(path, found).items() if name not in splits}
     if terminal is not None:
         beside = questions.ask_siblings(beside, terminal)
-    for name, file in beside.items():
-        say(f"{file} lies beside it, and is {name}")
+    else:
+        for name, file in beside.items():
+            say(f"{file} lies beside it, and is taken as {name}")
     return {name: str(file) for name, file in {**splits, **beside}.items()}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fangyan.data.compression import suffix
 from fangyan.data.formats.datasets import read_records
@@ -34,7 +34,7 @@ def json_readings(head: Head) -> list[Reading]:
     first = lines[0][1]
     if not _JSON.match(first) and suffix(head.path) not in (".jsonl", ".ndjson"):
         return []
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in islice(lines, _RECORDS):
         try:
             record = json.loads(line)
@@ -95,8 +95,8 @@ def csv_readings(head: Head) -> list[Reading]:
             return record_readings(head.path, records, found, f"a table with a header, {name} between cells")
     if suffix(head.path) in (".csv", ".tsv", ".tab"):
         raise UserError(
-            f"{head.path}: no table: rows differ in how many cells they have; expected as many as the header, and "
-            "quotation marks around cells that hold a separator"
+            f"{head.path}: no table: rows differ in how many cells they have; expected as many as in the "
+            "header, and quotation marks around cells that hold a separator"
         )
     return []
 
@@ -105,7 +105,7 @@ def _rows(lines: Sequence[str], separator: str, quoted: bool, is_whole: bool) ->
     """Return the rows of a table; None where lines are none."""
     if lines[0].count(separator) == 0:
         return None
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     ended = (f"{line}\n" for line in lines)
     rows: list[list[str]] = []
     try:
@@ -124,8 +124,8 @@ def _check_header(head: Head, rows: Sequence[Sequence[str]]) -> None:
     is_data = any(_is_number(name) or name in {row[i] for row in rows[1:]} for i, name in enumerate(names))
     if not is_named or is_data:
         raise UserError(
-            f"{head.path}:1: no header ({', '.join(names)[:60]}), expected a first line with the columns' names, "
-            "such as text and label"
+            f"{head.path}:1: no header ({', '.join(names)[:60]}), expected a first line with the columns' "
+            "names, such as text and label"
         )
 
 
@@ -140,8 +140,6 @@ def chat_readings(head: Head) -> list[Reading]:
     if not speakers or not any(line.startswith("@Begin") for line in head.lines[:10]):
         return []
     if not tiers:
-        raise UserError(
-            f"{head.path}: a CHAT transcript without %mor: lines, expected some, which have the tags"
-        )
+        raise UserError(f"{head.path}: a CHAT transcript without %mor: lines, expected some: they have tags")
     reasons = ["a CHAT transcript, whose %mor: lines have tags"]
     return [Reading("token_classification", {"format": "chat", "tier": "mor"}, 0.95, reasons)]

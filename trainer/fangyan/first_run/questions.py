@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
 from fangyan.errors import UserError
@@ -41,7 +43,7 @@ def ask_siblings(found: dict[str, Path], terminal: Terminal) -> dict[str, Path]:
     if not found:
         return {}
     named = " and ".join(f"{path} ({split})" for split, path in found.items())
-    question = f"Found {printable(named)}. Use {'them' if len(found) > 1 else 'it'}?"
+    question = f"Found {escape(printable(named))}. Use {'them' if len(found) > 1 else 'it'}?"
     return found if Confirm.ask(question, default=True, console=terminal) else {}
 
 
@@ -62,4 +64,8 @@ def ask_model(suited: Model | None, terminal: Terminal) -> str | None:
 
 def ask_name(default: str, terminal: Terminal) -> str:
     """Ask what the run is called."""
-    return Prompt.ask("Name of the run", default=default, console=terminal).strip()
+    while True:
+        name = Prompt.ask("Name of the run", default=default, console=terminal).strip()
+        if re.fullmatch(r"[\w-][\w.-]{0,79}", name):
+            return name
+        terminal.print("Letters, digits, - and _, and . within: it becomes a folder.")

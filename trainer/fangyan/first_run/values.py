@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,15 +167,19 @@ def _words(records: Records, name: str) -> list[list[str]] | None:
     found: list[list[str]] = []
     for record in records:
         value = record.get(name)
-        if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.lstrip().startswith("[") else value.split(" ")
-            except ValueError:
-                value = value.split(" ")
-        if not isinstance(value, list) or not all(isinstance(part, str | int) for part in value):
+        words = _cell(value) if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(part, str | int) for part in words):
             return None
-        found.append([str(part) for part in value])
+        found.append([str(part) for part in words])
     return found
+
+
+def _cell(text: str) -> Any:
+    """Return a cell of a table as a list: JSON, or words between spaces."""
+    if text.lstrip().startswith("["):
+        with suppress(ValueError):
+            return json.loads(text)
+    return text.split(" ")
 
 
 def _texts(records: Records, names: Sequence[str], base: dict[str, Any], why: list[str]) -> list[Reading]:

@@ -13,7 +13,7 @@ from fangyan.recipe import parse_recipe
 from fangyan.yaml_text import inline_yaml, parse_yaml
 
 # Where comments behind fields begin, and the longest line.
-_BEHIND, _WIDTH = 36, 110
+_BEHIND, _WIDTH = 35, 110
 # Examples below which nothing is held out for a test.
 _FEW = 100
 
@@ -27,12 +27,16 @@ TASKS = {
     "instruction": "the assistant's answers in conversations",
 }
 _SCHEMES = {
-    "segmentation": "tags mark words, and are scored as such",
-    "plain": "tags are plain labels, each scored by itself",
+    "segmentation": "auto takes your tags for words, which are scored as such",
+    "plain": "auto takes your tags for plain labels, each scored by itself",
+}
+_OPTIONS = {
+    "scheme": "plain: labels, each scored by itself; io: types of entities",
+    "kind": "single_label: a class; regression: a number, of which one is more than another",
 }
 _RATE = "too high: the loss jumps; too low: it hardly falls"
-_EPOCHS = "time lacks: fewer; dev still gains in the last one: more"
-_BATCH = "of a step, whole sequences; memory lacks: fewer"
+_EPOCHS = "passes over train; too long: fewer; dev still gains in the last: more"
+_BATCH = "in a step; too much memory: fewer"
 
 
 def recipe_text(
@@ -58,11 +62,12 @@ def recipe_text(
     Raises:
         UserError: if a value is none that a recipe takes, or no model suits and none is given.
     """
-    chosen = suitable_model(guess) if model is None else given_model(model)
+    suited = suitable_model(guess)
+    chosen = suited if model is None or (suited and model == suited.path) else given_model(model)
     if chosen is None:
         raise UserError(
-            f"--model: missing; {guess.task} begins with a pretrained model, expected its folder or its name on "
-            "the hub"
+            f"--model: missing; {guess.task} begins with a pretrained model, expected its folder or its name "
+            "on the hub"
         )
     sections = learning(guess, chosen.path)
     lines = [
@@ -78,7 +83,7 @@ def recipe_text(
         "",
         *_model_lines(chosen),
         "",
-        *_learning_lines(guess, chosen, sections),
+        *_learning_lines(chosen, sections),
     ]
     text = "\n".join(lines) + "\n"
     parse_recipe(parse_yaml(text), file)  # names and paths are the user's
@@ -89,7 +94,7 @@ def _field(key: str, value: Any, comment: str = "", indent: int = 2) -> str:
     """Return a line of a field, with what is said of it behind."""
     shown = f"{value:.1e}".replace("e-0", "e-") if key == "lr" else inline_yaml(value)
     line = f"{' ' * indent}{key}: {shown}"
-    return f"{line:<{_BEHIND}}# {comment}" if comment else line
+    return f"{line:<{_BEHIND}} # {comment}" if comment else line
 
 
 def _above(comment: str) -> list[str]:
@@ -100,9 +105,9 @@ def _above(comment: str) -> list[str]:
 def _task_lines(guess: Guess) -> list[str]:
     lines = ["task:", _field("name", guess.task)]
     if guess.scheme is not None and "scheme" not in guess.options:
-        says = _SCHEMES.get(guess.scheme, f"tags mark entities ({guess.scheme}), and are scored as such")
+        says = _SCHEMES.get(guess.scheme, f"auto takes your tags for entities, in {guess.scheme}")
         lines.append(_field("scheme", "auto", says))
-    lines += [_field(key, value, "as you said") for key, value in guess.options.items()]
+    lines += [_field(key, value, _OPTIONS[key]) for key, value in guess.options.items()]
     return lines
 
 
@@ -112,11 +117,12 @@ def _data_lines(guess: Guess, train: str, dev: str | float | None, test: str | f
     comments = {
         "column": f"the tags to learn{', or ' + ', '.join(others[1:]) if len(others) > 1 else ''}",
         "columns": "where the file has what",
-        "tokens": "predict cuts a text into these",
+        "tokens": "what has a tag; predict cuts a text into these, words at spaces",
     }
-    lines += [
-        _field(key, value, comments.get(key, "")) for key, value in guess.format.items() if key != "format"
-    ]
+    fields = {key: value for key, value in guess.format.items() if key != "format"}
+    if guess.task == "token_classification":
+        fields.setdefault("tokens", "words")
+    lines += [_field(key, value, comments.get(key, "")) for key, value in fields.items()]
     few = guess.is_whole and guess.examples < _FEW
     if dev is None:
         dev = 0.05 if guess.task in WRITING and not few else 0.2 if few else 0.1
@@ -137,18 +143,16 @@ def _data_lines(guess: Guess, train: str, dev: str | float | None, test: str | f
 def _model_lines(model: Model) -> list[str]:
     lines = ["model:", *_above(model.why), _field("path", model.path)]
     if model.path == SCRATCH:
-        lines.append(
-            _field("size", "small", "time lacks: tiny; base is more accurate, in 2.5 times the time")
-        )
+        lines.append(_field("size", "small", "too slow: tiny; base is more accurate, in 2.5 times the time"))
     return lines
 
 
-def _learning_lines(guess: Guess, model: Model, sections: dict[str, Any]) -> list[str]:
+def _learning_lines(model: Model, sections: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     adaptation, optimizer, train = (sections[name] for name in ("adaptation", "optimizer", "train"))
     if adaptation:
         comments = {
-            "name": "small matrices learn beside frozen weights; memory lacks: quantization: nf4 too",
+            "name": "small matrices learn beside frozen weights",
             "rank": "of the matrices: more learns more, and takes more memory",
             "alpha": "scales them by alpha / rank",
         }
@@ -156,10 +160,10 @@ def _learning_lines(guess: Guess, model: Model, sections: dict[str, Any]) -> lis
             "adaptation:",
             *(_field(key, value, comments.get(key, "")) for key, value in adaptation.items()),
         ]
-        lines.append("")
+        lines += ["  # quantization: nf4               # too much memory: frozen weights in 4 bits", ""]
     elif model.path != SCRATCH:
         lines += [
-            "# Memory lacks: adaptation: {name: lora, rank: 16, alpha: 32}, with optimizer.lr: 1.0e-3",
+            "# Too much memory: adaptation: {name: lora, rank: 16, alpha: 32}, and optimizer.lr of 1.0e-3",
             "",
         ]
     comments = {"lr": _RATE, "layer_decay": "the lower a layer, the less of its pretraining is undone"}
