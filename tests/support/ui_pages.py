@@ -6,7 +6,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-SENTENCES = ["mun lean dáppe", "don leat doppe", "son boahtá odne", "mii leat dáppe odne", "soai leaba doppe ihttin"]
+SENTENCES = [
+    "mun lean dáppe",
+    "don leat doppe",
+    "son boahtá odne",
+    "mii leat dáppe odne",
+    "soai leaba doppe ihttin",
+]
 TAGS = {"mun": "PRON", "don": "PRON", "son": "PRON", "mii": "PRON", "soai": "PRON"}
 TAGS |= {"lean": "AUX", "leat": "AUX", "leaba": "AUX", "boahtá": "VERB"}
 

@@ -1,4 +1,4 @@
-"""What the page answers: who may ask, what is refused in a sentence, and what it makes of files and settings."""
+"""What the page answers: who may ask, what is refused in a sentence, what it makes of files and settings."""
 
 import html
 import json
@@ -203,7 +203,7 @@ def test_what_was_guessed_is_shown_and_corrected(client, folder):
 
 
 def test_columns_are_corrected(client, folder):
-    rows = [f"{i} {word} N X{i % 2}\n" for i, word in enumerate("a b c d e f".split())]
+    rows = [f"{i} {word} N X{i % 2}\n" for i, word in enumerate(["a", "b", "c", "d", "e", "f"])]
     (folder / "four.conll").write_text("\n".join("".join(rows) for _ in range(4)), encoding="utf-8")
     params = {"train": "four.conll", "columns": ["token=2", "tag=4"], "scheme": "plain"}
     page = client.get("/data", params=params).text
@@ -212,7 +212,11 @@ def test_columns_are_corrected(client, folder):
     records = [{"said": f"text {i}", "kind": "ab"[i % 2], "other": "x"} for i in range(40)]
     lines = "\n".join(map(json.dumps, records))
     (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
-    params = {"train": "texts.jsonl", "task": "sequence_classification", "columns": ["text=said", "label=kind"]}
+    params = {
+        "train": "texts.jsonl",
+        "task": "sequence_classification",
+        "columns": ["text=said", "label=kind"],
+    }
     page = client.get("/data", params=params).text
     assert re.search(r"<dt>text</dt><dd[^>]*>text 1</dd>", page)
     assert re.search(r"<dt>label</dt><dd[^>]*>b</dd>", page)
@@ -255,6 +259,7 @@ def test_settings_become_a_recipe(client, folder):
         ({"epochs": "many"}, "epochs: found 'many', expected a whole number"),
         ({"name": "a/b"}, "name: found 'a/b', expected up to 80 letters"),
         ({"model": "own"}, "model: missing, expected a folder, or a name on the hub"),
+        ({"own_model": "a/model"}, "model: 'a/model' is named, but another is chosen"),
         ({"dev": "none.conllu"}, "dev: none.conllu: no such file"),
         ({"size": "huge"}, "size: input should be"),
     ],
@@ -381,10 +386,15 @@ def test_a_run_of_a_terminal_is_found_running(client, folder):
     run = folder / "runs" / "other"
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("name: other\ntrain: {epochs: 4}\n", encoding="utf-8")
-    lines = [{"kind": "train", "step": 1, "epoch": 0, "loss": 2.0}, {"kind": "train", "step": 2, "epoch": 0, "loss": 1.0}]
+    lines = [
+        {"kind": "train", "step": 1, "epoch": 0, "loss": 2.0},
+        {"kind": "train", "step": 2, "epoch": 0, "loss": 1.0},
+    ]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tra'
     (run / "metrics.jsonl").write_text(text, encoding="utf-8")
-    (run / "log.txt").write_text("other: examples train 60; Model on 1 x cpu; 1,200 steps\n", encoding="utf-8")
+    (run / "log.txt").write_text(
+        "other: examples train 60; Model on 1 x cpu; 1,200 steps\n", encoding="utf-8"
+    )
     holder = {"pid": os.getpid(), "host": socket.gethostname()}
     (run / ".lock").write_text(json.dumps(holder), encoding="utf-8")
     now = client.get("/run/status", params={"run": "runs/other"}).json()

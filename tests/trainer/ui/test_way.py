@@ -22,15 +22,19 @@ class Visitor:
         context = browser.new_context(viewport={"width": 390, "height": 844})
         context.set_default_timeout(30_000)
         self.page = context.new_page()
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on(
+            "console", lambda message: self.errors.append(message.text) if message.type == "error" else None
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
 
     def look(self):
-        """Check that nothing is wider than the screen and all fields have names; ends in the phone's width."""
+        """Check that nothing is wider than the screen and all fields have names; end in the phone's width."""
         for width in reversed(WIDTHS):
             self.page.set_viewport_size({"width": width, "height": 844})
-            assert self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), self.page.url
+            assert self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), (
+                self.page.url
+            )
         for field in self.page.locator("input:not([type=hidden]), select, textarea").all():
             name = field.evaluate("field => field.labels?.[0]?.textContent.trim() || field.ariaLabel")
             assert name, field.evaluate("field => field.outerHTML")
@@ -122,7 +126,9 @@ def write_and_check(visitor):
     page.get_by_text("words.yaml: train.epochs: input should be a valid integer").wait_for()
     visitor.errors.clear()
     # Many small steps, each of which is seen.
-    changed = written.replace("train:\n", "train:\n  log_every: 1\n").replace("batch_tokens: 850", "batch_tokens: 40")
+    changed = written.replace("train:\n", "train:\n  log_every: 1\n").replace(
+        "batch_tokens: 850", "batch_tokens: 40"
+    )
     field.fill(changed)
     visitor.press("Save and check")
     page.get_by_text("Checking: the data is read").wait_for()
@@ -152,3 +158,30 @@ def watch_stop_and_resume(visitor):
     page.get_by_label("A sentence").wait_for()
     assert page.get_by_label("A sentence").input_value() == "mun lean dáppe 0"
     assert page.locator("#dev svg").get_attribute("aria-label").startswith("token accuracy: from ")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible(visitor, scheme):
+    """By axe: names, roles, contrast and order of headings, on a phone."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    browser = visitor.page.context.browser
+    home = visitor.address.partition("?")[0]
+    # axe is a script of another's, which the page's own policy would not let in.
+    context = browser.new_context(
+        color_scheme=scheme, viewport={"width": 390, "height": 844}, bypass_csp=True
+    )
+    page = context.new_page()
+    page.goto(visitor.address)
+    for path in (
+        "",
+        "files",
+        "data?train=train.conllu",
+        "data?train=train.conllu&column=xpos",
+        "model?train=train.conllu",
+        "recipe?file=words.yaml",
+        "run?run=runs/words",
+    ):
+        page.goto(home + path)
+        found = axe.Axe().run(page).response["violations"]
+        assert [(path, each["id"], each["nodes"][0]["html"]) for each in found] == []
+    context.close()

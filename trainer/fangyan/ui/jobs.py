@@ -28,8 +28,8 @@ from fangyan.ui import commands
 
 HOME = Path(".fangyan-ui")
 _REPEAT = "after making room, start it again"
-# Seconds by which a process's start may be read differently once the machine's clock has been set. In less, no
-# machine hands out all other numbers.
+# Seconds by which a process's start may be read differently once the machine's clock has been set. No machine
+# hands out all other numbers in less.
 _CLOCKS = 60.0
 
 

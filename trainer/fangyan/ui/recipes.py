@@ -79,6 +79,10 @@ def written(found: Guess, train: str, settings: Settings) -> tuple[str, str]:
     """
     if settings.model == "own" and not settings.own_model:
         raise UserError("model: missing, expected a folder, or a name on the hub such as Qwen/Qwen3-0.6B")
+    if settings.own_model and settings.model != "own":
+        raise UserError(
+            f"model: {short(settings.own_model)} is named, but another is chosen; expected one of both"
+        )
     name = settings.name or Path(train).name.partition(".")[0]
     if not re.fullmatch(r"[\w-][\w.-]{0,79}", name):
         raise UserError(

@@ -59,9 +59,11 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """Return the run's recipe: its own, or until it has one that which it was started with."""
-        is_new = self.job is not None and not self.has_begun
+        path = self.path / "recipe.yaml"
+        if self.job is not None and not self.has_begun:
+            path = Path(self.job.arguments[1])
         with suppress(UserError, OSError):
-            return read_yaml(Path(self.job.arguments[1]) if is_new and self.job else self.path / "recipe.yaml")
+            return read_yaml(path)
         return {}
 
     @property
