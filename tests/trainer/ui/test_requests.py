@@ -199,6 +199,8 @@ def test_what_was_guessed_is_shown_and_corrected(client, folder):
     answer = client.get("/data", params={"train": "words.conllu", "task": "causal_lm", "format": "text"})
     assert answer.status_code == 200
     assert "Write on: a language model reads more of a language.</strong>" in answer.text
+    answer = client.get("/data", params={"train": "words.conllu", "task": "sequence_classification"})
+    assert "format is conllu, which has no text and label" in mistake(answer)
     assert "not offered" in mistake(client.get("/data", params={"train": "words.conllu", "task": "x"}))
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from fangyan.data.example import Example
 from fangyan.data.formats.conll import is_blank, split
+from fangyan.data.formats.for_task import check_fields
 from fangyan.errors import UserError
 from fangyan.first_run.guess import Guess, data_of, guess
 from fangyan.first_run.reading import read_head
@@ -148,9 +149,14 @@ def preview(found: Guess, path: Path) -> list[dict[str, Any]]:
     """Return the first examples of a file, to be shown.
 
     Raises:
-        UserError: if it cannot be read so.
+        UserError: if it cannot be read so, or has not what the task needs.
     """
-    examples = list(islice(data_of(path, found.task, found.format).read(path), _SHOWN))
+    data = data_of(path, found.task, found.format)
+    try:
+        check_fields(data, "data", found.task, _needed(found.task))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    examples = list(islice(data.read(path), _SHOWN))
     if not examples:
         raise UserError(f"{path}: no example in it, expected some")
     return [_shown(example) for example in examples]
@@ -195,7 +201,6 @@ def column_selects(found: Guess, path: Path) -> list[Select]:
         return []
     keys = _keys(path, name, found.format.get("separator"))
     columns = found.format.get("columns") or {key: key for key in _needed(found.task)}
-    names = list(dict.fromkeys([*columns, *(() if columns else _needed(found.task))]))
     return [
         Select(
             "columns",
@@ -203,7 +208,7 @@ def column_selects(found: Guess, path: Path) -> list[Select]:
             [(f"{key}={column}", column) for column in dict.fromkeys([*keys, str(columns.get(key, key))])],
             f"{key}={columns.get(key, key)}",
         )
-        for key in names
+        for key in columns
     ]
 
 

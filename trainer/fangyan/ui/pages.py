@@ -180,8 +180,9 @@ def _add_recipe_pages(app: FastAPI, state: State) -> None:
             saved = recipes.save(file, text, before)
             if then == "start":
                 state.checks.close()
-                state.jobs.start(saved.folder, ["train", str(path)])
-                return RedirectResponse(f"/run?{urlencode({'run': str(inside(str(saved.folder)))})}", 303)
+                run = inside(str(saved.folder))
+                state.jobs.start(run, ["train", str(path)])
+                return RedirectResponse(f"/run?{urlencode({'run': str(run)})}", 303)
             if then == "check":
                 state.checks.start(path, recipes.digest(recipes.read(file)))
         except UserError as error:
