@@ -35,7 +35,7 @@ def start(client, file, text):
     return client.post("/recipe", data=fields)
 
 
-def test_a_running_training_is_found_after_the_server_was_killed(corpus):
+def test_a_running_training_is_found_after_the_server_was_killed_and_one_that_fails_says_why(corpus):
     (corpus.folder / "kept.yaml").write_text(RECIPE, encoding="utf-8")
     with served(corpus) as page, opened(page) as client:
         assert "kept" in start(client, "kept.yaml", RECIPE).text
@@ -53,15 +53,11 @@ def test_a_running_training_is_found_after_the_server_was_killed(corpus):
         assert (now["state"], now["can_resume"]) == ("stopped", True)
         assert now["sentence"].startswith("Stopped as you asked, with a checkpoint.")
         assert (corpus.folder / "runs" / "kept" / "checkpoints" / "last" / "state.json").is_file()
-
-
-def test_a_training_that_fails_says_why_in_a_sentence(corpus):
-    text = RECIPE.replace("kept", "none").replace("train: sme-ud-train", "train: none")
-    (corpus.folder / "none.yaml").write_text(text, encoding="utf-8")
-    with served(corpus) as page, opened(page) as client:
+        # The same server: one that fails.
+        text = RECIPE.replace("kept", "none").replace("train: sme-ud-train", "train: none")
+        (corpus.folder / "none.yaml").write_text(text, encoding="utf-8")
         start(client, "none.yaml", text)
         now = wait_for(client, lambda now: now["state"] != "running", "runs/none")
-        assert now["state"] == "failed"
+        assert (now["state"], now["can_resume"]) == ("failed", False)
         assert now["sentence"].startswith("none.conllu: no such file")
-        assert not now["can_resume"]
         assert now["sentence"] in client.get("/").text
