@@ -23,6 +23,7 @@ FLOORS = [
     ("selection",),
     ("training", "recipe", "analysis", "deployment", "serving"),
     ("prompting", "first_run"),
+    ("ui",),
     ("cli",),
     ("__init__", "__main__"),
 ]

@@ -42,6 +42,7 @@ COMMANDS: list[Callable[..., None]] = [
     runs.chat,
     runs.export,
     service.serve,
+    service.ui,
     machine.env,
 ]
 for _command in COMMANDS:

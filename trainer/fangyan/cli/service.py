@@ -1,7 +1,8 @@
-"""The command serve, of a run's model as a service."""
+"""Commands that answer a browser or a program: serve, ui."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,3 +38,27 @@ def serve(
     from fangyan.serving.server import serve as run_service
 
     run_service(run, host, port, source, batch_texts, Limits(max_texts, max_characters, max_new_tokens))
+
+
+def ui(
+    folder: Annotated[
+        Path, typer.Option(help="With your files; recipes and runs are written there.", show_default=False)
+    ] = Path(),
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            help="By default 8765, or one that is free if that is taken.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Serve a page on this computer for those who do not program: pick files, train, watch, try the model."""
+    from fangyan.packages import require
+
+    for package in ("fastapi", "jinja2", "python_multipart", "uvicorn"):
+        require(package, "fangyan ui", "fastapi jinja2 python-multipart uvicorn")
+    from fangyan.ui.server import serve_page
+
+    serve_page(folder, port)

@@ -13,14 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fangyan
 from fangyan.config import short
 from fangyan.errors import UserError
 from fangyan.serving.batching import Batcher, Busy
+from fangyan.serving.body_limit import BodyLimit
 
 # For the model's thread to end once all requests have their answers.
 _LAST_SECONDS = 1.0
@@ -74,37 +73,6 @@ class PredictResponse(BaseModel):
     predictions: list[dict[str, Any]]
 
 
-class _BodyLimit:
-    """Refuses a body that says that it is too long, or turns out to be.
-
-    Args:
-        app: the service.
-        most: bytes.
-    """
-
-    def __init__(self, app: ASGIApp, most: int):
-        self._app = app
-        self._most = most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sentence = f"the body is larger than {self._most:,} bytes, which no request within the limits needs"
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._most:
-                raise HTTPException(413, sentence)
-            return message
-
-        length = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
-        if length.isdecimal() and int(length) > self._most:
-            await JSONResponse({"error": sentence}, 413)(scope, receive, send)
-        else:
-            await self._app(scope, counted, send)
-
-
 class Health(BaseModel):
     """Whether the service answers, what it serves, and how many texts wait."""
 
@@ -151,7 +119,8 @@ def make_app(batcher: Batcher, name: str, task: str, limits: Limits, new_tokens:
         version=fangyan.__version__,
         lifespan=lifespan,
     )
-    app.add_middleware(_BodyLimit, most=limits.body)
+    sentence = f"the body is larger than {limits.body:,} bytes, which no request within the limits needs"
+    app.add_middleware(BodyLimit, most=limits.body, sentence=sentence)
     _answer_mistakes(app)
 
     @app.get("/", include_in_schema=False)

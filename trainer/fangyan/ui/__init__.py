@@ -1,0 +1,1 @@
+"""A local page for those who do not program: ``fangyan ui``."""
