@@ -15,7 +15,7 @@ pytest.importorskip("material", reason="needs the package mkdocs-material")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the built site. A link that leads nowhere, or a page that the menu has not, ends the build."""
+    """The built site. A link that leads nowhere, or a page that the menu has not, ends the build."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     built = subprocess.run(
