@@ -1,5 +1,6 @@
 """The README in Chinese has the code, figures, links and tables of README.md: it cannot go stale unseen."""
 
+import itertools
 import re
 
 from documentation import ROOT, blocks
@@ -44,3 +45,12 @@ def test_chinese_readme_has_the_same_links_in_every_section():
             sorted(re.findall(r"\]\(([^)#]+)\)", "\n".join(section))) for section in (english, chinese)
         )
         assert theirs == ours, chinese[0]
+
+
+def test_no_line_of_chinese_breaks_within_a_phrase():
+    """Markdown makes a space of a line break, which Chinese has none of but after its punctuation."""
+    for page in (CHINESE, *(ROOT / "docs" / "zh").glob("*.md")):
+        for section in prose(page):
+            for line, following in itertools.pairwise(section):
+                if re.match(r"[一-鿿`\[]", following.strip()):
+                    assert not re.search(r"[一-鿿A-Za-z`)]$", line), f"{page}: {line}"
