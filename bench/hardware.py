@@ -117,7 +117,7 @@ def main() -> None:
     more = found.get((f"Qwen3 8B, {MORE} layers", "LoRA on NF4"))
     if few and more:
         times = (ALL - MORE) / (MORE - FEW)
-        row = {name: value + times * (value - few[name]) for name, value in more.items()}
+        row = {name: more[name] + times * (more[name] - few[name]) for name in COLUMNS[:-1]}
         print_row(f"Qwen3 8B, all {ALL} layers", "LoRA on NF4", row)
 
 
@@ -131,7 +131,7 @@ def in_a_process(folder: Path, way: int) -> dict[str, float]:
 
 def print_row(model: str, what: str, row: dict[str, float]) -> None:
     """Print a row of the table."""
-    cells = " | ".join(f"{row[column]:.1f}" for column in COLUMNS)
+    cells = " | ".join(f"{row[column]:.1f}" if column in row else "–" for column in COLUMNS)
     print(f"| {model} | {what} | {cells} |", flush=True)
 
 
