@@ -1,12 +1,13 @@
 # make train   sets up .venv and runs the Cantonese recipe
 # make test    sets up .venv with the developers' tools, then lint, types, tests and quick benchmarks
+# make docs    builds the documentation as a site: site/index.html
 # make bench   measures everything on this machine, into bench/results
 PYTHON ?= python3
 RECIPE ?= cantonese-pos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test workers static bench lint clean
+.PHONY: train test workers static docs bench lint clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
@@ -26,6 +27,10 @@ workers: .venv/dev
 static: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/bench_static.py --quick
 
+# Material for MkDocs speaks of its successor in every build, unless it is told not to.
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --results
 	$(BIN)/python bench/report.py
@@ -36,7 +41,7 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build *.egg-info kernels/*.egg-info trainer/*.egg-info kernels/fangyan_kernels/*.so
+	rm -rf .venv build site *.egg-info kernels/*.egg-info trainer/*.egg-info kernels/fangyan_kernels/*.so
 
 # deepspeed and seqeval come as source and build in their own environments; the extension builds in
 # this one, against the torch that it will run with.

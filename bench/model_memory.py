@@ -18,36 +18,14 @@ import threading
 import time
 from pathlib import Path
 
+from random_models import tiny_llama, write_random
+
 WAYS = {
     "fp32, full": ([], "fp32"),
     "bf16, full": ([], "bf16"),
     "fp32, LoRA on NF4": (["nf4"], "fp32"),
     "bf16, LoRA on NF4": (["nf4"], "bf16"),
 }
-
-
-def write_model(folder: Path) -> None:
-    """Write a model of TinyLlama's shape, whose weights repeat a random block."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=22,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-    )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    block = (torch.randn(1 << 20) * 0.02).bfloat16()
-    weights = {}
-    for name, p in model.named_parameters():
-        whole = block.repeat(-(-p.numel() // block.numel()))[: p.numel()].view(p.shape)
-        weights[name] = whole if p.ndim > 1 else torch.ones_like(p, device="cpu")
-    model.save_pretrained(folder, state_dict=weights, max_shard_size="400MB")
 
 
 def resident() -> tuple[int, int]:
@@ -117,7 +95,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.folder, options.way)))
         return
-    write_model(options.folder)
+    write_random(tiny_llama, options.folder)
     for i, way in enumerate(WAYS):
         command = [sys.executable, __file__, "--folder", str(options.folder), "--way", way]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

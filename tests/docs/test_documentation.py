@@ -84,11 +84,21 @@ def test_recipe_reference_is_fresh():
     )
 
 
-@pytest.mark.parametrize("page", pages(), ids=name_of)
+@pytest.mark.parametrize("page", [*pages(), ROOT / "README.zh.md"], ids=name_of)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), f"{name_of(page)}: {target}"
+
+
+def test_figures_on_choosing_a_method_are_those_of_other_pages():
+    """Each was measured elsewhere, and changes there."""
+    page = ROOT / "docs" / "choosing.md"
+    others = "".join(other.read_text(encoding="utf-8") for other in pages() if other != page)
+    known = set(re.findall(r"\d+(?:\.\d+)?", others))
+    figures = set(re.findall(r"\d+\.\d+", page.read_text(encoding="utf-8")))
+    assert len(figures) > 50
+    assert figures <= known, figures - known
 
 
 def write_recipe(block, folder):
