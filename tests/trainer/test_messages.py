@@ -12,8 +12,8 @@ from probed_runs import TAGGER, run_folder
 from typer.main import get_command
 
 PAGE = Path(__file__).parents[2] / "docs/commands.md"
-# Commands that print no single result: predict writes a line per text, chat an answer, serve none.
-STREAMS = {"predict", "chat", "serve"}
+# Commands that print no single result: predict writes a line per text, others talk with someone.
+STREAMS = {"init", "predict", "chat", "serve", "ui"}
 
 WARNED = [
     r"data\.dev: 10 of its 10 examples are in train too, such as .*dev\.jsonl:1 \(as .*train\.jsonl:1\): .*",
@@ -37,6 +37,13 @@ RECIPE = ("run/recipe.yaml", "train.epochs=1")
 # standard error; those of them that a quiet command says; and what its JSON document has.
 CASES = {
     "env": ((), [], [], [], {"python", "torch", "GPU"}),
+    "recipes": (
+        (),
+        ["fangyan recipes NAME prints one, and fangyan train NAME runs it."],
+        [],
+        [],
+        {"recipes"},
+    ),
     "check": (
         RECIPE,
         [

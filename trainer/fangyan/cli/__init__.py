@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(first_run.init)
+app.command(cls=Command)(first_run.init)
 app.command(cls=TrainCommand)(recipes.train)
 # In the order of the help.
 COMMANDS: list[Callable[..., None]] = [

@@ -10,8 +10,9 @@ import typer
 from rich.table import Table
 
 from fangyan.cli import completion
+from fangyan.cli.options import JsonOption
 from fangyan.cli.output import write_pieces
-from fangyan.terminal import Terminal, printable
+from fangyan.terminal import Terminal, print_json, print_results, say_line
 
 
 def init(
@@ -61,7 +62,7 @@ def init(
 
     terminal = Terminal(highlight=False) if sys.stdin.isatty() and sys.stdout.isatty() else None
     given = Answers(file, task, train, dev, test, model, name, output)
-    write_recipe(given, terminal, lambda line: print(printable(line)))
+    print_results(*write_recipe(given, terminal, say_line))
 
 
 def recipes(
@@ -69,18 +70,22 @@ def recipes(
         str | None,
         typer.Argument(help="One of them, to print.", show_default=False, autocompletion=completion.recipes),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the recipes that come with fangyan, or print one."""
     from fangyan.first_run.shipped import shipped
-    from fangyan.recipe import find_recipe
+    from fangyan.recipe import find_recipe, read_recipe
 
-    if name is not None:
+    if name is not None and as_json:
+        print_json(read_recipe(name)[0])
+    elif name is not None:
         write_pieces([find_recipe(name).read_text(encoding="utf-8")], None)
-        return
-    table = Table("recipe", "what it does")
-    table.columns[0].no_wrap = True
-    for recipe in shipped():
-        details = f"{recipe.task} by {recipe.model} on {recipe.data}; needs {recipe.needs}"
-        table.add_row(recipe.name, f"{recipe.summary}\n{details}")
-    Terminal(highlight=False).print(table)
-    print("fangyan recipes NAME prints one, and fangyan train NAME runs it.")
+    elif as_json:
+        print_json({"recipes": [recipe._asdict() for recipe in shipped()]})
+    else:
+        table = Table("recipe", "what it does")
+        table.columns[0].no_wrap = True
+        for recipe in shipped():
+            details = f"{recipe.task} by {recipe.model} on {recipe.data}; needs {recipe.needs}"
+            table.add_row(recipe.name, f"{recipe.summary}\n{details}")
+        print_results(table, "fangyan recipes NAME prints one, and fangyan train NAME runs it.")

@@ -33,8 +33,8 @@ class Answers:
     output: Path
 
 
-def write_recipe(given: Answers, terminal: Terminal | None, say: Callable[[str], None]) -> None:
-    """Write a recipe, and say what was found and what to do next.
+def write_recipe(given: Answers, terminal: Terminal | None, say: Callable[[str], None]) -> list[str]:
+    """Write a recipe, say what was found, and return what to do next, in lines.
 
     Args:
         given: by flags.
@@ -77,10 +77,12 @@ def write_recipe(given: Answers, terminal: Terminal | None, say: Callable[[str],
     with writing(given.output, REPEAT), given.output.open("x", encoding="utf-8") as file:
         file.write(text)
     recipe = shlex.quote(str(given.output))
-    say(f"{given.output} is written: read it, each field has a comment. Then:")
-    say(f"  fangyan check {recipe}")
-    say(f"  fangyan train {recipe}")
-    say(f"  fangyan predict {shlex.quote(f'runs/{name}')} {shlex.quote(found.sample)}")
+    return [
+        f"{given.output} is written: read it, each field has a comment. Then:",
+        f"  fangyan check {recipe}",
+        f"  fangyan train {recipe}",
+        f"  fangyan predict {shlex.quote(f'runs/{name}')} {shlex.quote(found.sample)}",
+    ]
 
 
 def _chosen(

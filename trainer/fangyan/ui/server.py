@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fangyan.errors import UserError
 from fangyan.serving.listening import answer, listening
-from fangyan.terminal import printable
+from fangyan.terminal import print_results, say_line
 from fangyan.ui.app import make_app
 
 HOST = "127.0.0.1"
@@ -43,11 +43,8 @@ def serve_page(folder: Path, port: int | None) -> None:
         address = f"http://{HOST}:{own_port}/?token={token}"
 
         def announce() -> None:
-            print(f"fangyan: the page for {printable(str(Path.cwd()))} is at\n\n    {address}\n")
-            print(
-                "Open this address in a browser. Ctrl-C ends the page; a training that runs goes on.",
-                flush=True,
-            )
+            print_results(f"fangyan: the page for {Path.cwd()} is at\n\n    {address}\n")
+            say_line("Open this address in a browser. Ctrl-C ends the page; a training that runs goes on.")
 
         answer(make_app(token, own_port), listener, HOST, own_port, _PATIENCE, announce)
 
