@@ -209,7 +209,7 @@ def test_one_rank_of_two_speaks(here):
 
 
 def test_every_command_is_quiet_and_has_json():
-    names = {function.__name__.replace("_", "-") for function in COMMANDS} | {"train"}
+    names = {function.__name__.replace("_", "-") for function in COMMANDS} | {"init", "train"}
     commands = get_command(app).commands
     assert commands.keys() == names
     for name, command in commands.items():

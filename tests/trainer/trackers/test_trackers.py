@@ -170,10 +170,11 @@ def test_a_resumed_run_is_one_run_of_tensorboard(resumed):
 def test_trackers_are_not_heard(resumed):
     """Nothing on the terminal but the run's own words, and no process is left."""
     assert resumed.at_kill >= 14
-    assert "resuming" in resumed.out
-    assert resumed.err == ""
-    for word in ("wandb", "W&B", "mlflow", "MLflow", "tensorboard", "callback"):
-        assert word not in resumed.out
+    assert "resuming" in resumed.err
+    for word in ("wandb", "W&B", "mlflow", "MLflow", "tensorboard", "callback", "Warning"):
+        assert word not in resumed.out + resumed.err
     running = [process for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE]
     left = [process for process in running if "wandb" in process.name()]
-    assert [process for process in left if str(resumed.folder) in str(process.environ())] == []
+    of_the_run = [process for process in left if str(resumed.folder) in str(process.environ())]
+    # One of them ends by itself once the other has gone.
+    assert psutil.wait_procs(of_the_run, timeout=20)[1] == []
