@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,14 +20,11 @@ from fangyan.device import memory_in_use
 from fangyan.errors import Diverged
 from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
+from fangyan.inference.run_records import BEST
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
 from fangyan.training.board import Board
 from fangyan.training.state import State
-
-# Records of the best checkpoint's metrics, written at the end of a run.
-BEST = "-best"
-
 
 class Logger:
     """Writes a run's record. On ranks other than 0 it does nothing.
@@ -139,15 +135,6 @@ class Logger:
         """Remove the progress bar."""
         if self.active:
             self._progress.stop()
-
-
-def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a ``metrics.jsonl``, without damaged lines."""
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                yield record
 
 
 def _is_done(line: str, resume: State) -> bool | None:

@@ -22,12 +22,13 @@ from fangyan.distributed.signals import StopSignals, Votes, exit_code
 from fangyan.errors import RESUMING, Diverged, Stopped
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
+from fangyan.inference.run_records import BEST
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
 from fangyan.tasks.task import Metrics
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
 from fangyan.training.forgetting import forgetting
-from fangyan.training.logger import BEST, Logger, StepLog, Throughput, format_metrics, metrics_table
+from fangyan.training.logger import Logger, StepLog, Throughput, format_metrics, metrics_table
 from fangyan.training.objective_run import objective_run
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
