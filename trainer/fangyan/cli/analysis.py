@@ -1,4 +1,4 @@
-"""Commands that ask what a run's model does, and whether another differs: compare, probe."""
+"""Commands that ask what a run's model does, and whether another differs: compare, probe, report."""
 
 from __future__ import annotations
 
@@ -136,6 +136,32 @@ def probe(
         _say(f"temperature {found['calibration'].temperature:.3f} is kept with the model")
     if found:
         _say(f"JSON and pictures: {run / 'probe'}")
+
+
+def report(
+    run: Annotated[list[Path], typer.Argument(help="A run folder, or several.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Of several runs: the file. By default comparison.html.", show_default=False),
+    ] = None,
+) -> None:
+    """Write RUN/report.html again: scores, curves, errors in context. Of several runs, a page that compares.
+
+    Of a run whose predictions were not kept, the model runs again on its test split, or dev.
+    """
+    from fangyan.reporting.predictions import predict_again
+
+    if len(run) == 1:
+        if output is not None:
+            raise UserError(f"--output {output}: is for several runs, found one, whose report is in its folder")
+        from fangyan.reporting import write_report
+
+        predict_again(run[0], _say)
+        print(write_report(run[0]))
+        return
+    from fangyan.reporting.comparison import write_comparison
+
+    print(write_comparison(run, output or Path("comparison.html"), _say))
 
 
 def _by(name: str) -> By:

@@ -56,7 +56,7 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the page has it, without control characters."""
-        return {name: _shown(value) for name, value in asdict(self).items() if value not in (None, "", 0)}
+        return {name: _shown(value) for name, value in asdict(self).items() if value is not None and value != ""}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,23 @@ import pydantic
 from numpy.typing import NDArray
 
 from fangyan.analysis.calibration import Bin, reliability
+from fangyan.analysis.run_model import RunModel
 from fangyan.data.example import Example, read_lines
 from fangyan.data.tokenization import IGNORE_INDEX
 from fangyan.errors import UserError
 from fangyan.files import whole_file
+from fangyan.inference.run_data import examples_of, scored_split
 from fangyan.reporting.facts import damaged, read_json, write_json
+from fangyan.tasks import TASKS
 from fangyan.tasks.task import Task
+from fangyan.yaml_text import read_yaml
 
+# Names the scores of the best checkpoint: ``reports/<split>-best.json``.
+BEST_REPORT = "best"
 # Examples of a split whose predictions are kept: one second to write and to read.
 MOST_KEPT = 20_000
+# Fields of examples whose labels, or answers, a model predicts.
+_LABELS = {"tags", "label", "answers"}
 # Scores of a split that calibration may take: 16 MB.
 MOST_SCORES = 4_000_000
 
@@ -89,6 +97,31 @@ def keep(folder: Path, split: str, task: Task, examples: Sequence[Example], outp
         for right, said, shares in zip(gold, predicted[:kept], probabilities, strict=True):
             record = {"gold": right, "predicted": said, **({"probability": shares} if shares else {})}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def predict_again(folder: Path, say: Callable[[str], None] = print) -> None:
+    """Run the model of a run that has ended on its test split, or dev, if its predictions were not kept.
+
+    Args:
+        folder: of the run.
+        say: called with what the user waits for.
+
+    Raises:
+        UserError: if it is no run folder, or its model cannot be loaded.
+    """
+    config = TASKS.members.get(str(read_yaml(folder / "recipe.yaml").get("task", {}).get("name")))
+    labelled = config is not None and bool(_LABELS & set(getattr(config, "fields", ())))
+    split = scored_split(folder)
+    if not labelled or not (folder / "model").is_dir() or path_of(folder, split).is_file():
+        return
+    examples = examples_of(folder, command="report")
+    say(f"the model of {folder} runs on the {split} split, whose predictions were not kept")
+    run = RunModel.load(folder)
+    outputs = run.outputs(examples, keep_scores=keeps_scores(run.task, examples))
+    report = run.task.report(examples, outputs)
+    if report is not None:
+        report.write(folder / "reports" / f"{split}-{BEST_REPORT}.json")
+    keep(folder, split, run.task, examples, outputs)
 
 
 def path_of(folder: Path, split: str) -> Path:

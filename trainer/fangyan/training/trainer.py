@@ -24,7 +24,9 @@ from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.inference.run_records import BEST
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
+from fangyan.reporting.predictions import BEST_REPORT
 from fangyan.tasks.task import Metrics
+from fangyan.training import run_report
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
 from fangyan.training.forgetting import forgetting
@@ -101,6 +103,7 @@ class Trainer(ScoredWorkload):
         trace = folder.path / "profile" / "trace.json" if profile and dist.get_rank() == 0 else None
         with Logger(folder.path, dist.get_rank() == 0, state) as self.logger:
             self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
+            run_report.begin(self)
             self._evaluate_before()
             with StepProfile(trace, self.logger) as profiler:
                 while self._has_steps(self.state):
@@ -313,7 +316,7 @@ class Trainer(ScoredWorkload):
         logger.stop_progress()
         if state.best_step != state.step:
             self._load_best()
-        after = {**self.evaluate("dev", "test", report_as="best"), **self.evaluate_data_sets()}
+        after = {**self.evaluate("dev", "test", report_as=BEST_REPORT), **self.evaluate_data_sets()}
         for split, metrics in after.items():
             logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
         self.export(folder.model, state.before, after)
@@ -329,10 +332,12 @@ class Trainer(ScoredWorkload):
         ):
             logger.info(sentence)
         speed = self.throughput.tokens_per_second
+        peak = largest_peak_memory()
         logger.info(
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
-            f"{speed:,.0f} tokens/s, peak memory {largest_peak_memory() / 1e9:.2f} GB"
+            f"{speed:,.0f} tokens/s, peak memory {peak / 1e9:.2f} GB"
         )
+        run_report.end(self, speed, peak)
         logger.info(f"run folder: {folder.path}")
         return self._result(after)
 
