@@ -10,6 +10,7 @@ import pytest
 from documentation import ROOT, blocks, check_command, pages, run_in_fork, run_python
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+NORTH_SAMI = ["Máhtte/PROPN manai/VERB skuvlii/NOUN ./PUNCT", "Mii/PRON orrut/VERB dáppe/ADV ./PUNCT"]
 SENTENCES = ["阿明 住 喺 香港 .", "我哋 去 中環 睇戲 .", "佢 喺 沙田 返工 .", "阿明 同 阿芬 去 旺角 ."]
 NAMES = {"香港": "B-LOC", "中環": "B-LOC", "沙田": "B-LOC", "旺角": "B-LOC", "阿明": "B-PER", "阿芬": "B-PER"}
 
@@ -134,7 +135,7 @@ def server():
 
 
 def write_data(folder):
-    """Sentences under the names of the pages' files: entities in CoNLL, words in CoNLL-U, and raw text."""
+    """Sentences under the names of the pages' files: entities in CoNLL, words in CoNLL-U, and others."""
     lines = []
     for sentence in SENTENCES:
         lines += [f"{word} {NAMES.get(word, 'O')}" for word in sentence.split()] + [""]
@@ -147,6 +148,12 @@ def write_data(folder):
             rows = enumerate(zip(words, tags, strict=True), start=1)
             blocks.append("".join(f"{i}\t{word}\t_\t{tag}" + "\t_" * 6 + "\n" for i, (word, tag) in rows))
         (folder / name).write_text("\n".join(blocks), encoding="utf-8")
+    for name in ("train", "sme-ud-train", "sme-ud-dev"):
+        blocks = []
+        for words in [sentence.split() for sentence in NORTH_SAMI] * 4:
+            rows = enumerate((word.split("/") for word in words), start=1)
+            blocks.append("".join(f"{i}\t{word}\t_\t{tag}" + "\t_" * 6 + "\n" for i, (word, tag) in rows))
+        (folder / f"{name}.conllu").write_text("\n".join(blocks), encoding="utf-8")
     numbered = [f"{sentence.replace(' ', '')}{i}" for i in range(8) for sentence in SENTENCES]
     text = "\n".join(numbered)
     records = [{"text": line, "label": ["praise", "complaint"][i % 2]} for i, line in enumerate(numbered)]

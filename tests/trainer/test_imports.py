@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "trainer" / "fangyan"
 
 # Each may import from its own floor's folder and from every floor below. CONTRIBUTING.md says why.
 FLOORS = [
-    ("errors",),
+    ("errors", "suggestions"),
     ("config", "device", "environment", "files", "packages", "terminal", "yaml_text"),
     ("distributed",),
     ("data",),
@@ -20,10 +20,15 @@ FLOORS = [
     ("tasks", "objectives", "adaptation"),
     ("inference",),
     ("selection",),
+<<<<<<< HEAD
     ("analysis",),
     ("reporting",),
     ("training", "recipe", "deployment", "serving"),
     ("prompting",),
+=======
+    ("training", "recipe", "analysis", "deployment", "serving"),
+    ("prompting", "first_run"),
+>>>>>>> w-init
     ("cli",),
     ("__init__", "__main__"),
 ]

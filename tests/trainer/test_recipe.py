@@ -69,7 +69,9 @@ def test_load_recipe_by_name_from_any_folder(tmp_path, monkeypatch):
         assert recipe.name == name
         assert recipe == load_training(RECIPES / f"{name}.yaml")
     assert fangyan.load_recipe("cantonese-lm").task.name == "causal_lm"
-    expected = f"cantonese: no such recipe, expected a file or one of {', '.join(names)}"
+    expected = (
+        f"cantonese: no such recipe, expected a file or one of {', '.join(names)}; did you mean cantonese-lm?"
+    )
     assert refusal("cantonese") == expected
     # A file comes before a name; a name is no path.
     write(tmp_path, MINIMAL).rename(tmp_path / "cantonese-lm")

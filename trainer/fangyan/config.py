@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Annotated, Any, get_args
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from fangyan.suggestions import did_you_mean
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # YAML has lists only; the strict check wants a tuple.
@@ -50,6 +52,8 @@ def short(value: Any) -> str:
     return _SHORT.repr(value)[:80]
 
 
+# Names in a message of pydantic's.
+_QUOTED = r"'([^']*)'"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -115,7 +119,9 @@ def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
         last = _shown(first["loc"][-1])
         if field.rpartition(".")[2] != last:  # one that is no name
             field = f"{field}.{last}" if field else last
-        return f"{field}: unknown key{of}; expected one of {', '.join(section.model_fields)}"
+        prefix = field.removesuffix(last)
+        hint = did_you_mean(last, section.model_fields, prefix) or _elsewhere(last, root)
+        return f"{field}: unknown key{of}; expected one of {', '.join(section.model_fields)}{hint}"
     if first["type"] == "missing":
         return f"{field}: missing; this field is required"
     if first["type"] == "union_tag_not_found":
@@ -123,11 +129,36 @@ def error_sentence(error: pydantic.ValidationError, root: type[Config]) -> str:
     if first["type"] == "union_tag_invalid":
         context = first["ctx"]
         tag = context["discriminator"].strip("'")
-        return f"{field}.{tag}: found {short(context['tag'])}, expected one of {context['expected_tags']}"
+        hint = did_you_mean(str(context["tag"]), re.findall(_QUOTED, context["expected_tags"]))
+        return (
+            f"{field}.{tag}: found {short(context['tag'])}, expected one of {context['expected_tags']}{hint}"
+        )
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field}: {message}" if field else message
-    return f"{field}: {message[0].lower()}{message[1:]}, found {short(first['input'])}"
+    hint = ""
+    if first["type"] == "literal_error":
+        hint = did_you_mean(str(first["input"]), re.findall(_QUOTED, first["ctx"]["expected"]))
+    return f"{field}: {message[0].lower()}{message[1:]}, found {short(first['input'])}{hint}"
+
+
+def _elsewhere(key: str, root: type[Config]) -> str:
+    """Return the end of a sentence that names the field of another section that a key is the name of."""
+    found = next((name for name in _field_names(root) if name.rpartition(".")[2] == key), None)
+    return f"; did you mean {found}?" if found else ""
+
+
+def _field_names(section: type[Config], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all fields within a section."""
+    for name, field in section.model_fields.items():
+        family = family_of(field)
+        if family is not None:
+            for member in family.members.values():
+                yield from _field_names(member, f"{prefix}{name}.")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from _field_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _shown(key: int | str) -> str:

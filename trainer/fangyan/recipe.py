@@ -26,6 +26,7 @@ from fangyan.objectives import OBJECTIVES
 from fangyan.objectives.objective import Objective
 from fangyan.optimizers import OPTIMIZERS
 from fangyan.optimizers.optimizer import OptimizerConfig
+from fangyan.suggestions import did_you_mean, file_like
 from fangyan.tasks import TASKS
 from fangyan.tasks.task import TaskConfig
 from fangyan.training.config import EngineConfig, ScheduleConfig, SelfTrainingConfig, TrainConfig
@@ -209,8 +210,9 @@ def find_recipe(path: str | Path) -> Path:
         return file
     if packaged.is_file() and packaged.parent == RECIPES:
         return packaged
-    known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-    raise UserError(f"{str(path)[:200]}: no such recipe, expected a file or one of {known}")
+    known = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+    hint = did_you_mean(str(path), known) or file_like(path)
+    raise UserError(f"{str(path)[:200]}: no such recipe, expected a file or one of {', '.join(known)}{hint}")
 
 
 def parse_recipe(content: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -148,6 +148,15 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def inline_yaml(value: Any) -> str:
+    """Return a value as YAML on one line, which stands behind a key."""
+    one_line = float("inf")
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=one_line
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def yaml_error(error: Exception) -> str:
     """Return what is wrong with a YAML text, after ``:line`` where that is known."""
     mark = getattr(error, "problem_mark", None)

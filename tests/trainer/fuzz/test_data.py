@@ -9,6 +9,7 @@ import tiny_exports
 from fangyan.data.formats import parse_data
 from fangyan.data.splits import read_examples, write_examples
 from fangyan.data.tokenization import Tokenizer
+from fangyan.first_run.guess import guess
 from fangyan.tasks.causal_lm.task import CausalLMConfig
 from fangyan.tasks.extractive_qa.task import ExtractiveQAConfig
 from fangyan.tasks.token_classification.config import TokenClassificationConfig
@@ -116,6 +117,7 @@ def test_data_file(number, tried, folder, tagger, tokenizer):
     file.write_bytes(content(draw, right, format))
     if draw.random() < 0.05:
         file = file.rename(f"{file}.gz")
+    tried(guess, file)
     data = parse_data({"format": format, "train": str(file), **fields}, "test")
     tried(learn, data, file, folder, tokenizer)
     if "tags" in data.provided and format in ("conll", "conllu", "jsonl"):

@@ -16,6 +16,7 @@ from fangyan.data.example import DATASET, Example
 from fangyan.data.masking import words_of
 from fangyan.data.splits import DataConfig, find_files
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 from fangyan.tasks.task import Task
 
 # Upper ends of lengths, in tokens or words.
@@ -182,5 +183,6 @@ def file_columns(
     for name in names:
         if name not in known:
             found = ", ".join(known) or "none"
-            raise UserError(f"--group-by {name}: no example has it, expected one of {found[:200]}")
+            hint = did_you_mean(name, known)
+            raise UserError(f"--group-by {name}: no example has it, expected one of {found[:200]}{hint}")
     return {name: [said.get(example.source, {}).get(name, _NONE) for example in examples] for name in names}

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fangyan.cli import analysis, machine, recipes, runs, service
+from fangyan.cli import analysis, first_run, machine, recipes, runs, service
 from fangyan.cli.end import end, fail, leave
 from fangyan.cli.options import TrainCommand
 from fangyan.errors import Stopped, UserError
@@ -23,9 +23,9 @@ from fangyan.terminal import arguments_error, use_utf8
 app = typer.Typer(
     help="Adapts language models to dialects and local languages.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(first_run.init)
 app.command(cls=TrainCommand)(recipes.train)
 # In the order of the help.
 COMMANDS: list[Callable[..., None]] = [
@@ -33,6 +33,7 @@ COMMANDS: list[Callable[..., None]] = [
     recipes.check,
     recipes.estimate_memory,
     recipes.prompt,
+    first_run.recipes,
     runs.evaluate,
     analysis.compare,
     analysis.probe,

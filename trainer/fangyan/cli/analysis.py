@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from fangyan.cli import completion
 from fangyan.cli.options import SourceOption
 from fangyan.cli.output import write_pieces
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 from fangyan.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from fangyan.analysis.bootstrap import By
     from fangyan.analysis.options import Part
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(help="A run folder.", show_default=False, autocompletion=completion.runs)
+]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
@@ -73,7 +77,9 @@ StoreOption = Annotated[
 
 def compare(
     run: RunFolder,
-    other: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    other: Annotated[
+        Path, typer.Argument(help="Another.", show_default=False, autocompletion=completion.runs)
+    ],
     data: DataOption = None,
     source: SourceOption = None,
     by: ByOption = "auto",
@@ -168,7 +174,8 @@ def _by(name: str) -> By:
     from fangyan.analysis.bootstrap import By
 
     if name not in get_args(By):
-        raise UserError(f"--by: found {name!r}, expected one of {', '.join(get_args(By))}")
+        hint = did_you_mean(name, get_args(By))
+        raise UserError(f"--by: found {name!r}, expected one of {', '.join(get_args(By))}{hint}")
     return cast(By, name)
 
 
@@ -177,7 +184,8 @@ def _parts(names: Sequence[str]) -> list[Part]:
 
     for name in names:
         if name not in PARTS:
-            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}")
+            hint = did_you_mean(name, PARTS)
+            raise UserError(f"--part: found {name!r}, expected one of {', '.join(PARTS)}{hint}")
     return [cast(Part, name) for name in names]
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fangyan.cli import completion
 from fangyan.terminal import Terminal
 
 
@@ -30,11 +31,20 @@ class TrainCommand(typer.core.TyperCommand):
 
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A YAML recipe, or the name of one that comes with fangyan.", show_default=False)
+    str,
+    typer.Argument(
+        help="A YAML recipe, or the name of one that comes with fangyan.",
+        show_default=False,
+        autocompletion=completion.recipes,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key.sub=value, replacing fields of the recipe.", show_default=False),
+    typer.Argument(
+        help="key.sub=value, replacing fields of the recipe.",
+        show_default=False,
+        autocompletion=completion.fields,
+    ),
 ]
 InputOption = Annotated[
     Path | None,
@@ -50,12 +60,18 @@ FormatOption = Annotated[
         help="Of --input, where neither its name nor the run's recipe says it: conll, or "
         "{format: conllu, column: xpos}.",
         show_default=False,
+        autocompletion=completion.formats,
     ),
 ]
 # More than any cluster has.
 MOST_RANKS = 65_536
 RanksOption = Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Of the run that is meant.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, or an exported model.", show_default=False)]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A run folder, or an exported model.", show_default=False, autocompletion=completion.runs
+    ),
+]
 HostfileOption = Annotated[
     Path | None,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from fangyan.cli import completion
 from fangyan.cli.options import (
     AnswersOption,
     FormatOption,
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder.", show_default=False, autocompletion=completion.runs)
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(help="A file of the run's format; may be repeated. By default the run's test split."),
@@ -116,7 +119,8 @@ def select(
         str,
         typer.Option(
             help="entropy, margin, least_confidence: what the model is least sure of. badge, k_centre: what "
-            "also differs from each other. random."
+            "also differs from each other. random.",
+            autocompletion=completion.strategies,
         ),
     ] = "badge",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of badge, k_centre and random.")] = 0,
@@ -184,6 +188,7 @@ def export(
             help="onnx: a graph, for machines without PyTorch, adapters merged. int8: the same in 8 bits, "
             "for CPUs. Both are compared with the run on its dev split.",
             show_default=False,
+            autocompletion=completion.export_formats,
         ),
     ] = None,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from fangyan.data.compression import open_file
 from fangyan.errors import UserError
+from fangyan.suggestions import file_like
 
 BOM = "\ufeff"
 # The field that names an example's data set, where there are several.
@@ -77,7 +78,7 @@ def read_raw_lines(path: Path) -> Iterator[tuple[int, str]]:
     if path.is_dir():
         raise UserError(f"{path}: a folder, expected files, such as {path}/*")
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file{file_like(path)}")
     with open_file(path) as file:
         yield from _decode(file, str(path))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fangyan.data.example import Example
 from fangyan.data.splits import read_examples
+from fangyan.deployment import FORMATS
 from fangyan.deployment.comparison import TOGETHER, Agreement, Comparison, Model
 from fangyan.deployment.readme import readme
 from fangyan.deployment.tracing import check_packages, quiet, save, trace
@@ -17,9 +18,9 @@ from fangyan.files import REPEAT, whole_folder
 from fangyan.inference.graph import GRAPH, GraphModel
 from fangyan.inference.load import ExportedModel, load_exported, load_merged, model_folder, new_folder
 from fangyan.models.pooled import PooledModel
+from fangyan.suggestions import did_you_mean
 from fangyan.tasks.task import Metrics
 
-FORMATS = ("onnx", "int8", "gguf")
 _GGUF = (
     "--format gguf: no package converts models to it; run: fangyan export RUN FOLDER --merge, and then "
     "llama.cpp's own: python convert_hf_to_gguf.py FOLDER"
@@ -103,7 +104,8 @@ def check_format(name: str) -> None:
     if name == "gguf":
         raise UserError(_GGUF)
     if name not in FORMATS:
-        raise UserError(f"--format: found {name[:60]!r}, expected one of {', '.join(FORMATS)}")
+        hint = did_you_mean(name, FORMATS)
+        raise UserError(f"--format: found {name[:60]!r}, expected one of {', '.join(FORMATS)}{hint}")
 
 
 def export_graph(run: str | Path, output: str | Path, in_int8: bool = False) -> Deployed:

@@ -30,6 +30,7 @@ from fangyan.models.loading import cast_weights, load_as_stored, silence_transfo
 from fangyan.models.packed import Layout, PackedModel
 from fangyan.models.structure import fingerprint
 from fangyan.models.vocabulary import resize_embeddings, use_merged_tokens
+from fangyan.suggestions import did_you_mean, run_like
 from fangyan.tasks import evaluation, task_of_export
 from fangyan.tasks.predictor import Predictor
 from fangyan.tasks.report import Report
@@ -111,7 +112,7 @@ def check_source(source: str | None, prefixes: Sequence[str], names: Sequence[st
         return
     if not known:
         raise UserError(f"--source: found {short(source)}, but the model knows no data sets by name")
-    other = ", or - for another" if prefixes else ""
+    other = (", or - for another" if prefixes else "") + did_you_mean(source, known)
     raise UserError(f"--source: found {short(source)}, expected one of {', '.join(known)}{other}")
 
 
@@ -217,7 +218,7 @@ def new_folder(output: str | Path) -> Path:
 def model_folder(run: Path) -> Path:
     """Return the exported model of a run folder, or the folder itself."""
     if not run.is_dir():
-        raise UserError(f"{run}: no such run")
+        raise UserError(f"{run}: no such run{run_like(run)}")
     folder = run / "model" if (run / "recipe.yaml").is_file() else run
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no exported model in it, expected a finished run or its model folder")

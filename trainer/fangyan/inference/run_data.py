@@ -12,6 +12,7 @@ from fangyan.data.formats import parse_data
 from fangyan.data.formats.sources import named_sources
 from fangyan.data.splits import DataConfig, by_data_set, read_examples
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 from fangyan.yaml_text import read_yaml
 
 
@@ -38,7 +39,8 @@ def examples_of(
             found = by_data_set(examples)
             if source not in found:
                 expected = f"expected one of {', '.join(found)}" if found else "but the run has one data set"
-                raise UserError(f"--source: found {short(source)}, {expected}")
+                hint = did_you_mean(source, found)
+                raise UserError(f"--source: found {short(source)}, {expected}{hint}")
             examples = found[source]
     if not examples:
         raise UserError(f"{', '.join(data or [])}: no example in it, expected at least one")

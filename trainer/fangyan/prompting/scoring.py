@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fangyan.data.tokenization import Tokenizer
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 
 # Sub-words of a batch, those that are kept of what prompts begin with included.
 BATCH_TOKENS = 8192
@@ -48,9 +49,9 @@ class LabelWords:
     def __init__(self, labels: Sequence[str], words: Mapping[str, str], tokenizer: Tokenizer):
         for label in words:
             if label not in labels:
-                raise UserError(
-                    f"--words: {label!r} is no label of the data, expected some of {', '.join(labels[:8])}"
-                )
+                known = ", ".join(labels[:8])
+                hint = did_you_mean(label, labels)
+                raise UserError(f"--words: {label!r} is no label of the data, expected some of {known}{hint}")
         self.words = [words.get(label, label) for label in labels]
         self.ids = [tuple(tokenizer.continuation(f" {word}")) for word in self.words]
         for word, ids in zip(self.words, self.ids, strict=True):

@@ -12,7 +12,8 @@ from fangyan.inference.annotate import format_of
 from fangyan.inference.load import load
 from fangyan.selection.labelling import LabelledFile, Labelling
 from fangyan.selection.pool import key_of, labelled_examples, read_pool
-from fangyan.selection.select import Strategy, choose
+from fangyan.selection.select import choose
+from fangyan.selection.strategies import Strategy
 from fangyan.selection.writing import Item, Sheet, without_probabilities
 from fangyan.tasks.predictor import Predictor
 from fangyan.terminal import Terminal, say_later

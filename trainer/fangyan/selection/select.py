@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +16,11 @@ from fangyan.errors import UserError
 from fangyan.inference.load import load
 from fangyan.selection.diversity import GradientEmbeddings, k_centre, kmeans_seeds, mean_hidden
 from fangyan.selection.pool import NOTHING, Labelled, fresh, labelled_examples, unlabelled
-from fangyan.selection.uncertainty import UNCERTAINTIES, Uncertainty, uncertainty
+from fangyan.selection.strategies import STRATEGIES, Strategy, Uncertainty
+from fangyan.selection.uncertainty import uncertainty
+from fangyan.suggestions import did_you_mean
 from fangyan.tasks.predictor import Predictor, Scored
 
-Strategy = Uncertainty | Literal["badge", "k_centre", "random"]
-STRATEGIES: tuple[Strategy, ...] = (*UNCERTAINTIES, "badge", "k_centre", "random")
 DEFAULT_STRATEGY: Strategy = "badge"
 
 # Examples whose gradients or hidden states are compared: of more, those with the highest entropy.
@@ -84,7 +83,8 @@ def choose(
         labelled: what to leave out.
     """
     if strategy not in STRATEGIES:
-        raise UserError(f"strategy: found {short(strategy)}, expected one of {', '.join(STRATEGIES)}")
+        hint = did_you_mean(strategy, STRATEGIES)
+        raise UserError(f"strategy: found {short(strategy)}, expected one of {', '.join(STRATEGIES)}{hint}")
     if number < 1:
         raise UserError(f"number: {number}, expected at least 1")
     if not 0 <= seed < 2**32:

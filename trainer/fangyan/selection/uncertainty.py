@@ -7,12 +7,11 @@ longest sentences, which cost most to label (Shen et al. 2018, arXiv 1707.05928,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Uncertainty = Literal["entropy", "margin", "least_confidence"]
+from fangyan.selection.strategies import Uncertainty
 
 
 def entropy(log_probabilities_UC: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 
 ClassWeights = dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] | Literal["balanced"] | None
 
@@ -35,6 +36,6 @@ def weigh(given: ClassWeights, classes: Sequence[str], found: Iterable[str], nou
     if unknown := sorted(given.keys() - set(classes)):
         raise UserError(
             f"task.class_weights: {unknown[0]!r} is not in {noun} of {len(classes)}, expected some of "
-            f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}"
+            f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}{did_you_mean(unknown[0], classes)}"
         )
     return [given.get(name, 1.0) for name in classes]

@@ -12,6 +12,7 @@ from fangyan.data.retained import load_retained
 from fangyan.data.store import cache_folder, keep_examples
 from fangyan.errors import UserError
 from fangyan.recipe import Recipe
+from fangyan.suggestions import did_you_mean
 from fangyan.tasks.checks import data_findings
 from fangyan.tasks.task import Task
 
@@ -79,6 +80,6 @@ def choose_metric(recipe: Recipe, task: Task) -> str:
     if metric not in task.metric_names:
         raise UserError(
             f"train.metric: {metric!r} is no metric of this task, expected one of "
-            f"{', '.join(task.metric_names)}"
+            f"{', '.join(task.metric_names)}{did_you_mean(metric, task.metric_names)}"
         )
     return metric

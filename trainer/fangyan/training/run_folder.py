@@ -14,6 +14,7 @@ from fangyan.distributed.process_group import on_ranks
 from fangyan.errors import UserError
 from fangyan.files import whole_file, writing
 from fangyan.recipe import Recipe, load_recipe
+from fangyan.suggestions import file_like
 from fangyan.training.checkpoint import Checkpoints
 from fangyan.training.run_lock import LOCK, RunLock
 from fangyan.training.state import State
@@ -111,7 +112,8 @@ class RunFolder:
         found = self._on_leaders(lambda: _resolved(Path(resume), self.checkpoints.folder))
         named = next((checkpoint for checkpoint in found if checkpoint is not None), None)
         if named is None:
-            raise UserError(f"--resume {resume}: no such checkpoint, expected auto or a folder")
+            hint = file_like(resume)
+            raise UserError(f"--resume {resume}: no such checkpoint, expected auto or a folder{hint}")
         folder, name = named
         if folder is not None:
             raise UserError(

@@ -31,6 +31,7 @@ from fangyan.inference.annotate import format_of
 from fangyan.inference.load import load
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.selection.pool import fresh, labelled_examples, read_pool, unlabelled
+from fangyan.suggestions import file_like
 from fangyan.tasks.predictor import Predictor, Scored
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal
@@ -94,7 +95,7 @@ def _check(recipe: Recipe) -> tuple[str, int]:
     for pattern in _files(recipe):
         for file in find_files(pattern):
             if not file.is_file():
-                raise UserError(f"data.unlabelled: {file}: no such file")
+                raise UserError(f"data.unlabelled: {file}: no such file{file_like(file)}")
     if (recipe.folder / SETTINGS).is_file():
         check_same_recipe(recipe, recipe.folder / SETTINGS)
     task = recipe.task.build(recipe.data.load(recipe.seed), recipe.data)

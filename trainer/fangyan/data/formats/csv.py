@@ -22,6 +22,7 @@ from fangyan.data.formats.conll import cut_end
 from fangyan.data.formats.records import PREDICTED, Name, RecordsConfig
 from fangyan.data.json_text import NotJson, parse_json
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 
 # Characters of a cell: what is longer is a quotation mark that never closes.
 LARGEST_CELL = 1 << 24
@@ -152,7 +153,7 @@ class Csv(RecordsConfig):
                 found = "no" if name not in names else "more than one"
                 raise UserError(
                     f"{path}:1: {found} column {name!r} in the header {', '.join(names)[:120]}; data.columns "
-                    "names others, such as {text: NAME}"
+                    f"names others, such as {{text: NAME}}{did_you_mean(name, names)}"
                 )
 
     def record(self, cells: dict[str, str], source: str, tagged: bool = True) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fangyan.data.example import Example
 from fangyan.data.formats.messages import ALPACA, SHAREGPT
 from fangyan.data.formats.records import RecordsConfig
 from fangyan.errors import UserError
+from fangyan.suggestions import file_like
 
 
 class Datasets(RecordsConfig):
@@ -35,11 +36,7 @@ class Datasets(RecordsConfig):
         rows = _open(path)
         names = rows.column_names
         wanted = [name for name in self._wanted(names) if name in names]
-        rows = rows.select_columns(wanted)
-        classes = _class_names(rows.features)
-        for number, row in enumerate(_readable(rows, path), start=1):
-            source = f"{path}:{number}"
-            record = {name: _named(value, classes.get(name), source) for name, value in row.items()}
+        for source, record in _records(rows.select_columns(wanted), path):
             example = self.example(record, source, labelled)
             if example is not None:
                 yield example
@@ -50,6 +47,19 @@ class Datasets(RecordsConfig):
             more = (SHAREGPT, *ALPACA) if "messages" in self.columns else ()
             return [*self.columns.values(), *more]
         return ["tokens", "tags"] if "tokens" in names else ["text", "spans"]
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set with all of their columns, as :class:`Datasets` reads them."""
+    return (record for _, record in _records(_open(path), path))
+
+
+def _records(rows: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a data set, each with its place, and classes by their names."""
+    classes = _class_names(rows.features)
+    for number, row in enumerate(_readable(rows, path), start=1):
+        source = f"{path}:{number}"
+        yield source, {name: _named(value, classes.get(name), source) for name, value in row.items()}
 
 
 def _open(path: Path) -> Any:
@@ -73,7 +83,7 @@ def _open(path: Path) -> Any:
             return loaded
         if suffix(path) == ".parquet":
             if not path.is_file():
-                raise UserError(f"{path}: no such file")
+                raise UserError(f"{path}: no such file{file_like(path)}")
             return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         name, *subset, split = str(path).split(":")
         if not name or len(subset) > 1:

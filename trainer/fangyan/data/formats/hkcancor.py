@@ -23,6 +23,7 @@ from fangyan.data.example import Example, Splits
 from fangyan.data.formats.chat import ChatFiles, Turn, turns
 from fangyan.errors import UserError
 from fangyan.packages import package_folder
+from fangyan.suggestions import did_you_mean
 
 PUNCTUATION_TAG = "w"
 _SENTENCE_TYPES = {".": "statement", "?": "question"}
@@ -98,7 +99,8 @@ class HKCanCor(ChatFiles):
         for name, conversations in named.items():
             for conversation in conversations:
                 if conversation not in known:
-                    raise UserError(f"data.{name}: no conversation {conversation!r} in {folder}")
+                    hint = did_you_mean(conversation, known)
+                    raise UserError(f"data.{name}: no conversation {conversation!r} in {folder}{hint}")
         held_out = {*named.get("dev", []), *named.get("test", [])}
         named.setdefault("train", [name for name in known if name not in held_out])
         shared = held_out & set(named["train"])

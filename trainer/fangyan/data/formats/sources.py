@@ -16,6 +16,7 @@ from fangyan.data.example import DATASET, Example, Splits
 from fangyan.data.splits import DataConfig, with_prefix
 from fangyan.data.store import cache_folder, keep_examples
 from fangyan.errors import UserError
+from fangyan.suggestions import did_you_mean
 
 
 class Sources(DataConfig):
@@ -141,7 +142,8 @@ class Sources(DataConfig):
         members = self.members()
         if name not in members:
             found = "--source is missing" if name is None else f"--source: found {short(name)}"
-            raise UserError(f"{found}, expected one of {', '.join(members)}")
+            hint = "" if name is None else did_you_mean(name, members)
+            raise UserError(f"{found}, expected one of {', '.join(members)}{hint}")
         own = self.sources[list(members).index(name)] | {"name": name}
         return self.model_copy(update={"sources": [own]})
 
