@@ -159,7 +159,9 @@ def report(
 
     if len(run) == 1:
         if output is not None:
-            raise UserError(f"--output {output}: is for several runs, found one, whose report is in its folder")
+            raise UserError(
+                f"--output {output}: is for several runs, found one, whose report is in its folder"
+            )
         from fangyan.reporting import write_report
 
         predict_again(run[0], _say)

@@ -27,6 +27,8 @@ _FONTS = ("Noto Sans CJK HK", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Noto San
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _TARGET = re.compile(r"^#([\w.-]+)$|url\(#([\w.-]+)\)")
+# Inches.
+_WIDTH = 4.8
 # Characters of a name, for which there has to be room beside the plot.
 _LONGEST = 28
 
@@ -62,7 +64,8 @@ def draw(
     rows: Sequence[Sequence[str]],
     plot: Callable[[Axes], None],
     height: float = 2.8,
-    fitted: bool = False,
+    beside: Sequence[str] = (),
+    below: Sequence[str] = (),
 ) -> Picture:
     """Return a plot as both.
 
@@ -73,13 +76,14 @@ def draw(
         head: of the table of its numbers.
         rows: of this table.
         plot: draws into axes.
-        height: in inches.
-        fitted: whether names beside it need room, which takes three times as long to lay out.
+        height: in inches, without what the names below need.
+        beside: names that need room on the left.
+        below: names that need room below, upright.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
         **{"axes.edgecolor": GRID, "axes.spines.top": False, "axes.spines.right": False},
         **{"grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False},
@@ -88,15 +92,23 @@ def draw(
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that no font here has
-        figure = Figure(figsize=(4.8, height), layout="constrained" if fitted else None)
+        # By estimate: matplotlib's own layout draws everything twice more.
+        left, bottom = 0.72 + _room(beside), 0.52 + _room(below)
+        height += _room(below)
+        figure = Figure(figsize=(_WIDTH, height))
         axes = figure.subplots()
-        if not fitted:
-            figure.subplots_adjust(left=0.15, right=0.97, top=0.96, bottom=0.52 / height)
+        figure.subplots_adjust(left / _WIDTH, bottom / height, 0.97, 1 - 0.1 / height)
         plot(axes)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png, format="png", dpi=144, facecolor="white")
     return Picture(name, title, says, _for_page(svg.getvalue(), name), png.getvalue(), head, rows)
+
+
+def _room(names: Sequence[str]) -> float:
+    """Return the inches that names take which stand beside an axis, more than numbers do."""
+    widths = [sum(0.15 if ord(c) > 0x1100 else 0.085 for c in plain(name)) for name in names]
+    return max(0.0, max(widths, default=0.0) - 0.3)
 
 
 @cache

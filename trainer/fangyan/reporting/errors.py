@@ -56,7 +56,9 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the page has it, without control characters."""
-        return {name: _shown(value) for name, value in asdict(self).items() if value is not None and value != ""}
+        return {
+            name: _shown(value) for name, value in asdict(self).items() if value is not None and value != ""
+        }
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _of_text(split: str, place: int, example: Example, said: Said, _spaced: bool
     above, text = (fields["text"], fields["pair"]) if "pair" in fields else ("", fields["text"])
     yield Row(
         *(split, example.source, data_set(example), len(above) + len(text), place),
-        *(_begin(above), "", _begin(text), "", _labels(gold), [_labels(each) for each in predicted]),
+        *(_begin(above), "", _begin(text), ""),
+        *(_labels(gold), [_labels(each) for each in predicted]),
         [each == gold for each in predicted],
         None if said.probability is None else said.probability[0],
     )
@@ -203,5 +206,5 @@ def _begin(text: str) -> str:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, str):
-        return printable(value)
+        return value if value.isprintable() else printable(value)
     return [_shown(each) for each in value] if isinstance(value, list) else value

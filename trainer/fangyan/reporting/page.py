@@ -196,11 +196,8 @@ def _summary(known: Known) -> str:
     if metric is None or not known.after:
         begun = f"The run has not ended: {steps:,} steps are done." if steps else "The run has just begun."
         return f"{begun} `fangyan report` shows what there is, and more when it is run again."
-    values = dict(
-        plots.improvement(
-            {"guess": known.floor, "before": known.before, "after": known.after}, split, metric
-        )
-    )
+    sides = {"guess": known.floor, "before": known.before, "after": known.after}
+    values = {when: found[split][metric] for when, found in sides.items() if metric in found.get(split, {})}
     name = metric.replace("_", " ")
     said = f"After {steps:,} steps, {name} on {split} is {number(values['after'])}"
     if "before" in values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,12 @@ from fangyan.reporting.collect import Known
 from fangyan.reporting.drawing import GRID, INK, SERIES, Picture, draw, number, plain
 from fangyan.reporting.predictions import Calibrated
 from fangyan.tasks.report import Report
-from fangyan.tasks.task import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Points of a curve, rows of its table, classes of a plot, labels of a matrix.
-_POINTS, _ROWS, _CLASSES, _LABELS = 400, 20, 30, 15
+_POINTS, _ROWS, _CLASSES, _LABELS = 400, 20, 25, 12
 
 Series = Sequence[tuple[int, float]]
 # What a run writes of where its time went, and how a report calls it.
@@ -98,10 +97,12 @@ def class_bars(report: Report, split: str) -> Picture | None:
     if not classes:
         return None
 
+    names = [f"{plain(each.name)} ({each.support:,})" for each in classes]
+
     def plot(axes: Axes) -> None:
         places = range(len(classes))
         axes.barh(places, [each.f1 for each in classes], color=SERIES[0], height=0.7)
-        axes.set_yticks(places, [f"{plain(each.name)} ({each.support:,})" for each in classes])
+        axes.set_yticks(places, names)
         axes.set_ylim(len(classes) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("F1, percent (in brackets: how often it occurs)")
@@ -118,7 +119,7 @@ def class_bars(report: Report, split: str) -> Picture | None:
     ]
     head = [report.unit, "precision", "recall", "F1", "support"]
     title = f"F1 by {report.unit}, {split}"
-    return draw("classes", title, says, head, rows, plot, 1.0 + 0.24 * len(classes), fitted=True)
+    return draw("classes", title, says, head, rows, plot, 0.7 + 0.24 * len(classes), names)
 
 
 def confusion_matrix(known: Known, split: str) -> Picture | None:
@@ -126,9 +127,7 @@ def confusion_matrix(known: Known, split: str) -> Picture | None:
     said = known.predictions.get(split, ())
     if not said or known.task == "extractive_qa" or not isinstance((said[0].gold or [""])[0], str):
         return None
-    pairs = Counter(
-        chain.from_iterable(zip(each.gold, each.predicted, strict=True) for each in said)
-    )
+    pairs = Counter(chain.from_iterable(zip(each.gold, each.predicted, strict=True) for each in said))
     mistakes = Counter(
         chain.from_iterable([left, right] * n for (left, right), n in pairs.items() if left != right)
     )
@@ -147,7 +146,9 @@ def confusion_matrix(known: Known, split: str) -> Picture | None:
                     corner = column - 0.5, row - 0.5
                     box = Rectangle(corner, 1, 1, facecolor=SERIES[0], alpha=0.08 + 0.42 * share, linewidth=0)
                     axes.add_patch(box)
-                    axes.text(column, row, _brief(count), ha="center", va="center", fontsize=6 if small else 8)
+                    axes.text(
+                        column, row, _brief(count), ha="center", va="center", fontsize=6 if small else 8
+                    )
         axes.set_xticks(range(len(labels)), list(map(plain, labels)), rotation=90)
         axes.set_yticks(range(len(labels)), list(map(plain, labels)))
         axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -161,9 +162,10 @@ def confusion_matrix(known: Known, split: str) -> Picture | None:
     if len(labels) < len(support | mistakes):
         says += f" Shown are the {len(labels)} labels with most mistakes, of {len(support | mistakes)}."
     rows = [[gold, *(f"{pairs[gold, each]:,}" for each in labels)] for gold in labels]
-    size = 1.5 + 0.27 * len(labels)
+    size = 0.9 + 0.25 * len(labels)
     title = f"Confusion matrix, {split}"
-    return draw("confusions", title, says, ["gold \\ predicted", *labels], rows, plot, size, fitted=True)
+    head = ["gold \\ predicted", *labels]
+    return draw("confusions", title, says, head, rows, plot, size, labels, labels)
 
 
 def _brief(count: int) -> str:
@@ -190,8 +192,10 @@ def reliability_diagram(found: Calibrated, split: str) -> Picture:
         "dashed line, probabilities are right."
     )
     rows = [
-        [f"{each.low:.2f} to {each.high:.2f}", f"{each.count:,}"]
-        + [f"{100 * each.confidence:.1f}", f"{100 * each.accuracy:.1f}"]
+        [
+            *(f"{each.low:.2f} to {each.high:.2f}", f"{each.count:,}"),
+            *(f"{100 * each.confidence:.1f}", f"{100 * each.accuracy:.1f}"),
+        ]
         for each in found.bins
     ]
     head = ["probability", "predictions", "mean probability, %", "right, %"]
@@ -219,11 +223,5 @@ def time_bars(known: Known) -> Picture | None:
 
     rows = [[label, f"{seconds:,.1f}", f"{100 * seconds / whole:.0f}"] for label, seconds in parts]
     says = "; ".join(f"{label}: {share}%" for label, _, share in rows) + f" of {whole:,.0f} seconds."
-    return draw("time", "Where the time went", says, ["part", "seconds", "%"], rows, plot, 1.9, fitted=True)
-
-
-def improvement(metrics: Mapping[str, Mapping[str, Metrics]], split: str, metric: str) -> Iterator[tuple[str, float]]:
-    """Yield a metric of a guess, and before and after training, where each is known."""
-    for when, of_splits in metrics.items():
-        if (value := of_splits.get(split, {}).get(metric)) is not None:
-            yield when, value
+    head, names = ["part", "seconds", "%"], [label for label, _ in parts]
+    return draw("time", "Where the time went", says, head, rows, plot, 1.7, names)

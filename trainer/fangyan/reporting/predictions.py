@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from fangyan.analysis.calibration import Bin, reliability
 from fangyan.analysis.run_model import RunModel
 from fangyan.data.example import Example, read_lines
-from fangyan.data.tokenization import IGNORE_INDEX
-from fangyan.errors import UserError
 from fangyan.files import whole_file
 from fangyan.inference.run_data import examples_of, scored_split
 from fangyan.reporting.facts import damaged, read_json, write_json

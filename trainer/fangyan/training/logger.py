@@ -26,6 +26,7 @@ from fangyan.terminal import Terminal
 from fangyan.training.board import Board
 from fangyan.training.state import State
 
+
 class Logger:
     """Writes a run's record. On ranks other than 0 it does nothing.
 

@@ -32,7 +32,7 @@ def begin(trainer: Trainer) -> None:
     _try(trainer, lambda: facts_of(trainer).write(trainer.folder.path))
 
 
-def end(trainer: Trainer, tokens_per_second: float, peak_memory: int) -> None:
+def end(trainer: Trainer, tokens_per_second: float, peak_memory: float) -> None:
     """Write the report, once all else is whole.
 
     Args:
@@ -54,7 +54,7 @@ def _try(trainer: Trainer, write: Callable[[], None]) -> None:
         trainer.logger.info(f"no report, the run goes on: {said or type(error).__name__}")
 
 
-def _write(trainer: Trainer, tokens_per_second: float, peak_memory: int) -> None:
+def _write(trainer: Trainer, tokens_per_second: float, peak_memory: float) -> None:
     folder = trainer.folder.path
     for split, outputs in trainer.best_outputs.items():
         predictions.keep(folder, split, trainer.task, trainer.splits[split], outputs)
