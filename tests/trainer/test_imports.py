@@ -20,15 +20,10 @@ FLOORS = [
     ("tasks", "objectives", "adaptation"),
     ("inference",),
     ("selection",),
-<<<<<<< HEAD
     ("analysis",),
     ("reporting",),
     ("training", "recipe", "deployment", "serving"),
-    ("prompting",),
-=======
-    ("training", "recipe", "analysis", "deployment", "serving"),
     ("prompting", "first_run"),
->>>>>>> w-init
     ("cli",),
     ("__init__", "__main__"),
 ]

@@ -1,4 +1,4 @@
-"""Several runs beside each other in one page: scores with their significance, curves, recipes, disagreements."""
+"""Several runs beside each other in one page: scores with p, curves, recipes, where they disagree."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def draw(
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that no font here has
         # By estimate: matplotlib's own layout draws everything twice more.
-        left, bottom = 0.72 + _room(beside), 0.52 + _room(below)
-        height += _room(below)
+        left, room = 0.72 + _room(beside), _room(below) + (0.2 if below else 0)
+        bottom, height = 0.52 + room, height + room
         figure = Figure(figsize=(_WIDTH, height))
         axes = figure.subplots()
         figure.subplots_adjust(left / _WIDTH, bottom / height, 0.97, 1 - 0.1 / height)

@@ -149,6 +149,7 @@ def browser(found: Sequence[Row], known: Known, runs: Sequence[str]) -> dict[str
     return {
         "language": known.data.language or "",
         "runs": list(runs),
+        "what": "errors" if len(runs) == 1 else "places",
         "unit": "tokens" if known.task == "token_classification" else "characters",
         "tags": known.task != "extractive_qa" and not any(_is_number(row) for row in found[:1]),
     }

@@ -28,8 +28,8 @@ BEST_REPORT = "best"
 MOST_KEPT = 20_000
 # Fields of examples whose labels, or answers, a model predicts.
 _LABELS = {"tags", "label", "answers"}
-# Scores of a split that calibration may take: 16 MB.
-MOST_SCORES = 4_000_000
+# Scores of a split that calibration may take: 32 MB.
+MOST_SCORES = 8_000_000
 
 
 @dataclass(frozen=True)

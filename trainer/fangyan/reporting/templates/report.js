@@ -85,7 +85,7 @@
     const last = Math.min(first + PAGE, found.length);
     const range = found.length > PAGE ? `, ${first + 1} to ${last} shown` : "";
     const all = found.length === rows.length ? "" : ` of ${rows.length.toLocaleString("en")}`;
-    at("count").textContent = `${found.length.toLocaleString("en")}${all} in the list${range}`;
+    at("count").textContent = `${found.length.toLocaleString("en")}${all} ${setup.what}${range}`;
     at("earlier").disabled = first === 0;
     at("later").disabled = last >= found.length;
   };
