@@ -9,10 +9,11 @@ from typing import Any
 from fangyan.analysis.compare import Comparison, compare_all
 from fangyan.analysis.run_model import Scored
 from fangyan.errors import UserError
+from fangyan.inference.run_data import scored_split
 from fangyan.reporting import plots
 from fangyan.reporting.collect import Known, collect
 from fangyan.reporting.drawing import Picture, number
-from fangyan.reporting.errors import MOST, Said, rows
+from fangyan.reporting.errors import MOST, Row, Said, rows
 from fangyan.reporting.page import GENERATOR, browser, render, write_page
 
 # Bytes of a page that its generator's name is in.
@@ -123,7 +124,7 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, "null" if value is None else str(value))]
 
 
-def _disagreements(known: Known, scored: Sequence[Scored]) -> list[Any]:
+def _disagreements(known: Known, scored: Sequence[Scored]) -> list[Row]:
     """Return where the runs predict different things."""
     predicted = [each.predicted for each in scored]
     first = scored[0]
@@ -135,4 +136,4 @@ def _disagreements(known: Known, scored: Sequence[Scored]) -> list[Any]:
         Said(right, list(of_example))
         for right, of_example in zip(gold, zip(*sides, strict=True), strict=True)
     ]
-    return rows("scored", first.examples, said, known.data.token_unit == "words")
+    return rows(scored_split(known.folder), first.examples, said, known.data.token_unit == "words")

@@ -23,7 +23,6 @@ class Facts:
     Attributes:
         started: when, in ISO 8601, as the next.
         command: by which it was started, or [] where it was from Python.
-        directory: in which.
         ranks: how many.
         device: of each.
         environment: versions and hardware, by name.
@@ -44,7 +43,6 @@ class Facts:
 
     started: str
     command: list[str]
-    directory: str
     ranks: int
     device: str
     environment: dict[str, str]

@@ -5,7 +5,6 @@ It may fail, and says so; the run does not.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -89,7 +88,6 @@ def facts_of(trainer: Trainer) -> Facts:
     return Facts(
         started=_now(),
         command=_command(),
-        directory=os.getcwd(),
         ranks=dist.get_world_size(),
         device=device().type,
         environment=describe(),
