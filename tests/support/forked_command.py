@@ -24,6 +24,7 @@ def server():
     context = multiprocessing.get_context("forkserver")
     modules = ["fangyan.cli", "fangyan.inference.load", "fangyan.training.train", "bitsandbytes"]
     # What a run imports on its way.
+    modules += ["matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "jinja2"]
     modules += ["seqeval.metrics", "distutils.ccompiler", "transformers.models.electra.modeling_electra"]
     context.set_forkserver_preload(modules)
     return context

@@ -27,7 +27,11 @@ LOG = [
     r"the model is worse than a guess: token accuracy of dev is .*",
 ]
 SCORES = [r"dev by tag \(percent\)", "dev: most confused", r"Before and after \(percent\)"]
-END = [r"2 steps, best at 2, [\d,]+ tokens/s, peak memory \d\.\d\d GB", "run folder: {folder}"]
+END = [
+    r"2 steps, best at 2, [\d,]+ tokens/s, peak memory \d\.\d\d GB",
+    "report: {folder}/report.html",
+    "run folder: {folder}",
+]
 MEMORY = "run: one rank of 1, ZeRO 0, fp32, offload none"
 NO_TEST = "fangyan: there is no test split; dev has chosen the best epochs, so that its scores are too good"
 SPACE = "tune={optimizer.lr: {log: [1.0e-5, 1.0e-3]}}"
@@ -68,6 +72,13 @@ CASES = {
         [],
         [],
         {"run", "metrics", "reports"},
+    ),
+    "report": (
+        ("run",),
+        ["run/report.html"],
+        ["fangyan: the model of run runs on the dev split, whose predictions were not kept"],
+        [],
+        {"report"},
     ),
     "compare": (
         ("run", "run", "--resamples", "100"),
@@ -120,6 +131,7 @@ CASES = {
             *SCORES,
             LOG[-1],
             END[0],
+            "report: {folder}/trial-0000/report.html",
             "run folder: {folder}/trial-0000",
             r"trial 0: complete, token accuracy \d+\.\d\d",
         ],
@@ -164,7 +176,7 @@ def test_lines_of_a_command(here, command):
     out, err = here(command, *filled(arguments, folder))
     assert_lines(lines(out), filled(results, folder))
     assert_lines(lines(err), filled(said, folder))
-    assert "┃" in out or command in ("select", "export")
+    assert "┃" in out or command in ("select", "export", "report")
 
 
 @pytest.mark.slow

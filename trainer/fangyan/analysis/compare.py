@@ -81,35 +81,57 @@ def compare(
     Raises:
         UserError: if the runs' tasks or examples differ, or one is no run folder.
     """
-    folders = Path(left), Path(right)
+    (found,), _ = compare_all([left, right], data, source, by, resamples, seed, say)
+    return found
+
+
+def compare_all(
+    runs: Sequence[str | Path],
+    data: Sequence[str] | None = None,
+    source: str | None = None,
+    by: By = "auto",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> tuple[list[Comparison], list[Scored]]:
+    """Compare the models of runs with that of the first; see :func:`compare`, also for the arguments.
+
+    Returns:
+        How each other run differs from the first, and what each model says of the examples.
+    """
+    folders = [Path(run) for run in runs]
     for folder in folders:
         model_folder(folder)  # what is none is said at once
-    runs = [RunModel.load(folder) for folder in folders]
-    _check_alike(runs)
+    models = [RunModel.load(folder) for folder in folders]
+    for other in models[1:]:
+        _check_alike([models[0], other])
     sides = [examples_of(folder, data, source, "compare") for folder in folders]
     split = scored_split(folders[0])
-    if not data and split != scored_split(folders[1]):
-        raise UserError(f"{left} and {right}: one has no test split, expected --data with files for both")
-    _check_same(folders, sides, bool(data))
+    for folder, examples in zip(folders[1:], sides[1:], strict=True):
+        if not data and split != scored_split(folder):
+            raise UserError(
+                f"{folders[0]} and {folder}: one has no test split, expected --data with files for both"
+            )
+        _check_same([folders[0], folder], [sides[0], examples], bool(data))
     units = Units.of(sides[0], by)
-    for run, examples in zip(runs, sides, strict=True):
-        for note in run.task.notes(examples):
-            say(f"{run.folder}: {note}")
-    one, other = (Scored(run, examples).resampler for run, examples in zip(runs, sides, strict=True))
-    notes = _notes(*runs)
-    if not data and split == "dev":
-        notes.append(
-            "there is no test split; dev has chosen the best epochs, so that its scores are too good"
+    for model, examples in zip(models, sides, strict=True):
+        for note in model.task.notes(examples):
+            say(f"{model.folder}: {note}")
+    scored = [Scored(*pair) for pair in zip(models, sides, strict=True)]
+    best_on_dev = "there is no test split; dev has chosen the best epochs, so that its scores are too good"
+    found = [
+        Comparison(
+            (str(runs[0]), str(folder)),
+            ", ".join(data) if data else f"the {split} split of both",
+            len(sides[0]),
+            units.sentence,
+            resamples,
+            paired(scored[0].resampler, other.resampler, units, resamples, seed),
+            [*_notes(models[0], other.run), *([best_on_dev] if not data and split == "dev" else [])],
         )
-    return Comparison(
-        (str(left), str(right)),
-        ", ".join(data) if data else f"the {split} split of both",
-        len(sides[0]),
-        units.sentence,
-        resamples,
-        paired(one, other, units, resamples, seed),
-        notes,
-    )
+        for folder, other in zip(runs[1:], scored[1:], strict=True)
+    ]
+    return found, scored
 
 
 def _check_same(folders: Sequence[Path], sides: Sequence[Sequence[Example]], from_files: bool) -> None:

@@ -37,6 +37,7 @@ COMMANDS: list[Callable[..., None]] = [
     runs.evaluate,
     analysis.compare,
     analysis.probe,
+    analysis.report,
     runs.predict,
     runs.select,
     runs.chat,

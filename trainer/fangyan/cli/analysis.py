@@ -1,4 +1,4 @@
-"""Commands that ask what a run's model does, and whether another differs: compare, probe."""
+"""Commands that ask what a run's model does, and whether another differs: compare, probe, report."""
 
 from __future__ import annotations
 
@@ -137,6 +137,38 @@ def probe(
         say(f"temperature {found['calibration'].temperature:.3f} is kept with the model")
     if found:
         say(f"JSON and pictures: {run / 'probe'}")
+
+
+def report(
+    run: Annotated[list[Path], typer.Argument(help="A run folder, or several.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Of several runs: the file. By default comparison.html.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write RUN/report.html again: scores, curves, errors in context. Of several runs, a page that compares.
+
+    Of a run whose predictions were not kept, the model runs again on its test split, or dev.
+    """
+    if len(run) == 1:
+        if output is not None:
+            raise UserError(
+                f"--output {output}: is for several runs, found one, whose report is in its folder"
+            )
+        from fangyan.reporting import write_report
+        from fangyan.reporting.predictions import predict_again
+
+        predict_again(run[0], say)
+        written = write_report(run[0])
+    else:
+        from fangyan.reporting.comparison import write_comparison
+
+        written = write_comparison(run, output or Path("comparison.html"), warn)
+    if as_json:
+        print_json({"report": str(written)})
+    else:
+        print_results(str(written))
 
 
 def _by(name: str) -> By:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from glob import glob
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -332,18 +333,19 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_examples(path: Path, cache: Path | None = None) -> Sequence[Example]:
+def read_examples(path: Path, cache: Path | None = None, most: int | None = None) -> Sequence[Example]:
     """Read what :func:`write_examples` has written.
 
     Args:
         path: of the file.
         cache: folder for what is larger than memory, by default the user's.
+        most: how many of the first examples to read; by default all.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
     examples = (_parse_example(line, f"{path}:{number}") for number, line in read_lines(path))
-    return keep_examples(examples, cache or cache_folder())
+    return keep_examples(islice(examples, most), cache or cache_folder())
 
 
 def _parse_example(line: str, source: str) -> Example:

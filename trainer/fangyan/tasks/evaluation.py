@@ -36,14 +36,17 @@ def evaluate(
     forward: Forward | None = None,
     cache: Path | None = None,
     on_report: Callable[[Report], None] | None = None,
+    on_outputs: Callable[[list[Any]], None] | None = None,
 ) -> Metrics:
     """Return the task's metrics of a model on examples.
 
     See :func:`run_batches` for ``forward``, :meth:`Task.tokenize_all` for ``cache``. ``on_report`` is called
-    with the scores of each class, where the task has classes.
+    with the scores of each class, where the task has classes, and ``on_outputs`` with all outputs.
     """
     sequences = task.tokenize_all(examples, tokenizer, max_length, cache, scored=True)
     outputs = run_batches(task, model, sequences, tokenizer.pad_id, forward)
+    if on_outputs is not None:
+        on_outputs(outputs)
     report = None if on_report is None else task.report(examples, outputs)
     if on_report is not None and report is not None:
         on_report(report)

@@ -254,6 +254,10 @@ class Task(ABC):
         del examples, outputs
         return None
 
+    def gold(self, examples: Sequence[Example]) -> list[tuple[Any, ...]]:
+        """Return what :meth:`predicted` is compared with, in the same form; a question's are its answers."""
+        raise NotImplementedError(self.name)
+
     def with_scores(self) -> Task:
         """Return a task whose outputs are such that :meth:`class_scores` can be read of them."""
         return self

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,14 +18,12 @@ from fangyan.device import memory_in_use
 from fangyan.errors import Diverged
 from fangyan.files import sync, whole_file, writing
 from fangyan.inference.model_card import metrics_rows
+from fangyan.inference.run_records import BEST
 from fangyan.progress import Bar
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import Terminal, print_results, say_line, warn_line
 from fangyan.trackers.callback import Listeners
 from fangyan.training.state import State
-
-# Records of the best checkpoint's metrics, written at the end of a run.
-BEST = "-best"
 
 
 class Logger:
@@ -143,15 +140,6 @@ class Logger:
         if self.active and self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a ``metrics.jsonl``, without damaged lines."""
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                yield record
 
 
 def _is_done(line: str, resume: State) -> bool | None:

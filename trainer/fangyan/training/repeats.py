@@ -18,11 +18,11 @@ from fangyan.device import reset_peak_memory
 from fangyan.distributed.process_group import on_rank_zero, start_distributed
 from fangyan.errors import UserError
 from fangyan.files import whole_file
+from fangyan.inference.run_records import BEST, read_records
 from fangyan.recipe import Recipe, parse_recipe
 from fangyan.tasks.task import Metrics
 from fangyan.terminal import parts, print_results, say_line
 from fangyan.training.engine import choose_precision
-from fangyan.training.logger import BEST, read_records
 from fangyan.training.run_folder import check_same_recipe
 from fangyan.training.train import train
 

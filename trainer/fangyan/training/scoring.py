@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from fangyan.data.splits import by_data_set
 from fangyan.inference.export import export
 from fangyan.inference.model_card import model_card
 from fangyan.recipe import Recipe
+from fangyan.reporting.predictions import BEST_REPORT, keeps_scores
 from fangyan.tasks.evaluation import evaluate
 from fangyan.tasks.report import Report
-from fangyan.tasks.task import Metrics
+from fangyan.tasks.task import Metrics, Task
 from fangyan.training.clock import Clock
 from fangyan.training.loaded_data import LoadedData
 from fangyan.training.run_folder import RunFolder
@@ -31,10 +32,16 @@ class ScoredWorkload(Workload):
         engine: of DeepSpeed, around the model.
         folder: the run folder, where reports are written.
         clock: of this process's part of the run.
+        best_outputs: the task's outputs of the best checkpoint, by split, on rank 0: for the run's report.
     """
 
     engine: Any
     folder: RunFolder
+
+    @cached_property
+    def best_outputs(self) -> dict[str, list[Any]]:
+        return {}
+
     # The split that was reported last, on rank 0.
     _latest: tuple[str, Report] | None = None
 
@@ -53,20 +60,29 @@ class ScoredWorkload(Workload):
         found = {}
         for name in names:
             if examples := self.splits.get(name):
-                on_report = None
+                on_report = on_outputs = None
+                task = self.task
+                if report_as == BEST_REPORT and keeps_scores(task, examples):
+                    task = task.with_scores()
                 if report_as is not None and dist.get_rank() == 0:
                     on_report = partial(self._write_report, name, report_as)
-                found[name] = self._evaluate(examples, on_report)
+                if report_as == BEST_REPORT and dist.get_rank() == 0:
+                    on_outputs = partial(self.best_outputs.__setitem__, name)
+                found[name] = self._evaluate(examples, on_report, on_outputs, task)
         self.engine.train()
         return found
 
     def _evaluate(
-        self, examples: Sequence[Example], on_report: Callable[[Report], None] | None = None
+        self,
+        examples: Sequence[Example],
+        on_report: Callable[[Report], None] | None = None,
+        on_outputs: Callable[[list[Any]], None] | None = None,
+        task: Task | None = None,
     ) -> Metrics:
         with self.clock.of("evaluation"):
             return evaluate(
-                *(self.task, self.model, examples, self.tokenizer, self.max_length),
-                *(self.engine, self.cache, on_report),
+                *(task or self.task, self.model, examples, self.tokenizer, self.max_length),
+                *(self.engine, self.cache, on_report, on_outputs),
             )
 
     def evaluate_data_sets(self) -> dict[str, Metrics]:

@@ -21,15 +21,18 @@ from fangyan.distributed.process_group import (
 )
 from fangyan.distributed.signals import StopSignals, Votes, exit_code
 from fangyan.errors import RESUMING, Diverged, Stopped
+from fangyan.inference.run_records import BEST
 from fangyan.optimizers.states import assert_full_precision_states, flat_parameters
+from fangyan.reporting.predictions import BEST_REPORT
 from fangyan.tasks.task import Metrics
 from fangyan.trackers.callback import Callback
+from fangyan.training import run_report
 from fangyan.training.advice import closing_words
 from fangyan.training.engine import backward, build_engine
 from fangyan.training.floor import below_the_floor
 from fangyan.training.following import listeners
 from fangyan.training.forgetting import forgetting
-from fangyan.training.logger import BEST, Logger, StepLog, format_metrics, metrics_table
+from fangyan.training.logger import Logger, StepLog, format_metrics, metrics_table
 from fangyan.training.objective_run import objective_run
 from fangyan.training.on_epoch import OnEpoch, go_on
 from fangyan.training.profiler import StepProfile
@@ -106,6 +109,7 @@ class Trainer(ScoredWorkload):
             listeners(self.recipe, callbacks, state, self.logger.warning) as self.logger.listeners,
         ):
             self._announce([*start.messages, *messages, *map(str, self.findings), *self.messages])
+            run_report.begin(self)
             self._evaluate_before()
             with StepProfile(trace, self.logger) as profiler:
                 while self._has_steps(self.state):
@@ -337,7 +341,7 @@ class Trainer(ScoredWorkload):
         logger.stop_progress()
         if state.best_step != state.step:
             self._load_best()
-        after = {**self.evaluate("dev", "test", report_as="best"), **self.evaluate_data_sets()}
+        after = {**self.evaluate("dev", "test", report_as=BEST_REPORT), **self.evaluate_data_sets()}
         for split, metrics in after.items():
             logger.metrics("evaluation", state.step, state.epoch, metrics, split + BEST)
         self.export(folder.model, state.before, after)
@@ -361,6 +365,7 @@ class Trainer(ScoredWorkload):
             f"{state.step:,} {'step' if state.step == 1 else 'steps'}, best at {state.best_step:,}, "
             f"{f'{speed:,.0f} tokens/s, ' if speed else ''}peak memory {peak / 1e9:.2f} GB"
         )
+        run_report.end(self, speed, peak)
         logger.result(f"run folder: {folder.path}")
         return self._result(after)
 

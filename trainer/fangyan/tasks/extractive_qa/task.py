@@ -216,6 +216,14 @@ class ExtractiveQA(Task):
         return [(text,) for text in self._texts(examples, outputs)]
 
     @override
+    def gold(self, examples: Sequence[Example]) -> list[tuple[Any, ...]]:
+        """Return the answers to each question, any of which is right; none where it has none."""
+        return [
+            tuple(dict.fromkeys(answer["text"] for answer in example.fields["answers"]))
+            for example in examples
+        ]
+
+    @override
     def floor(self, splits: Splits) -> dict[str, Metrics]:
         """Return the metrics of answering nothing, or the whole context: of what is better on train."""
 

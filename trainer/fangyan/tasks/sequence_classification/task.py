@@ -259,6 +259,11 @@ class SequenceClassification(Task):
         return [(found[i],) for i in range(len(examples))]
 
     @override
+    def gold(self, examples: Sequence[Example]) -> list[tuple[Any, ...]]:
+        """Return the label of each text."""
+        return [(self._read(example),) for example in examples]
+
+    @override
     def class_scores(
         self, examples: Sequence[Example], outputs: Sequence[TextOutput]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:

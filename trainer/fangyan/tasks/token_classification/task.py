@@ -253,6 +253,11 @@ class TokenClassification(Task):
         return list(self.join(outputs, len(examples)))
 
     @override
+    def gold(self, examples: Sequence[Example]) -> list[tuple[Any, ...]]:
+        """Return the tags of each sentence, in the notation of those predicted."""
+        return [tuple(self.read(example)) for example in examples]
+
+    @override
     def with_scores(self) -> TokenClassification:
         """Return a copy whose outputs have the log-probabilities of every sentence."""
         scoring = copy.copy(self)
