@@ -8,6 +8,7 @@ import pytest
 from fangyan.errors import UserError
 from fangyan.recipe import Recipe, load_recipe
 from fangyan.reporting import write_report
+from fangyan.reporting.collect import collect
 from fangyan.reporting.predictions import predict_again
 from fangyan.training.train import train
 from matplotlib.image import imread
@@ -66,6 +67,20 @@ def test_predicting_again_is_what_the_run_kept(tagger, tmp_path):
         elif name == "test-best.json":
             assert found == text
     assert "machine" not in outline(write_report(run)).ids
+
+
+def test_of_several_metrics_the_first_is_not_said_to_have_picked_the_best(tagger, tmp_path):
+    """Where the run kept no facts: a joint F1 may have, whose task is known to the model alone."""
+    run = copied(tagger, tmp_path)
+    (run / "report/run.json").unlink()
+    assert collect(run).metric == "token_accuracy"
+    records = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    (run / "metrics.jsonl").write_text(records.replace('"token_acc', '"joint_f1": 1.0, "token_acc'), "utf-8")
+    assert collect(run).metric is None
+    assert "token accuracy on" not in write_report(run).read_text(encoding="utf-8")
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    (run / "recipe.yaml").write_text(recipe.replace("metric: auto", "metric: joint_f1"), encoding="utf-8")
+    assert collect(run).metric == "joint_f1"
 
 
 @pytest.mark.parametrize(

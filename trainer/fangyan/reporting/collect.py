@@ -95,10 +95,15 @@ class Known:
 
     @property
     def metric(self) -> str | None:
-        """Return the metric that picks the best checkpoint; None where nothing was scored."""
+        """Return the metric that picks the best checkpoint; None where neither run nor recipe says it."""
         if self.facts is not None:
             return self.facts.metric
-        return next((name for _, metrics in self.dev for name in metrics), None)
+        names = dict.fromkeys(name for _, metrics in self.dev for name in metrics)
+        section = self.recipe.get("train")
+        named = section.get("metric") if isinstance(section, dict) else None
+        if named in names:
+            return str(named)
+        return next(iter(names)) if len(names) == 1 else None
 
     @property
     def scored_split(self) -> str:

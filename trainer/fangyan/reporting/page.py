@@ -194,9 +194,11 @@ def _summary(known: Known) -> str:
     """Return what came of the run in a sentence or two."""
     metric, split = known.metric, known.scored_split
     steps = max((r["step"] for r in known.of_kind("train")), default=0)
-    if metric is None or not known.after:
+    if not known.after:
         begun = f"The run has not ended: {steps:,} steps are done." if steps else "The run has just begun."
         return f"{begun} `fangyan report` shows what there is, and more when it is run again."
+    if metric is None:
+        return f"The run has ended after {steps:,} steps; its scores before and after are below."
     sides = {"guess": known.floor, "before": known.before, "after": known.after}
     values = {when: found[split][metric] for when, found in sides.items() if metric in found.get(split, {})}
     name = metric.replace("_", " ")
