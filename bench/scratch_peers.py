@@ -245,18 +245,13 @@ def _run(module: str, *arguments: str) -> tuple[float, list[tuple[float, str]]]:
     before = _cpu_seconds(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", module, *arguments]
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as run,
-    ):
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=environment, text=True, **streams) as run:
         process, output = psutil.Process(run.pid), run.stdout
         assert output is not None
         lines = [(sum(process.cpu_times()[:4]), line.strip()) for line in output]
         if run.wait():
-            errors.seek(0)
-            raise SystemExit(
-                "\n".join([" ".join(command), *(line for _, line in lines[-30:]), errors.read()])
-            )
+            raise SystemExit("\n".join([" ".join(command), *(line for _, line in lines[-30:])]))
     return _cpu_seconds(resource.RUSAGE_CHILDREN) - before, lines
 
 

@@ -106,8 +106,8 @@ def test_train_nf4_resumes_exactly(cli, stage):
     options = (*LORA, ELECTRA, *few(cli), "adaptation.quantization=nf4", "adaptation.dropout=0.1")
     options += ("train.gradient_checkpointing=true", f"engine.zero_stage={stage}")
     options += ("optimizer.name=adamw8bit", "train.keep_checkpoints=9")
-    out, _ = cli.train(*options)
-    frozen = re.search(r"([\d,]+) frozen parameters; ", out)[1]
+    _, err = cli.train(*options)
+    frozen = re.search(r"([\d,]+) frozen parameters; ", err)[1]
     assert int(frozen.replace(",", "")) > 5.8e6, "bytes of 4-bit weights are counted"
     whole = cli.losses()
     middle = cli.folder / "run/checkpoints/step-000004"

@@ -33,9 +33,9 @@ def nodes(cli, free_port):
         environments = [own | {"LOCAL_RANK": "0", "LOCAL_SIZE": "1"} for own in of_ranks(ranks, free_port())]
         before = [partial(mount, disk, target) for disk in disks[2 - ranks :]]
         command = ForkedCommand(cli.server, cli.folder, arguments, environments, before)
-        out, err = command.communicate(timeout=200)
+        _, err = command.communicate(timeout=200)
         assert command.returncode == 0, err
-        return out
+        return err
 
     return run, [disk / "run" for disk in disks]
 
@@ -63,14 +63,14 @@ def test_an_empty_node_and_a_damaged_one_get_what_they_lack(cli, nodes):
     content = bytearray(file.read_bytes())
     content[5000] ^= 1
     file.write_bytes(content)
-    out = run("engine.zero_stage=3", resume="auto")
-    assert "lacks a checkpoint, which" in out
-    assert "model_states.pt is not as it was written" in out
+    err = run("engine.zero_stage=3", resume="auto")
+    assert "lacks a checkpoint, which" in err
+    assert "model_states.pt is not as it was written" in err
     assert losses(cli, first) == whole
     assert files(first / "checkpoints") == files(second / "checkpoints")
     shutil.rmtree(second)
-    out = run("engine.zero_stage=3", resume="runs/run/checkpoints/last")
-    assert "lacks a checkpoint, which" in out
+    err = run("engine.zero_stage=3", resume="runs/run/checkpoints/last")
+    assert "lacks a checkpoint, which" in err
     for name in ("last", "best"):
         assert files((first / "checkpoints" / name).resolve()) == files(
             (second / "checkpoints" / name).resolve()
@@ -134,7 +134,7 @@ def test_the_node_that_is_left_resumes_alone(cli, nodes):
     last = read_state((second / "checkpoints/last").resolve()).step
     shutil.rmtree(second / f"checkpoints/step-{last:06d}")
     shutil.rmtree(first)
-    out = run("engine.zero_stage=3", "train.epochs=1", resume="auto", ranks=1)
-    assert "is of 2 ranks: its weights and optimizer states were resharded for 1" in out
+    err = run("engine.zero_stage=3", "train.epochs=1", resume="auto", ranks=1)
+    assert "is of 2 ranks: its weights and optimizer states were resharded for 1" in err
     found = [loss for _, loss in losses(cli, second)]
     assert found == pytest.approx([loss for _, loss in whole[-len(found) :]], rel=2e-6)

@@ -149,10 +149,10 @@ def test_predict_writes_the_input_format_in_a_locale_without_utf8(tmp_path, monk
         return result.stdout.decode("utf-8"), result.stderr.decode("utf-8")
 
     data = "{format: conllu, column: upos, train: train.conllu, dev: train.conllu}"
-    out, _ = fangyan(
+    _, err = fangyan(
         "train", "cantonese-pos", "name=粤语", f"data={data}", "train.epochs=4", "train.batch_tokens=64"
     )
-    assert "粤语: examples train 10" in out
+    assert "粤语: examples train 10" in err
     run = "runs/粤语"
     assert os.fsencode(tmp_path / run).decode("utf-8").endswith(run)
     assert "粤语" in (tmp_path / run / "model/README.md").read_text(encoding="utf-8")
