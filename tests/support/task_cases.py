@@ -64,6 +64,7 @@ class TaskCase:
             "log_every": 1,
             "checkpoint_every": 2,
             "keep_checkpoints": 99,
+            "report": False,
         }
         nothing = {"path": "scratch", "size": "base"}  # several networks side by side
         recipe = {

@@ -24,6 +24,8 @@ SMALL = (
     "train.epochs=2",
     "train.batch_tokens=256",
     "train.log_every=1",
+    # Tests of the report have theirs.
+    "train.report=false",
     "train.checkpoint_every=2",
     "train.keep_checkpoints=2",
     "optimizer.lr=1e-2",

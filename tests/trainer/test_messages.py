@@ -35,7 +35,7 @@ END = [
 MEMORY = "run: one rank of 1, ZeRO 0, fp32, offload none"
 NO_TEST = "fangyan: there is no test split; dev has chosen the best epochs, so that its scores are too good"
 SPACE = "tune={optimizer.lr: {log: [1.0e-5, 1.0e-3]}}"
-RECIPE = ("run/recipe.yaml", "train.epochs=1")
+RECIPE = ("run/recipe.yaml", "train.epochs=1", "train.report=true")
 
 # Arguments, whose {folder} is a new one; lines of standard output without the rows of tables; lines of
 # standard error; those of them that a quiet command says; and what its JSON document has.

@@ -15,7 +15,6 @@ def test_train_learns_and_says_so(finished):
     folder = finished.folder / "run"
     assert {p.name for p in folder.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "checkpoints", "model", "log.txt", "splits", "reports",
-        "report", "report.html",
     }  # fmt: skip
     assert {p.name for p in (folder / "splits").iterdir()} == {"dev.jsonl", "test.jsonl"}
     records = finished.records()

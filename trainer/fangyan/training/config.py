@@ -64,6 +64,10 @@ class TrainConfig(Config):
     log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10, description="Steps between reads of the loss."
     )
+    report: bool = Field(
+        True,
+        description="Whether the run ends with report.html; fangyan report writes it later, too.",
+    )
 
     @pydantic.field_validator("checkpoint_every", mode="before")
     @classmethod

@@ -28,6 +28,7 @@ _MAY_DIFFER = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.report",
     "trackers",
 }
 

@@ -43,8 +43,8 @@ def end(trainer: Trainer, tokens_per_second: float, peak_memory: float) -> None:
 
 
 def _try(trainer: Trainer, write: Callable[[], None]) -> None:
-    """Do on rank 0 what a run can do without."""
-    if dist.get_rank() != 0:
+    """Do on rank 0 what a run can do without, if the recipe asks for it."""
+    if dist.get_rank() != 0 or not trainer.recipe.train.report:
         return
     try:
         write()

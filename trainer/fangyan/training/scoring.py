@@ -62,11 +62,12 @@ class ScoredWorkload(Workload):
             if examples := self.splits.get(name):
                 on_report = on_outputs = None
                 task = self.task
-                if report_as == BEST_REPORT and keeps_scores(task, examples):
+                is_for_report = report_as == BEST_REPORT and self.recipe.train.report
+                if is_for_report and keeps_scores(task, examples):
                     task = task.with_scores()
                 if report_as is not None and dist.get_rank() == 0:
                     on_report = partial(self._write_report, name, report_as)
-                if report_as == BEST_REPORT and dist.get_rank() == 0:
+                if is_for_report and dist.get_rank() == 0:
                     on_outputs = partial(self.best_outputs.__setitem__, name)
                 found[name] = self._evaluate(examples, on_report, on_outputs, task)
         self.engine.train()
