@@ -19,10 +19,10 @@ test: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/bench/test_regression.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/ --quick --ignore bench/bench_static.py
 
-# One thread each, one more than two cores: tests of ranks and nodes wait for each other. Of tests that share a
+# One thread each, two more than two cores: tests of ranks, nodes and pages wait for each other. Of tests that share a
 # fixture, worksteal gives a worker as many as it can.
 workers: .venv/dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/bench/test_regression.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/bench/test_regression.py
 
 static: .venv/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest bench/bench_static.py --quick

@@ -121,7 +121,7 @@ def test_advise_says_three_sentences_at_most():
     facts = found("train.packing=false", padding=0.41, half="bf16", seconds=EVALUATED, dev=1)
     time, *others = advise(facts)
     assert time == (
-        "time: 16.7 min, of which steps 50%, evaluation 40%, start-up 5%, export and all else 5%; of the "
+        "time: 16 min 40 s, of which steps 50%, evaluation 40%, start-up 5%, export and all else 5%; of the "
         "steps, 41% padding"
     )
     assert [sentence.partition("=")[0] for sentence in others] == ["train.packing", "engine.precision"]
