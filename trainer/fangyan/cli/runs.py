@@ -102,6 +102,9 @@ def predict(
             raise UserError(
                 f"{option}: is for --input with a CoNLL, JSON lines or CSV file, found plain text"
             )
+    for name in text or ():
+        if Path(name[:255]).is_file():
+            warn(f"{name}: taken as a sentence; a file of this name is there, which --input {name} reads")
     # Who writes to standard input waits for an answer per line; a file is faster in larger pieces.
     texts = text or lines_of(input)
     typed = input == Path("-")

@@ -46,7 +46,9 @@ def write_recipe(given: Answers, terminal: Terminal | None, say: Callable[[str],
             there already.
     """
     if given.output.exists() or given.output.is_symlink():
-        raise UserError(f"--output: {given.output} is there already, expected a new file")
+        raise UserError(
+            f"--output: {given.output} is there already, expected a new file; --output names another"
+        )
     if given.task is not None and given.task not in TASKS:
         hint = did_you_mean(given.task, TASKS)
         raise UserError(f"--task: found {given.task!r}, expected one of {', '.join(TASKS)}{hint}")

@@ -112,7 +112,7 @@ def class_bars(report: Report, split: str) -> Picture | None:
     most = "" if len(classes) == len(report.classes) else f", the {len(classes)} most frequent"
     says = (
         f"F1 of each {report.unit} on {split}{most}; the lowest is {number(worst.f1)} of {worst.name}, which "
-        f"occurs {worst.support:,} times."
+        f"occurs {worst.support:,} {'time' if worst.support == 1 else 'times'}."
     )
     rows = [
         [each.name, *(f"{value:.1f}" for value in each[1:4]), f"{each.support:,}"] for each in report.classes

@@ -259,7 +259,9 @@ class Trainer(ScoredWorkload):
         self.logger.metrics("speed", self.state.step, self.state.epoch, speed)
 
     def _log_time(self) -> None:
-        self.logger.metrics("time", self.state.step, self.state.epoch, self.clock.record())
+        """Record where the time went; a finished run that is resumed takes no step, and stays as it is."""
+        if self.clock.times("steps"):
+            self.logger.metrics("time", self.state.step, self.state.epoch, self.clock.record())
 
     @property
     def loss_scale(self) -> float:
@@ -350,7 +352,8 @@ class Trainer(ScoredWorkload):
             for table in report.tables(split):
                 logger.table(table)
         logger.table(metrics_table(self.floor, state.before, after, self.task.metric_unit))
-        if sentence := below_the_floor(self.floor, after, self.metric, self.task.greater_is_better):
+        judged = self.metric, self.task.greater_is_better, self.recipe.model.is_scratch
+        if sentence := below_the_floor(self.floor, after, *judged):
             logger.warning(sentence)
         for sentence in forgetting(
             state.before, after, self.metric, self.task.greater_is_better, self.task.metric_unit

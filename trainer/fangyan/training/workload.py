@@ -221,7 +221,8 @@ class Workload(StepBatches):
         recipe = self.recipe
         self.messages += choose_layout(
             self.model,
-            recipe.train.packing,
+            # Models that start from nothing are never packed, which is nothing to warn of.
+            recipe.train.packing and not recipe.model.is_scratch,
             recipe.engine.precision != "fp32" and not bfloat16_missing(device()),
             recipe.model.attention_dropout,
         )
