@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,11 +37,6 @@ def draw(report: Any, path: Path) -> None:
         Saliency: _draw_saliency,
     }
     drawn[type(report)](report, path)
-
-
-def can_draw() -> bool:
-    """Return whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextmanager

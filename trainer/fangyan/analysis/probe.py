@@ -223,8 +223,6 @@ def probe(
         if report is not None:
             found[part] = report
             _write(folder / "probe", part, report)
-    if found and not pictures.can_draw():
-        say("no pictures: they need the package matplotlib; run: pip install matplotlib")
     return found
 
 
@@ -237,8 +235,6 @@ def _write(folder: Path, part: Part, report: Any) -> None:
     )
     with whole_file(folder / f"{part}.json", REPEAT) as partial:
         partial.write_text(json.dumps(as_json(report), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if not pictures.can_draw():
-        return
     for old in folder.glob(f"{part}*.svg"):
         old.unlink()
     for name, each in reports.items():

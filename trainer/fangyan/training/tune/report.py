@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import warnings
@@ -84,9 +83,7 @@ def show(value: Any) -> str:
 
 
 def plot(study: Study, spaces: Mapping[str, Space], metric: str, path: Path) -> None:
-    """Draw the score of each trial, and by each field, if matplotlib is installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return
+    """Draw the score of each trial, and by each field."""
     from matplotlib.figure import Figure
 
     trials = [trial for trial in study.trials() if math.isfinite(_score(trial))]
